@@ -1,0 +1,1 @@
+"""Looking at trained networks: pictures of their wiring."""

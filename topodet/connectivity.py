@@ -1,0 +1,130 @@
+"""What training does to the edges: the sparsity penalty of Eqs. 6-8, its optimiser group, and how sparse they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .errors import ConfigError, unknown_name
+from .models.wiring import Wiring
+
+PenaltyKind = Literal["none", "uniform", "adaptive"]
+PENALTY_KINDS: tuple[PenaltyKind, ...] = ("none", "uniform", "adaptive")
+THRESHOLDS = (1e-3, 1e-2, 1e-1)
+
+
+def wirings(model: nn.Module) -> dict[str, Wiring]:
+    """Return every wiring of a model by its module name, in the order of the network."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Wiring)}
+
+
+def penalty(model: nn.Module, kind: PenaltyKind) -> Tensor:
+    """Return the sparsity penalty over the learned edges of any model, a float32 scalar without its weight lambda.
+
+    uniform (Eq. 6-7): sum over all edges of |alpha|. adaptive (Eq. 8): sum over the nodes i of
+    log(delta_i) * sum_j |alpha_ji| with delta_i the in-degree, so that dense inputs are thinned first and a node's
+    only input is not penalised. Frozen and fixed edges do not count: nothing could change them.
+
+    Args:
+        model: any module that contains `Wiring`s.
+        kind: "none" is 0.
+
+    Raises:
+        ConfigError: unknown kind, or a model without learned edges for one that needs them.
+    """
+    if kind not in PENALTY_KINDS:
+        raise ConfigError(unknown_name("sparsity", kind, PENALTY_KINDS))
+    learned = [wiring for wiring in wirings(model).values() if wiring.learned]
+    if kind == "none":
+        return torch.zeros(())
+    if not learned:
+        raise ConfigError(
+            f"sparsity={kind!r} on a model without learned edge weights ({type(model).__name__}); "
+            "use sparsity='none' or an architecture with learned edges, e.g. toponet50"
+        )
+    total = torch.zeros((), device=learned[0].alpha.device)
+    for wiring in learned:
+        size = wiring.alpha.float().abs()
+        if kind == "adaptive":
+            size = size * _log_in_degree(wiring, size.device)
+        total = total + size.sum()
+    return total
+
+
+def _log_in_degree(wiring: Wiring, device: torch.device) -> Tensor:
+    """Return log(delta_i) of each edge's target, float32 [E]."""
+    degrees = wiring.topology.in_degree
+    return torch.tensor([math.log(degrees[i]) for _, i in wiring.topology.edges], device=device)
+
+
+def penalize(optimizer: torch.optim.Optimizer, model: nn.Module, kind: PenaltyKind, weight: float) -> RemovableHandle:
+    """Add the gradient of `weight * penalty(model, kind)` to the edge weights before each `optimizer.step()`.
+
+    The same update as adding the penalty to the loss, for training loops whose loss one cannot reach. The gradient
+    is added when the others are final: after the scaler has unscaled them, after data-parallel averaging, once for
+    all accumulated micro-batches. (Gradient clipping, if any, has happened by then and does not see it.)
+
+    Returns:
+        a handle whose `remove()` ends it.
+
+    Raises:
+        ConfigError: unknown kind, a negative weight, or a model without learned edges.
+    """
+    if weight < 0:
+        raise ConfigError(f"sparsity weight must not be negative, got {weight}")
+    penalty(model, kind)  # refuse a wrong kind or model now, not at the first step
+
+    def add_gradient(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        alphas = [wiring.alpha for wiring in wirings(model).values() if wiring.learned]
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(weight * penalty(model, kind), alphas)
+        # Fused optimisers take scaled gradients and unscale them in their own kernel.
+        scale = getattr(optimizer, "grad_scale", None)
+        for alpha, gradient in zip(alphas, gradients):
+            gradient = gradient if scale is None else gradient * scale
+            alpha.grad = gradient.to(alpha.dtype) if alpha.grad is None else alpha.grad + gradient
+
+    if kind == "none":
+        return RemovableHandle({})
+    return optimizer.register_step_pre_hook(add_gradient)
+
+
+def param_groups(model: nn.Module, weight_decay: float, alpha_weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Split the trainable parameters for an optimiser: weights, vectors, edge weights.
+
+    Vectors (biases and normalisation) take no weight decay, as in timm; alpha takes `alpha_weight_decay`, because
+    decay towards 0 would be a penalty of its own. Groups without parameters are left out; each has a "name".
+    """
+    alphas = {id(wiring.alpha) for wiring in wirings(model).values()}
+    groups = {
+        "weights": {"params": [], "weight_decay": weight_decay},
+        "vectors": {"params": [], "weight_decay": 0.0},
+        "alpha": {"params": [], "weight_decay": alpha_weight_decay},
+    }
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            name = "alpha" if id(parameter) in alphas else "vectors" if parameter.ndim <= 1 else "weights"
+            groups[name]["params"].append(parameter)
+    return [{"name": name, **group} for name, group in groups.items() if group["params"]]
+
+
+def sparsity(model: nn.Module, thresholds: Sequence[float] = THRESHOLDS) -> dict[str, float]:
+    """Return the share of all edges with |alpha| below each threshold, as {"below_0.01": share, ...} in [0, 1].
+
+    Empty for a model without wirings.
+    """
+    alpha = all_alphas(wirings(model).values())
+    if not len(alpha):
+        return {}
+    return {f"below_{threshold:g}": (alpha.abs() < threshold).double().mean().item() for threshold in thresholds}
+
+
+def all_alphas(parts: Iterable[Wiring]) -> Tensor:
+    """Return the edge weights of several wirings as one float32 tensor [E] on the CPU."""
+    alphas = [wiring.alpha.detach().float().cpu() for wiring in parts]
+    return torch.cat(alphas) if alphas else torch.zeros(0)

@@ -1,0 +1,38 @@
+"""The errors that topodet raises for input it cannot use.
+
+Each message names the value, the place it came from and the remedy. All derive from `TopodetError`, so that a
+command line tool can print them without a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TopodetError(Exception):
+    """Base of every error that tells a user about their input."""
+
+
+class TopologyError(TopodetError, ValueError):
+    """A graph that is no wiring: a cycle, a self-loop, a duplicate edge, a node without input or output."""
+
+
+class WeightsError(TopodetError, RuntimeError):
+    """A weights file that is damaged, unsafe or made for another network."""
+
+
+class DataError(TopodetError, ValueError):
+    """A dataset that cannot be trained on as it is."""
+
+
+class ConfigError(TopodetError, ValueError):
+    """A setting that is unknown or contradicts another one."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
+    """Return the sentence for a name that is not in `known`: what was given, the nearest names, and all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}"

@@ -1,0 +1,21 @@
+"""The networks, in plain torch and timm; importing this registers them in timm."""
+
+from .aggregation import weighted_sum
+from .stage import Node, TopoStage
+from .toponet import ARCHITECTURES, TopoNet, TopoNetFeatures
+from .trunk import Stem, Trunk, build_blocks, init_weights
+from .wiring import Wiring
+
+__all__ = [
+    "ARCHITECTURES",
+    "Node",
+    "Stem",
+    "TopoNet",
+    "TopoNetFeatures",
+    "TopoStage",
+    "Trunk",
+    "Wiring",
+    "build_blocks",
+    "init_weights",
+    "weighted_sum",
+]

@@ -1,0 +1,86 @@
+"""A stage of a TopoNet: nodes that read weighted sums of earlier nodes (Eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..topology import Topology
+from .aggregation import weighted_sum
+from .wiring import EdgeWeights, Wiring
+
+NormLayer = Callable[[int], nn.Module]
+
+
+class Node(nn.Module):
+    """The operation o_i: ReLU, 3x3 depthwise, 1x1 pointwise, normalisation.
+
+    Maps [B, in_chs, H, W] to [B, out_chs, ceil(H / stride), ceil(W / stride)].
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, *, stride: int = 1, norm_layer: NormLayer = nn.BatchNorm2d):
+        super().__init__()
+        self.conv_dw = nn.Conv2d(in_chs, in_chs, 3, stride=stride, padding=1, groups=in_chs, bias=False)
+        self.conv_pw = nn.Conv2d(in_chs, out_chs, 1, bias=False)
+        self.norm = norm_layer(out_chs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the node on the sum of its inputs."""
+        # Not in place: the input of a stage is also a feature map that others read.
+        return self.norm(self.conv_pw(self.conv_dw(F.relu(x))))
+
+
+class TopoStage(nn.Module):
+    """The nodes of one graph; node 0 halves the resolution and changes the width, the last one is the output.
+
+    Maps [B, in_chs, H, W] to [B, out_chs, ceil(H / 2), ceil(W / 2)].
+
+    "The change of filters is implied by the first calculation node in each graph" (section 4). Every node computes:
+    of the possible readings this is the one nearest to the paper's 23.23M parameters and 3.95G multiply-adds.
+
+    Args:
+        in_chs: channels of the input.
+        out_chs: channels of every node.
+        topology: the graph.
+        edge_weights: "learned" or "fixed", see `Wiring`.
+        norm_layer: from channels to a normalisation module.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        topology: Topology,
+        *,
+        edge_weights: EdgeWeights = "learned",
+        norm_layer: NormLayer = nn.BatchNorm2d,
+    ):
+        super().__init__()
+        self.wiring = Wiring(topology, edge_weights)
+        self.nodes = nn.ModuleList(
+            Node(in_chs if i == 0 else out_chs, out_chs, stride=2 if i == 0 else 1, norm_layer=norm_layer)
+            for i in range(topology.num_nodes)
+        )
+        self.out_chs = out_chs
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the nodes in topological order and return the last one's output."""
+        features = [self.nodes[0](x)]
+        weights = self.wiring.weights(features[0].dtype)
+        for i, sources in enumerate(self.wiring.topology.predecessors[1:], start=1):
+            inputs = [features[j] for j in sources]
+            if self.grad_checkpointing and self.training:
+                # The inputs are kept anyway, for the other nodes that read them; what is recomputed is the inside.
+                x = checkpoint(_compute, self.nodes[i], inputs, weights[i], use_reentrant=False)
+            else:
+                x = _compute(self.nodes[i], inputs, weights[i])
+            features.append(x)
+        return features[-1]
+
+
+def _compute(node: Node, inputs: list[Tensor], weights: tuple[Tensor, ...]) -> Tensor:
+    return node(weighted_sum(inputs, weights))

@@ -1,0 +1,162 @@
+"""The part of a TopoNet that classifiers and detectors share: a stem and stages, and nothing of a framework."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.layers import get_norm_layer
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..topology import Topology, make_topology
+from .stage import NormLayer, TopoStage
+from .wiring import EdgeWeights
+
+TopologySpec = str | Mapping[str, Any] | Topology
+
+# What differs between the named networks; everything else has one default.
+ARCHITECTURE_ARGUMENTS = ("nodes", "width", "topology", "edge_weights", "seed")
+
+
+class Stem(nn.Module):
+    """7x7 stride-2 convolution and normalisation: [B, in_chans, H, W] to [B, width, ceil(H / 2), ceil(W / 2)].
+
+    The activation belongs to the first node.
+    """
+
+    def __init__(self, in_chans: int, width: int, *, norm_layer: NormLayer = nn.BatchNorm2d):
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, width, 7, stride=2, padding=3, bias=False)
+        self.norm = norm_layer(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised convolution."""
+        return self.norm(self.conv(x))
+
+
+class Trunk(nn.Module):
+    """Stem and stages in series, with feature maps by stage at strides 4, 8, 16, 32.
+
+    Subclasses add a head, or the interface of a framework; parameter names are the same in all of them, so that one
+    weights file serves all.
+
+    Args:
+        stem: from the image to stride 2.
+        stages: each halves the resolution and has `out_chs`.
+    """
+
+    def __init__(self, stem: nn.Module, stages: Sequence[TopoStage]):
+        super().__init__()
+        self.stem = stem
+        self.stages = nn.ModuleList(stages)
+        init_weights(self)
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each stage's feature map."""
+        return tuple(stage.out_chs for stage in self.stages)
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """Stride of each stage's feature map with respect to the image."""
+        return tuple(4 * 2**k for k in range(len(self.stages)))
+
+    @property
+    def topologies(self) -> tuple[Topology, ...]:
+        """The graph of each stage."""
+        return tuple(stage.wiring.topology for stage in self.stages)
+
+    def stage_features(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield each stage's feature map in turn; a caller that stops early computes no more than it read."""
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+            yield x
+
+    def frozen_modules(self, frozen_stages: int) -> list[nn.Module]:
+        """Return what `frozen_stages` freezes: -1 nothing, 0 the stem, k the stem and the first k stages.
+
+        Raises:
+            ConfigError: not in -1..number of stages.
+        """
+        if not -1 <= frozen_stages <= len(self.stages):
+            raise ConfigError(
+                f"frozen_stages={frozen_stages}, but this network has {len(self.stages)} stages: use -1 (nothing), "
+                f"0 (stem) or 1..{len(self.stages)} (stem and so many stages)"
+            )
+        return [] if frozen_stages < 0 else [self.stem, *self.stages[:frozen_stages]]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the inside of each node in the backward pass instead of keeping it (timm's switch)."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that timm's optimiser factory spares from weight decay: the edge weights."""
+        return {name for name, _ in self.named_parameters() if name.endswith("wiring.alpha")}
+
+
+def build_blocks(
+    *,
+    nodes: Sequence[int] = (14, 20, 26, 14),
+    width: int = 64,
+    topology: TopologySpec | Sequence[TopologySpec] = "complete",
+    edge_weights: EdgeWeights = "learned",
+    seed: int = 0,
+    in_chans: int = 3,
+    norm_layer: str | NormLayer = "batchnorm2d",
+    num_stages: int | None = None,
+) -> tuple[Stem, list[TopoStage]]:
+    """Build the blocks of a network from its hyper-parameters; the defaults are the paper's network.
+
+    Args:
+        nodes: nodes of each stage; stage k has `width * 2**(k + 1)` channels.
+        width: channels of the stem (C in the paper).
+        topology: what `make_topology` takes, for all stages or one for each stage.
+        edge_weights: "learned" or "fixed" at 1.
+        seed: stage k draws a random graph with `seed + k`.
+        in_chans: channels of the image.
+        norm_layer: a name that timm knows, or a callable from channels to a module.
+        num_stages: build only so many stages, for a reader that needs no more.
+
+    Raises:
+        ConfigError: a width or number of nodes that makes no network, or as many topologies as there are not stages.
+        TopologyError: a topology that cannot be made.
+    """
+    if isinstance(nodes, int) or not nodes:
+        raise ConfigError(f"nodes must list the nodes of each stage, e.g. (14, 20, 26, 14), got {nodes!r}")
+    if width < 1 or in_chans < 1:
+        raise ConfigError(f"width and in_chans must be positive, got width={width}, in_chans={in_chans}")
+    # A single spec is a name, a mapping or a Topology; anything else lists one for each stage.
+    specs = [topology] * len(nodes) if isinstance(topology, str | Mapping | Topology) else list(topology)
+    if len(specs) != len(nodes):
+        raise ConfigError(f"{len(specs)} topologies for {len(nodes)} stages; give one for all stages or one each")
+    norm = get_norm_layer(norm_layer) if isinstance(norm_layer, str) else norm_layer
+    stem = Stem(in_chans, width, norm_layer=norm)
+    stages = [
+        TopoStage(
+            width * 2**k,
+            width * 2 ** (k + 1),
+            make_topology(specs[k], nodes[k], seed=seed + k),
+            edge_weights=edge_weights,
+            norm_layer=norm,
+        )
+        for k in range(len(nodes) if num_stages is None else num_stages)
+    ]
+    return stem, stages
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise in place: convolutions He-normal over their outputs, linear layers N(0, 0.01), alpha 1."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            # Grouped: a depthwise output is read as often as its own channel, not as all of them.
+            fan_out = math.prod(part.kernel_size) * part.out_channels // part.groups
+            nn.init.normal_(part.weight, std=math.sqrt(2.0 / fan_out))
+        elif isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=0.01)
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,25 @@
+"""What a wiring is: graphs of a stage, their generators and their measures. No torch here."""
+
+from .generators import (
+    GENERATORS,
+    barabasi_albert,
+    complete,
+    erdos_renyi,
+    make_topology,
+    random,
+    residual,
+    watts_strogatz,
+)
+from .graph import Topology
+
+__all__ = [
+    "GENERATORS",
+    "Topology",
+    "barabasi_albert",
+    "complete",
+    "erdos_renyi",
+    "make_topology",
+    "random",
+    "residual",
+    "watts_strogatz",
+]
