@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from ..connectivity import all_alphas, wirings
@@ -33,6 +34,8 @@ def adjacency_figure(model: nn.Module, title: str = "") -> Figure:
         axis.set_title(f"{name.removesuffix('.wiring')}: {wiring.topology.num_edges} edges", fontsize=9)
         axis.set_xlabel("from node", fontsize=8)
         axis.tick_params(labelsize=7)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("to node", fontsize=8)
     figure.colorbar(image, ax=list(axes), shrink=0.75, pad=0.01).set_label("|alpha|", fontsize=8)
     if title:

@@ -65,9 +65,9 @@ class TopoNet(Trunk):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's feature map, [B, num_features, H / 32, W / 32]."""
-        for x in self.stage_features(x):  # noqa: B020 - the image is not needed once the stem has read it
-            pass
-        return x
+        for features in self.stage_features(x):
+            last = features
+        return last
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify a feature map; with `pre_logits` only pool."""

@@ -1,0 +1,459 @@
+"""The weights file: publish, read, verify and load it. One format, in one place.
+
+A published backbone is three files of one stem, `NAME-<first 8 digits of the .pth's SHA-256>`:
+
+- `.pth`: a dict of tensors and plain types that loads with `weights_only=True`. The tensors stand under `model`
+  (where Detectron2 looks, with `matching_heuristics` and `__author__`) and `state_dict` (where MMDetection and timm
+  look), without the classifier; the card stands under `card`.
+- `.safetensors`: the same tensors, the card and a hash over the tensors in its metadata.
+- `.json`: the card by itself, with the hashes of both files.
+
+Files of others are not trusted: nothing is unpickled that could run code, and every file is checked for damage,
+for non-finite values, and against the network it is loaded into.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import safetensors
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from . import __version__
+from .connectivity import sparsity
+from .errors import TopologyError, WeightsError
+from .files import atomic_json, atomic_write, sha256
+from .models import ARCHITECTURES, TopoNet
+from .topology import Topology
+
+FORMAT = 1
+_HEAD = "head."
+_NAME_HASH = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt)$")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a weights file holds.
+
+    Attributes:
+        path: where it was read.
+        state_dict: the tensors, on the CPU; the averaged (EMA) ones where a training checkpoint has both.
+        card: what is known about them (see `publish`); empty for a checkpoint without.
+        checkpoint: everything else that a training checkpoint held.
+    """
+
+    path: Path
+    state_dict: dict[str, Tensor]
+    card: dict[str, Any]
+    checkpoint: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How many of the network's tensors a file filled, and the file's card."""
+
+    loaded: int
+    total: int
+    left_out: tuple[str, ...]
+    card: dict[str, Any] = field(repr=False)
+
+    def __str__(self) -> str:
+        rest = f" (left at their initial values: {', '.join(self.left_out)})" if self.left_out else ""
+        return f"{self.loaded}/{self.total} tensors{rest}"
+
+
+@dataclass(frozen=True)
+class PublishedFiles:
+    """Paths of a published backbone."""
+
+    pth: Path
+    safetensors: Path
+    card: Path
+
+
+def fetch(source: str | os.PathLike) -> Path:
+    """Return a local path: `source` itself, or where its download was put (torch's hub cache, hash checked).
+
+    Raises:
+        WeightsError: no such file, or the download failed.
+    """
+    text = os.fspath(source)
+    url = urlparse(text)
+    if url.scheme == "file":
+        return fetch(url.path)
+    if url.scheme not in ("http", "https"):
+        path = Path(text).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"no weights file at {path} (working folder {Path.cwd()}); check the path")
+        return path
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url.path).name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        match = _NAME_HASH.search(path.name)
+        try:
+            # Writes to a temporary file and renames it once the hash agrees.
+            torch.hub.download_url_to_file(text, str(path), hash_prefix=match and match[1])
+        except (OSError, RuntimeError) as error:
+            raise WeightsError(f"could not download {text}: {error}") from error
+    return path
+
+
+def read(source: str | os.PathLike, *, check_hash: bool = True) -> WeightsFile:
+    """Read and verify a weights file: a published backbone, a training checkpoint or a bare state dict.
+
+    Args:
+        source: path or URL of a .pth, .pth.tar or .safetensors.
+        check_hash: compare the bytes with the hash in a published file's name.
+
+    Raises:
+        WeightsError: missing, truncated, a pickle that would run code, other bytes than its hash says, no tensors in
+            it, or a value that is not finite.
+    """
+    path = fetch(source)
+    match = _NAME_HASH.search(path.name)
+    if check_hash and match:
+        digest = sha256(path)
+        if not digest.startswith(match[1]):
+            raise WeightsError(
+                f"{path} is damaged or was changed: its name says SHA-256 {match[1]}..., its bytes have {digest[:8]}...; "
+                "fetch it again, or rename it if you changed it yourself"
+            )
+    if path.suffix == ".safetensors":
+        content, card = _read_safetensors(path, check_hash)
+        state_dict, rest = content, {}
+    else:
+        content = _read_torch(path)
+        state_dict, rest = _find_state_dict(path, content)
+        card = rest.pop("card", {})
+    for name, tensor in state_dict.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise WeightsError(
+                f"{path}: {name} has {count} value(s) that are NaN or infinite; the training that wrote it diverged, "
+                "use an earlier checkpoint"
+            )
+    return WeightsFile(path, state_dict, card, rest)
+
+
+def load(
+    model: nn.Module, source: str | os.PathLike | WeightsFile, *, head: bool = False, quiet: bool = False
+) -> LoadReport:
+    """Load a weights file strictly into a network and print `N/N tensors`.
+
+    Every tensor of the backbone must be in the file with the same shape, and the file must have no other; stages
+    that the model was built without are passed over. The classifier is left alone unless `head` is set.
+
+    Args:
+        model: a TopoNet, its `features_only` form, or a detector's backbone.
+        source: path, URL, or what `read` returned.
+        head: load the classifier too; it must fit.
+        quiet: do not print (other processes than the first never do).
+
+    Raises:
+        WeightsError: what `read` raises; a missing, unexpected or mis-shaped tensor; another topology.
+    """
+    file = source if isinstance(source, WeightsFile) else read(source)
+    own = model.state_dict()
+    wanted = {name for name in own if head or not name.startswith(_HEAD)}
+    offered = {
+        name: tensor
+        for name, tensor in file.state_dict.items()
+        if (head or not name.startswith(_HEAD)) and not _is_unbuilt_stage(name, model)
+    }
+    problems = _differences(own, wanted, offered)
+    if problems:
+        known = f" ({file.card['architecture']})" if file.card.get("architecture") else ""
+        raise WeightsError(
+            f"{file.path}{known} does not fit {type(model).__name__}: {'; '.join(problems)}. Choose the architecture, "
+            "norm and classes that the file was trained with, or rebuild the network from it: topodet.weights.build"
+        )
+    model.load_state_dict(offered, strict=False)  # names are checked above; `strict` would ask for the classifier
+    left_out = tuple(sorted({name.rpartition(".")[0] for name in own.keys() - wanted}))
+    report = LoadReport(len(offered), len(wanted), left_out, file.card)
+    if not quiet and _first_process():
+        print(f"topodet: {report} loaded from {file.path}", flush=True)
+    return report
+
+
+def build(source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, **overrides: Any) -> TopoNet:
+    """Rebuild the network from a weights file alone, graphs included, and load it.
+
+    Args:
+        source: path, URL, or what `read` returned.
+        num_classes: size of a new classifier; 0 for none.
+        overrides: further arguments of `TopoNet`.
+
+    Raises:
+        WeightsError: what `load` raises.
+    """
+    file = source if isinstance(source, WeightsFile) else read(source)
+    trained = {key: file.card[key] for key in ("edge_weights", "norm_layer") if key in file.card}
+    arguments = {**describe(file.state_dict), **trained, **overrides}
+    model = TopoNet(num_classes=num_classes, **arguments)
+    load(model, file)
+    return model
+
+
+def describe(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of `TopoNet` (nodes, width, in_chans, topology) that the tensors tell.
+
+    Raises:
+        WeightsError: no TopoNet's tensors.
+    """
+    try:
+        width, in_chans = state_dict["stem.conv.weight"].shape[:2]
+        topologies = []
+        while (edges := state_dict.get(f"stages.{len(topologies)}.wiring.edges")) is not None:
+            # The output node is the highest one, and every node but the first is some edge's target.
+            topologies.append(Topology(int(edges.max()) + 1, edges.tolist()))
+    except (KeyError, ValueError, RuntimeError, TopologyError) as error:
+        raise WeightsError(f"these are not the tensors of a TopoNet: {error}") from error
+    if not topologies:
+        raise WeightsError("these are not the tensors of a TopoNet: no stages.0.wiring.edges among them")
+    return {"nodes": [t.num_nodes for t in topologies], "width": width, "in_chans": in_chans, "topology": topologies}
+
+
+def publish(
+    checkpoint: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    name: str | None = None,
+    architecture: str | None = None,
+    licence: str = "Apache-2.0",
+    notes: str = "",
+) -> PublishedFiles:
+    """Turn a training checkpoint into a published backbone, and verify it by loading it back.
+
+    The averaged weights (EMA) are taken where there are any; the classifier is left out.
+
+    Args:
+        checkpoint: what `topodet.pretrain` saved.
+        folder: where the three files go.
+        name: stem before the hash; the architecture's name when omitted.
+        architecture: name of the network; read from the checkpoint when omitted.
+        licence: of the weights, as SPDX identifier.
+        notes: one line for the card, e.g. the data.
+
+    Raises:
+        WeightsError: what `read` and `load` raise.
+        OSError: the files could not be written; nothing half-written is left.
+    """
+    file = read(checkpoint)
+    state_dict = {key: tensor.contiguous() for key, tensor in file.state_dict.items() if not key.startswith(_HEAD)}
+    shape = describe(state_dict)
+    architecture = architecture or file.checkpoint.get("arch") or "toponet"
+    trained = {
+        "edge_weights": _trained_argument(file, "edge_weights", "learned"),
+        "norm_layer": _trained_argument(file, "norm_layer", "batchnorm2d"),
+    }
+    model = TopoNet(num_classes=0, **shape, **trained)
+    load(model, WeightsFile(file.path, state_dict, {}), quiet=True)
+    data = file.checkpoint.get("data_config", {})
+    card = {
+        "format": FORMAT,
+        "name": name or architecture,
+        "architecture": architecture,
+        "nodes": shape["nodes"],
+        "width": shape["width"],
+        "in_chans": shape["in_chans"],
+        **trained,
+        "topology": [json.loads(topology.to_json()) for topology in shape["topology"]],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tensors": len(state_dict),
+        "mean": _plain(data.get("mean")),
+        "std": _plain(data.get("std")),
+        "channel_order": "RGB",
+        "input_size": _plain(data.get("input_size")),
+        "interpolation": data.get("interpolation"),
+        "crop_pct": data.get("crop_pct"),
+        "weights": "ema" if "state_dict_ema" in file.checkpoint.get("held", ()) else "last",
+        "epoch": file.checkpoint.get("epoch"),
+        "metrics": _plain((file.checkpoint.get("history") or [{}])[-1]),
+        "sparsity": sparsity(model),
+        "recipe": _plain(file.checkpoint.get("args", {})),
+        "licence": licence,
+        "notes": notes,
+        "source_sha256": sha256(file.path),
+        "topodet": __version__,
+    }
+    return _write(Path(folder), state_dict, card)
+
+
+def preprocessing_problems(
+    card: Mapping[str, Any], *, mean: Sequence[float], std: Sequence[float], channel_order: str
+) -> list[str]:
+    """Compare a detector's preprocessing with the card; return a sentence for each disagreement.
+
+    Args:
+        card: of the published backbone.
+        mean, std: of the detector, in 0..255 and in the detector's channel order.
+        channel_order: "RGB" or "BGR", as the network sees the image.
+    """
+    problems = []
+    if channel_order != card.get("channel_order", "RGB"):
+        problems.append(
+            f"the detector feeds {channel_order} images, the weights were trained on {card['channel_order']}"
+        )
+        mean, std = list(mean)[::-1], list(std)[::-1]
+    for what, theirs in (("mean", mean), ("std", std)):
+        if card.get(what) is None:
+            continue
+        ours = [255 * value for value in card[what]]
+        # Frameworks print these with two or three decimals.
+        if len(theirs) != len(ours) or any(not math.isclose(a, b, abs_tol=0.05) for a, b in zip(ours, theirs)):
+            problems.append(
+                f"the detector's {what} is {[round(float(v), 3) for v in theirs]}, "
+                f"the weights were trained with {[round(v, 3) for v in ours]}"
+            )
+    return problems
+
+
+def _write(folder: Path, state_dict: dict[str, Tensor], card: dict[str, Any]) -> PublishedFiles:
+    # Into memory first: the hash is part of the name, and the archive must not contain a temporary name.
+    buffer = io.BytesIO()
+    content = {
+        "model": state_dict,
+        "state_dict": state_dict,
+        "matching_heuristics": True,
+        "__author__": "topodet",
+        "card": card,
+    }
+    torch.save(content, buffer)
+    stem = f"{card['name']}-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}"
+    pth = atomic_write(folder / f"{stem}.pth", buffer.getvalue())
+    metadata = {"format": "pt", "card": json.dumps(card), "tensors_sha256": _tensors_sha256(state_dict)}
+    twin = atomic_write(folder / f"{stem}.safetensors", safetensors_bytes(state_dict, metadata))
+    hashes = {path.name: sha256(path) for path in (pth, twin)}
+    files = PublishedFiles(pth, twin, atomic_json(folder / f"{stem}.json", {**card, "sha256": hashes}))
+    for path in (files.pth, files.safetensors):
+        back = read(path)
+        if back.card != card or _tensors_sha256(back.state_dict) != metadata["tensors_sha256"]:
+            raise WeightsError(f"{path} does not read back as it was written; do not use it, publish again")
+    return files
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to switch the protection off; for a file of others that is the wrong advice.
+        reason = next((line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line), "")
+        raise WeightsError(
+            f"{path} is refused: it is no file of plain tensors, it holds pickled Python objects or damaged bytes, and "
+            f"unpickling could run code. Nothing of it was executed. {reason} Ask for a published file or .safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated or no torch file ({error}); fetch or "
+            "save it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a state dict or a checkpoint")
+    return content
+
+
+def _read_safetensors(path: Path, check_hash: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        card = json.loads(metadata.get("card", "{}"))
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise WeightsError(
+            f"{path} ({path.stat().st_size} bytes) is truncated or damaged ({error}); fetch it again"
+        ) from error
+    expected = metadata.get("tensors_sha256")
+    if check_hash and expected and _tensors_sha256(state_dict) != expected:
+        raise WeightsError(
+            f"{path} is damaged or was changed: its tensors do not have the hash it states; fetch it again"
+        )
+    return state_dict, card
+
+
+def _find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a checkpoint and what else it holds, the names of its state dicts under `held`."""
+    keys = ("state_dict_ema", "state_dict", "model")
+    held = [key for key in keys if isinstance(content.get(key), Mapping)]
+    state_dict = content[held[0]] if held else content
+    if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
+        odd = next(
+            (f"{key!r} is a {type(v).__name__}" for key, v in state_dict.items() if not isinstance(v, Tensor)), "empty"
+        )
+        raise WeightsError(
+            f"{path} has no state dict ({odd}); expected tensors under one of {keys}, or nothing but tensors"
+        )
+    rest = {key: value for key, value in content.items() if key not in keys} if held else {}
+    return dict(state_dict), {**rest, "held": held}
+
+
+def _differences(own: Mapping[str, Tensor], wanted: set[str], offered: Mapping[str, Tensor]) -> list[str]:
+    """Return what keeps `offered` from filling `wanted`: a sentence for each kind, with examples."""
+
+    def some(names: Sequence[str]) -> str:
+        return ", ".join(names[:3]) + (f", ... ({len(names)} in all)" if len(names) > 3 else "")
+
+    missing = [name for name in own if name in wanted and name not in offered]
+    unexpected = [name for name in offered if name not in wanted]
+    shapes = [
+        f"{name} is {list(tensor.shape)} in the file and {list(own[name].shape)} in the model"
+        for name, tensor in offered.items()
+        # A graph of another size is another topology, which the wiring itself reports edge by edge.
+        if name in wanted and tensor.shape != own[name].shape and not name.endswith(("wiring.edges", "wiring.alpha"))
+    ]
+    problems = []
+    if missing:
+        problems.append(f"missing in the file: {some(missing)}")
+    if unexpected:
+        problems.append(f"unknown to the model: {some(unexpected)}")
+    if shapes:
+        problems.append(some(shapes))
+    return problems
+
+
+def _is_unbuilt_stage(name: str, model: nn.Module) -> bool:
+    part, _, rest = name.partition(".")
+    stages = getattr(model, "stages", None)
+    return part == "stages" and stages is not None and rest.partition(".")[0] not in dict(stages.named_children())
+
+
+def _trained_argument(file: WeightsFile, name: str, default: str) -> str:
+    """Return an argument that the tensors do not tell: as the training set it, or as the named network has it."""
+    given = file.checkpoint.get("args", {}).get("model_kwargs") or {}
+    return given.get(name, ARCHITECTURES.get(file.checkpoint.get("arch"), {}).get(name, default))
+
+
+def _tensors_sha256(state_dict: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` as JSON types; a number that JSON cannot hold becomes None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _first_process() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
