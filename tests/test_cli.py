@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from topodet import cli
+from topodet.errors import DataError
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    data = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 100, "height": 80}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 30], "area": 600, "iscrowd": 0}
+        ],
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (100, 80)).save(tmp_path / "images" / "1.jpg")
+    return tmp_path, data
+
+
+def check(dataset, *options):
+    folder, data = dataset
+    (folder / "ann.json").write_text(json.dumps(data))
+    return cli.main(["check-coco", str(folder / "ann.json"), str(folder / "images"), *options])
+
+
+def test_check_coco_of_a_good_set(dataset, capsys):
+    assert check(dataset, "--read-images") == 0
+    out = capsys.readouterr().out
+    assert "1 images, 1 annotations, 1 categories" in out
+    assert out.splitlines()[-1] == "ok"
+
+
+def test_check_coco_prints_the_problems(dataset, capsys):
+    dataset[1]["annotations"][0]["bbox"] = [10, 10, 0, 30]
+    assert check(dataset) == 1
+    assert re.search(
+        r"error +boxes of zero, negative or NaN size +1 +1 \(bbox \[10, 10, 0, 30\]\)", capsys.readouterr().out
+    )
+    assert check(dataset, "--allow", "empty_boxes") == 0
+
+
+def test_check_coco_reads_headers_only_when_asked(dataset, capsys):
+    dataset[1]["images"][0]["width"] = 200
+    assert check(dataset) == 0
+    assert check(dataset, "--read-images") == 1
+    assert "1.jpg: 100x80, file says 200x80" in capsys.readouterr().out
+
+
+def test_errors_are_one_line_on_stderr(dataset, capsys, monkeypatch):
+    assert check(dataset, "--allow", "nonsense") == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: unknown kind of problem 'nonsense'")
+    assert captured.out == ""
+
+    def failing(parser):
+        """Fail."""
+
+        def run(args):
+            raise DataError("the data is bad")
+
+        return run
+
+    monkeypatch.setitem(cli.COMMANDS, "fail", failing)
+    assert cli.main(["fail"]) == 1
+    assert capsys.readouterr().err == "error: the data is bad\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["check-coco"], ["check-coco", "a.json"], ["nonsense"], ["list", "--nonsense"]]
+)
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: topodet" in capsys.readouterr().err
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    script = (
+        "import sys, topodet.cli as cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit as error: print('status', error.code)\n"
+        "print('heavy', sorted({'torch', 'timm', 'numpy', 'PIL', 'sklearn'} & set(sys.modules)))\n"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert all(name in out for name in cli.COMMANDS)
+    assert "status 0" in out
+    assert "heavy []" in out
+
+
+def test_list_prints_every_registered_network(capsys):
+    import timm
+
+    assert cli.main(["list"]) == 0
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()[1:]}
+    assert set(rows) == set(timm.list_models("toponet*"))
+    assert rows["toponet50"][1:] == ["14,20,26,14", "64", "697", "learned", "23,746,337", "complete"]
+    assert rows["toponet50_residual2"][3:] == ["235", "fixed", "23,745,640", "residual", "interval=2"]
