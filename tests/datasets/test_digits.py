@@ -86,8 +86,8 @@ def test_every_scan_gives_ink_that_fills_its_box():
 def test_box_is_the_extent_of_the_ink(seed, side):
     """On a plain canvas the ink can be found again: pixels that changed at least half as much as the most changed."""
     canvas = np.full((96, 112, 3), 90.0, dtype=np.float32)
-    scans, _ = digits._digits()
-    by_class = [np.flatnonzero(load_digits().target == digit) for digit in range(10)]
+    scans, classes = digits._digits()
+    by_class = [np.flatnonzero(classes == digit) for digit in range(10)]
     rng = np.random.default_rng(seed)
     ((_, _, box),) = digits._place_digits(rng, canvas, scans, by_class, (1, 1), (side, side))
     change = np.abs(canvas - 90.0).sum(axis=2).tolist()
