@@ -26,11 +26,11 @@ def adjacency_figure(model: nn.Module, title: str = "") -> Figure:
     figure = _figure(width=3.2 * len(parts) + 0.8, height=3.7)
     axes = figure.subplots(1, len(parts), squeeze=False)[0]
     for axis, (name, wiring) in zip(axes, parts.items()):
-        # NaN is drawn as "bad": a missing edge is not the same as one of weight 0.
+        # NaN is not drawn: a missing edge, the grey behind it, is not the same as one of weight 0.
+        axis.set_facecolor("0.92")
         edges = np.where(wiring.topology.adjacency() > 0, 0.0, np.nan)
         matrix = edges + wiring.topology.adjacency(wiring.alpha.detach().float().abs().cpu().numpy())
         image = axis.imshow(matrix, cmap="viridis", vmin=0, vmax=top, interpolation="nearest")
-        image.cmap.set_bad("0.92")
         axis.set_title(f"{name.removesuffix('.wiring')}: {wiring.topology.num_edges} edges", fontsize=9)
         axis.set_xlabel("from node", fontsize=8)
         axis.tick_params(labelsize=7)

@@ -1,0 +1,16 @@
+import os
+
+# Two test workers on two cores: threads of their own would only get into each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("topodet", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("topodet")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,75 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.strategies import topologies
+from topodet.errors import ConfigError, WeightsError
+from topodet.models import TopoStage, Wiring, weighted_sum
+from topodet.topology import Topology, complete, residual
+
+
+@given(st.integers(1, 6), st.integers(0, 10**6))
+def test_weighted_sum_against_a_stack(terms, seed):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(terms, 2, 3, 4, 4, generator=generator, dtype=torch.float64)
+    weights = torch.randn(terms, generator=generator, dtype=torch.float64)
+    expected = torch.einsum("k,kbchw->bchw", weights, features)
+    torch.testing.assert_close(weighted_sum(list(features), list(weights)), expected)
+
+
+@given(topologies(max_nodes=5))
+def test_a_stage_computes_equation_1(topology):
+    """Against a reading of Eq. 1 that uses neither slices nor the aggregation."""
+    stage = TopoStage(3, 4, topology).double().eval()
+    torch.nn.init.normal_(stage.wiring.alpha)
+    image = torch.randn(1, 3, 6, 6, dtype=torch.float64)
+    alpha = dict(zip(topology.edges, stage.wiring.alpha))
+    x = {0: stage.nodes[0](image)}
+    for i in range(1, topology.num_nodes):
+        x[i] = stage.nodes[i](sum(alpha[j, i] * x[j] for j in range(i) if (j, i) in alpha))
+    torch.testing.assert_close(stage(image), x[topology.num_nodes - 1])
+
+
+def test_gradients_in_float64():
+    stage = TopoStage(2, 3, complete(4)).double().eval()  # batch statistics have no place in a gradcheck
+    torch.nn.init.normal_(stage.wiring.alpha)
+    image = torch.randn(1, 2, 5, 5, dtype=torch.float64, requires_grad=True)
+
+    def run(image, alpha):
+        return torch.func.functional_call(stage, {"wiring.alpha": alpha}, (image,))
+
+    assert torch.autograd.gradcheck(run, (image, stage.wiring.alpha))
+
+
+def test_checkpointing_gives_the_same_gradients():
+    stage = TopoStage(3, 4, residual(7, 2)).train()
+    image = torch.randn(2, 3, 8, 8)
+    gradients = []
+    for stage.grad_checkpointing in (False, True):
+        stage.zero_grad()
+        stage(image).square().sum().backward()
+        gradients.append([p.grad.clone() for p in stage.parameters()])
+    for plain, recomputed in zip(*gradients):
+        assert torch.equal(plain, recomputed)
+
+
+def test_fixed_weights_are_no_parameters():
+    fixed = Wiring(complete(4), "fixed")
+    assert not list(fixed.parameters())
+    assert not fixed.learned
+    assert set(fixed.state_dict()) == set(Wiring(complete(4)).state_dict()) == {"alpha", "edges"}
+    with pytest.raises(ConfigError, match="unknown edge_weights 'learnt'. Did you mean 'learned'"):
+        Wiring(complete(4), "learnt")
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_another_topology_is_refused_whatever_strict_says(strict):
+    model = TopoStage(3, 4, residual(8, 2))
+    with pytest.raises(WeightsError, match="file 28 edges, model 13 edges; 15 edge.s. only in the file, e.g. .0, 2."):
+        model.load_state_dict(TopoStage(3, 4, complete(8)).state_dict(), strict=strict)
+    same_size = Topology(4, [(0, 1), (0, 2), (1, 3), (2, 3)]), Topology(4, [(0, 1), (1, 2), (1, 3), (2, 3)])
+    with pytest.raises(
+        WeightsError, match=r"1 edge\(s\) only in the file, e.g. \(1, 2\); 1 edge\(s\) only in the model"
+    ):
+        Wiring(same_size[0]).load_state_dict(Wiring(same_size[1]).state_dict(), strict=strict)
