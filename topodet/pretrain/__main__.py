@@ -1,0 +1,7 @@
+"""`python -m topodet.pretrain`."""
+
+import sys
+
+from topodet.pretrain import main
+
+sys.exit(main())

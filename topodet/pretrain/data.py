@@ -1,0 +1,315 @@
+"""The datasets and loaders of a run, made by timm, and the look at the data before anything slow begins."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_dataset, create_loader
+from timm.data.loader import PrefetchLoader
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+
+from topodet.errors import ConfigError, DataError, unknown_name
+from topodet.pretrain.group import Group
+from topodet.pretrain.guard import GuardedDataset
+from topodet.pretrain.options import mixes
+
+_TYPES = ("torch", "hfds", "hfids", "tfds", "wds")
+_STREAMED = ("hfids", "tfds", "wds")
+_SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The images of a run: `val` is None where there is no validation, `class_names` where the data does not tell."""
+
+    train: Dataset
+    val: Dataset | None
+    num_classes: int
+    class_names: list[str] | None
+
+
+def open_datasets(args: argparse.Namespace, group: Group, channels: int) -> Datasets:
+    """Open the datasets that the options name, look through them, and wrap them in `GuardedDataset`.
+
+    Raises:
+        DataError: no such folder, no images, one class, or splits that disagree on the classes.
+        ConfigError: an unknown kind of dataset, or a number of classes that is not the data's.
+    """
+    kind = _kind(args.dataset)
+    if kind in _STREAMED and args.on_bad_image == "stop":
+        raise ConfigError(f"--on-bad-image stop needs images by index; {args.dataset!r} is streamed: leave it out")
+    if args.dataset_download and not group.primary:
+        group.wait()
+    train = _open(args, kind, args.train_split, is_training=True, channels=channels)
+    val = _open(args, kind, args.val_split, is_training=False, channels=channels) if args.val_split else None
+    if args.dataset_download and group.primary:
+        group.wait()
+
+    classes = _class_indices(train)
+    where = args.data_dir or args.dataset
+    if val is not None:
+        _same_classes(classes, _class_indices(val), args)
+    num_classes = _num_classes(classes, args, where)
+    names = sorted(classes, key=classes.get) if classes and len(classes) == num_classes else None
+    return Datasets(
+        train=_guard(train, args.on_bad_image, count_substitutes=True),
+        val=None if val is None else _guard(val, args.on_bad_image, count_substitutes=False),
+        num_classes=num_classes,
+        class_names=names,
+    )
+
+
+def _kind(dataset: str) -> str:
+    """Return the part of a dataset's name before the slash, '' for an image folder."""
+    if dataset in ("", "folder"):
+        return ""
+    kind = dataset.split("/")[0].lower()
+    if kind not in _TYPES or "/" not in dataset:
+        raise ConfigError(f"--dataset {dataset!r}: {unknown_name('kind of dataset', kind, _TYPES)}, as TYPE/NAME")
+    return kind
+
+
+def _open(args: argparse.Namespace, kind: str, split: str, is_training: bool, channels: int) -> Dataset:
+    root = args.data_dir
+    if not kind:
+        root = str(_split_folder(args, split))
+    mode = args.input_img_mode or ("RGB" if channels == 3 else "L")
+    try:
+        dataset = create_dataset(
+            args.dataset,
+            root=root,
+            split=split,
+            search_split=bool(kind),
+            is_training=is_training,
+            class_map=args.class_map or None,
+            download=args.dataset_download,
+            batch_size=args.batch_size if is_training else args.validation_batch_size or args.batch_size,
+            num_samples=args.train_num_samples if is_training else args.val_num_samples,
+            seed=args.seed,
+            input_img_mode=mode,
+            input_key=args.input_key,
+            target_key=args.target_key,
+            trust_remote_code=args.dataset_trust_remote_code,
+        )
+    except ImportError as error:
+        raise ConfigError(f"--dataset {args.dataset!r} needs a package that is not installed: {error.name}") from error
+    except (AssertionError, RuntimeError, ValueError, OSError) as error:
+        # timm and torchvision say 'no images', 'not downloaded' and 'unknown name' in these ways.
+        raise DataError(f"cannot open split {split!r} of {args.dataset or root!r}: {error}") from error
+    if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
+        raise DataError(f"split {split!r} of {args.dataset or root!r} has no images")
+    return dataset
+
+
+def _split_folder(args: argparse.Namespace, split: str) -> Path:
+    """Return the folder of `split`: DIR/SPLIT, or DIR under another common name of that split."""
+    layout = "expected is DIR/train/CLASS/IMAGE and DIR/validation/CLASS/IMAGE"
+    if not args.data_dir:
+        raise ConfigError(f"no dataset given: --data-dir DIR; {layout}")
+    root = Path(args.data_dir)
+    if not root.exists():
+        raise DataError(f"--data-dir {str(root)!r} does not exist; {layout}")
+    if root.is_file():
+        return root
+    names = next((group for group in _SYNONYMS if split in group), ())
+    for name in (split, *names):
+        if (root / name).exists():
+            return root / name
+    option = "--train-split" if split == args.train_split else "--val-split"
+    instead = "" if option == "--train-split" else ", or '' to train without validation"
+    raise DataError(
+        f"--data-dir {str(root)!r} has no folder {split!r}; {layout}. Name the folder with {option}{instead}"
+    )
+
+
+def _class_indices(dataset: Dataset) -> dict[str, int]:
+    """Return class name -> index, empty where the dataset does not tell."""
+    reader = getattr(dataset, "reader", dataset)
+    indices = getattr(reader, "class_to_idx", None)
+    return dict(indices) if isinstance(indices, Mapping) else {}
+
+
+def _same_classes(train: Mapping[str, int], val: Mapping[str, int], args: argparse.Namespace) -> None:
+    if not train or not val or train == val:
+        return
+    only_train = sorted(set(train) - set(val))
+    only_val = sorted(set(val) - set(train))
+    sides = [
+        f"{len(names)} only in {split!r} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+        for names, split in ((only_train, args.train_split), (only_val, args.val_split))
+        if names
+    ]
+    raise DataError(
+        f"the splits of {args.data_dir or args.dataset!r} differ in their classes: {' and '.join(sides)}. "
+        "Give both the same class folders, or say which index each class has with --class-map"
+    )
+
+
+def _num_classes(classes: Mapping[str, int], args: argparse.Namespace, where: str) -> int:
+    if not classes:
+        if args.num_classes is None:
+            raise ConfigError(f"{where!r} does not tell its number of classes: give --num-classes")
+        return args.num_classes
+    found = max(classes.values()) + 1
+    if found < 2:
+        name = next(iter(classes))
+        what = f"one class, {name!r}" if name else "images that lie in no class folder"
+        raise DataError(f"{where!r} has {what}; a classifier needs two or more, as DIR/train/CLASS/IMAGE")
+    if args.num_classes not in (None, found):
+        raise ConfigError(
+            f"--num-classes {args.num_classes}, but {where!r} has {found} classes: leave the option out, or check the "
+            "data"
+        )
+    return found
+
+
+def _guard(dataset: Dataset, on_bad_image: str, count_substitutes: bool) -> Dataset:
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    return GuardedDataset(dataset, on_bad_image, count_substitutes)
+
+
+class Loader:
+    """A loader of timm with the number of batches to take and the epoch it is in.
+
+    Attributes:
+        batch_size: images of a batch.
+        batches: batches of an epoch in this process.
+        count: images of the dataset, or None where it is streamed.
+    """
+
+    def __init__(self, loader: DataLoader | PrefetchLoader, dataset: Dataset, batch_size: int, batches: int) -> None:
+        self.loader = loader
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.batches = batches
+        self.count = None if isinstance(dataset, IterableDataset) else len(dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of `epoch`."""
+        for part in (self.dataset, self.loader.sampler):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+
+    def set_mixup(self, enabled: bool) -> None:
+        """Switch the mixing in the loader's collate function."""
+        self.loader.mixup_enabled = enabled
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        # range goes first: zip would draw one batch too many the other way round.
+        for _, batch in zip(range(self.batches), self.loader):
+            yield batch
+
+    @property
+    def bad_images(self) -> int:
+        """Images of this epoch that could not be read in this process."""
+        return self.dataset.bad_images if isinstance(self.dataset, GuardedDataset) else 0
+
+
+def train_loader(
+    args: argparse.Namespace, dataset: Dataset, num_classes: int, data_config: Mapping, group: Group
+) -> Loader:
+    """Return the loader of training batches: images [B, C, H, W] and classes [B], or class shares [B, classes].
+
+    Any number of processes together sees the same images in each update as one process with their joint batch.
+
+    Raises:
+        DataError: there are fewer images than one update takes.
+    """
+    guarded = dataset
+    collate = None
+    if mixes(args) and not args.no_prefetcher:
+        collate = FastCollateMixup(**mixup_arguments(args, num_classes))
+    if args.aug_splits:
+        dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
+    loader = create_loader(
+        dataset,
+        input_size=data_config["input_size"],
+        batch_size=args.batch_size,
+        is_training=True,
+        no_aug=args.no_aug,
+        re_prob=args.reprob,
+        re_mode=args.remode,
+        re_count=args.recount,
+        re_split=args.resplit,
+        train_crop_mode=args.train_crop_mode,
+        scale=args.scale,
+        ratio=args.ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=args.color_jitter,
+        color_jitter_prob=args.color_jitter_prob,
+        grayscale_prob=args.grayscale_prob or 0.0,
+        gaussian_blur_prob=args.gaussian_blur_prob or 0.0,
+        auto_augment=args.aa,
+        num_aug_repeats=args.aug_repeats,
+        num_aug_splits=args.aug_splits,
+        interpolation=data_config["interpolation"] if args.no_aug else args.train_interpolation,
+        collate_fn=collate,
+        **_common(args, data_config, group),
+    )
+    batches = len(loader)
+    if isinstance(loader.sampler, DistributedSampler):
+        loader.sampler.seed = args.seed
+        # The sampler fills the last round of processes up with repeated images; an update made of them would exist
+        # for some numbers of processes only.
+        batches = len(guarded) // (args.batch_size * group.world_size)
+    batches -= batches % args.grad_accum_steps
+    if batches == 0:
+        update = args.batch_size * args.grad_accum_steps * group.world_size
+        raise DataError(f"an update takes {update} images, but there are {len(guarded)}: give a smaller --batch-size")
+    return Loader(loader, guarded, args.batch_size, batches)
+
+
+def val_loader(args: argparse.Namespace, dataset: Dataset, data_config: Mapping, group: Group) -> Loader:
+    """Return the loader of validation batches, in the dataset's order, process r of n taking images r, r + n, ..."""
+    batch_size = args.validation_batch_size or args.batch_size
+    loader = create_loader(
+        dataset,
+        input_size=data_config["input_size"],
+        batch_size=batch_size,
+        is_training=False,
+        interpolation=data_config["interpolation"],
+        crop_pct=data_config["crop_pct"],
+        **_common(args, data_config, group),
+    )
+    return Loader(loader, dataset, batch_size, len(loader))
+
+
+def _common(args: argparse.Namespace, data_config: Mapping, group: Group) -> dict:
+    return {
+        "mean": data_config["mean"],
+        "std": data_config["std"],
+        "num_workers": args.workers,
+        "distributed": True,
+        "pin_memory": args.pin_mem and group.device.type == "cuda",
+        "device": group.device,
+        "img_dtype": torch.float32,
+        "use_prefetcher": not args.no_prefetcher,
+        # New loader processes each epoch: their random numbers then follow from the epoch's seed alone.
+        "persistent_workers": False,
+        "worker_seeding": args.worker_seeding,
+    }
+
+
+def mixup_arguments(args: argparse.Namespace, num_classes: int) -> dict:
+    """Return the arguments of timm's mixup and cutmix."""
+    return {
+        "mixup_alpha": args.mixup,
+        "cutmix_alpha": args.cutmix,
+        "cutmix_minmax": args.cutmix_minmax,
+        "prob": args.mixup_prob,
+        "switch_prob": args.mixup_switch_prob,
+        "mode": args.mixup_mode,
+        "label_smoothing": args.smoothing,
+        "num_classes": num_classes,
+    }
+
+
+def batch_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
+    """Return timm's mixup for whole batches, where the loader does not do it already."""
+    return Mixup(**mixup_arguments(args, num_classes)) if mixes(args) and args.no_prefetcher else None

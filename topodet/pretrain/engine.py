@@ -1,0 +1,324 @@
+"""One epoch of training and one evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad
+from torch import Tensor, nn
+
+from topodet import connectivity
+from topodet.errors import DataError, TopodetError
+from topodet.pretrain.data import Loader
+from topodet.pretrain.group import Group
+from topodet.pretrain.guard import NO_TARGET
+from topodet.pretrain.log import Progress, Records
+
+
+class DivergedError(TopodetError, ArithmeticError):
+    """The loss or a weight is no finite number any more."""
+
+
+@dataclass
+class Training:
+    """Everything that one run trains with.
+
+    Attributes:
+        model: the bare network, which is saved.
+        forward: the same network as it is called: compiled, if asked.
+        parallel: `forward` with the gradients averaged over the processes.
+        loss: task loss of (logits [B, classes], targets).
+        autocast: context of the forward pass.
+        sparsity, sparsity_weight: the penalty on the edges.
+    """
+
+    group: Group
+    model: nn.Module
+    forward: nn.Module
+    parallel: nn.Module
+    model_ema: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    scaler: NativeScaler | None
+    loss: nn.Module
+    autocast: Callable[[], contextlib.AbstractContextManager]
+    loader: Loader
+    mixup: Mixup | None
+    mixup_off_epoch: int
+    sparsity: str
+    sparsity_weight: float
+    grad_accum_steps: int
+    clip_grad: float | None
+    clip_mode: str
+    channels_last: bool
+    seed: int
+    log_interval: int
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+        return self.loader.batches // self.grad_accum_steps
+
+
+def seed_all(*numbers: int) -> None:
+    """Seed every random generator of this process from a few numbers, the same way each time."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - timm's augmentations draw from the global generator
+    random.seed(seed)
+
+
+def autocast_context(
+    device: torch.device, dtype: torch.dtype | None
+) -> Callable[[], contextlib.AbstractContextManager]:
+    """Return what the forward pass runs in: autocast to `dtype`, or nothing for None."""
+    if dtype is None:
+        return contextlib.nullcontext
+    return partial(torch.autocast, device_type=device.type, dtype=dtype)
+
+
+def train_epoch(
+    training: Training, epoch: int, progress: Progress, records: Records | None, last_checkpoint: str
+) -> dict[str, float]:
+    """Train one epoch, which depends on the weights, the seed and `epoch` alone.
+
+    Returns:
+        train_loss, penalty (already weighted), train_top1 in percent, lr of the last update, images_per_s, bad_images.
+
+    Raises:
+        DivergedError: the loss is no finite number; names the update and `last_checkpoint`.
+        DataError: an image cannot be read and the run is to stop then.
+    """
+    seed_all(training.seed, epoch, training.group.rank)
+    training.loader.set_epoch(epoch)
+    if training.mixup_off_epoch and epoch >= training.mixup_off_epoch:
+        training.loader.set_mixup(False)
+        if training.mixup is not None:
+            training.mixup.mixup_enabled = False
+    training.parallel.train()
+    training.scheduler.step(epoch)
+
+    updates = training.updates_per_epoch
+    watch = _Watch(training, epoch, progress, records, last_checkpoint)
+    progress.start_epoch(epoch)
+    try:
+        batches = _unwrapped(training.loader)
+        for update in range(updates):
+            done = epoch * updates + update
+            training.scheduler.step_update(done)
+            sums = _update(training, batches)
+            if training.model_ema is not None:
+                training.model_ema.update(training.model, step=done + 1)
+            watch.add(sums, training.optimizer.param_groups[0]["lr"])
+            progress.step()
+            if (update + 1) % training.log_interval == 0 or update + 1 == updates:
+                watch.report(update + 1)
+    finally:
+        progress.end_epoch()
+    if hasattr(training.optimizer, "sync_lookahead"):
+        training.optimizer.sync_lookahead()
+    return watch.result()
+
+
+def _update(training: Training, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    """Make one optimiser step; return the means [task loss, weighted penalty, share right] over its images."""
+    parts = training.grad_accum_steps
+    sums = torch.zeros(3, device=training.group.device)
+    training.optimizer.zero_grad()
+    for part in range(parts):
+        images, targets = _next(batches)
+        if training.group.device.type != images.device.type:
+            images, targets = images.to(training.group.device), targets.to(training.group.device)
+        if training.mixup is not None:
+            images, targets = training.mixup(images, targets)
+        if training.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        last = part == parts - 1
+        waits = not last and training.group.world_size > 1
+        with training.parallel.no_sync() if waits else contextlib.nullcontext():
+            with training.autocast():
+                logits = training.parallel(images)
+                task = training.loss(logits, targets)
+            # Outside of autocast: the penalty sums many small numbers.
+            penalty = _penalty(training)
+            _backward(training, (task + penalty) / parts, step=last)
+        with torch.no_grad():
+            classes = targets.argmax(1) if targets.ndim == 2 else targets
+            right = (logits.argmax(1) == classes).float().mean()
+            sums += torch.stack([task.float(), penalty.float(), right]) / parts
+    return sums
+
+
+def _unwrapped(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches; a DataError of a loader process loses that process's traceback, which wraps its message."""
+    try:
+        yield from loader
+    except DataError as error:
+        raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from None
+
+
+def _next(batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    batch = next(batches, None)
+    if batch is None:
+        raise DataError(
+            "the training data ended before the epoch did: give the true number of images with --train-num-samples"
+        )
+    return batch
+
+
+def _penalty(training: Training) -> Tensor:
+    if training.sparsity == "none":
+        return torch.zeros((), device=training.group.device)
+    return training.sparsity_weight * connectivity.penalty(training.model, training.sparsity)
+
+
+def _backward(training: Training, loss: Tensor, step: bool) -> None:
+    parameters = list(training.model.parameters())
+    if training.scaler is not None:
+        training.scaler(
+            loss,
+            training.optimizer,
+            clip_grad=training.clip_grad,
+            clip_mode=training.clip_mode,
+            parameters=parameters,
+            need_update=step,
+        )
+        return
+    loss.backward()
+    if step:
+        if training.clip_grad is not None:
+            dispatch_clip_grad(parameters, value=training.clip_grad, mode=training.clip_mode)
+        training.optimizer.step()
+
+
+class _Watch:
+    """Gathers what the updates of an epoch yield, and looks at it only at reports, so that a GPU need not wait."""
+
+    def __init__(
+        self, training: Training, epoch: int, progress: Progress, records: Records | None, last_checkpoint: str
+    ) -> None:
+        self.training = training
+        self.epoch = epoch
+        self.progress = progress
+        self.records = records
+        self.last_checkpoint = last_checkpoint
+        self._pending: list[Tensor] = []
+        self._lrs: list[float] = []
+        self._rows: list[list[float]] = []
+        self._started = self._reported = time.monotonic()
+
+    def add(self, sums: Tensor, lr: float) -> None:
+        self._pending.append(sums)
+        self._lrs.append(lr)
+
+    def report(self, update: int) -> None:
+        """Show the mean over all processes of what came since the last report; `update` counts from 1."""
+        group = self.training.group
+        rows = (group.sum(torch.stack(self._pending)) / group.world_size).tolist()
+        first = update - len(rows) + 1
+        for offset, row in enumerate(rows):
+            if not np.isfinite(row).all():
+                self._stop(first + offset, row, self._lrs[offset])
+        now = time.monotonic()
+        speed = len(rows) * self._images_per_update() / (now - self._reported)
+        self._reported = now
+        mean = np.mean(rows, axis=0)
+        lr = self._lrs[-1]
+        self.progress.report(update, mean[0], mean[1], 100 * mean[2], speed, lr)
+        if self.records is not None:
+            before = self.epoch * self.training.updates_per_epoch
+            names = ("loss", "penalty", "top1", "lr")
+            values = [(row[0], row[1], 100 * row[2], lr) for row, lr in zip(rows, self._lrs)]
+            self.records.updates(before + first, [dict(zip(names, value)) for value in values])
+        self._rows += rows
+        self._pending.clear()
+        self._lrs.clear()
+        self._lr = lr
+
+    def result(self) -> dict[str, float]:
+        group = self.training.group
+        mean = np.mean(self._rows, axis=0)
+        bad = group.sum(torch.tensor([self.training.loader.bad_images], device=group.device))
+        return {
+            "train_loss": float(mean[0]),
+            "penalty": float(mean[1]),
+            "train_top1": float(100 * mean[2]),
+            "lr": float(self._lr),
+            "images_per_s": len(self._rows) * self._images_per_update() / (self._reported - self._started),
+            "bad_images": int(bad),
+        }
+
+    def _images_per_update(self) -> int:
+        training = self.training
+        return training.loader.batch_size * training.grad_accum_steps * training.group.world_size
+
+    def _stop(self, update: int, row: list[float], lr: float) -> None:
+        updates = self.training.updates_per_epoch
+        raise DivergedError(
+            f"the loss is {row[0] + row[1]} in epoch {self.epoch}, update {update} of {updates} (update "
+            f"{self.epoch * updates + update} of the run) at learning rate {lr:.3g}. {self.last_checkpoint}. "
+            "Try a lower --lr, a longer --warmup-epochs or --clip-grad 1, and --amp-dtype bfloat16 with --amp"
+        )
+
+
+def check_finite(model: nn.Module, epoch: int, last_checkpoint: str) -> None:
+    """Refuse to go on, and so to save, when a weight or buffer of the model is no finite number.
+
+    Raises:
+        DivergedError: names the tensor and `last_checkpoint`.
+    """
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise DivergedError(
+                f"{name!r} holds a value that is not finite after the last update of epoch {epoch}. {last_checkpoint}. "
+                "Try a lower --lr, a longer --warmup-epochs or --clip-grad 1"
+            )
+
+
+@torch.no_grad()
+def evaluate(training: Training, forward: nn.Module, loader: Loader) -> dict[str, float]:
+    """Return loss, top1 and top5 (percent) over every image of the dataset once, in any number of processes.
+
+    Raises:
+        DataError: an image cannot be read and the run is to stop then, or none can.
+    """
+    group = training.group
+    forward.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=group.device)
+    place = group.rank
+    for images, targets in _unwrapped(loader):
+        images, targets = images.to(group.device), targets.to(group.device)
+        if training.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with training.autocast():
+            logits = forward(images)
+        # The sampler repeats images so that each process has as many; images that stand in for others count neither.
+        places = place + group.world_size * torch.arange(len(targets), device=group.device)
+        place += group.world_size * len(targets)
+        counts = targets != NO_TARGET
+        if loader.count is not None:
+            counts &= places < loader.count
+        sums += _scores(logits[counts].float(), targets[counts])
+    loss, top1, top5, count = group.sum(sums).tolist()
+    if not count:
+        raise DataError("no image of the validation split can be read")
+    return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
+
+
+def _scores(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the sums [loss, top-1 right, top-5 right, images] of a batch, float64."""
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
+    loss = F.cross_entropy(logits, targets, reduction="sum")
+    return torch.stack(
+        [loss, ranked[:, 0].sum(), ranked.sum(), torch.tensor(len(targets), device=loss.device)]
+    ).double()

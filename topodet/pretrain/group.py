@@ -1,0 +1,90 @@
+"""The processes of a run and the device of each. One process is a group of one, so that all code below has one path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from topodet.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among all processes of the run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def primary(self) -> bool:
+        """Tell whether this process writes files and reports."""
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Add `values` up over all processes, in place, and return them."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def share(self, value: object) -> object:
+        """Return the first process's `value` in every process."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join(device: str | None) -> Iterator[Group]:
+    """Join the processes that torchrun started, or be a group of one, and leave it at the end.
+
+    Args:
+        device: "cuda", "cpu", or None for cuda where there is one. torchrun's LOCAL_RANK picks the GPU.
+
+    Raises:
+        ConfigError: a device that is unknown or not there.
+    """
+    here = _device(device)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    backend = "nccl" if here.type == "cuda" else "gloo"
+    if world_size > 1:
+        dist.init_process_group(backend)
+        rank = dist.get_rank()
+    else:
+        rank = 0
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield Group(rank, world_size, here)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str | None) -> torch.device:
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {name!r}: give cuda or cpu") from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise ConfigError(f"device {name!r} is not supported: give cuda or cpu")
+    count = torch.cuda.device_count()
+    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    if index >= count:
+        raise ConfigError(f"device {name!r}: process {index} of this machine has no GPU, {count} are there")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device

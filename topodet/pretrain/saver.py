@@ -1,0 +1,146 @@
+"""Checkpoints of a run: timm's files and rules, written so that a kill or a full disk never costs a whole one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler
+
+from topodet.errors import WeightsError
+from topodet.files import atomic_torch_save
+
+LAST = "last.pth.tar"
+
+_REQUIRED = ("arch", "state_dict", "optimizer", "epoch", "args", "history", "data")
+
+
+class Saver(CheckpointSaver):
+    """timm's saver (last, best, and the best few by epoch) for files of tensors and plain types only.
+
+    Args:
+        folder: where the files go.
+        model: the bare model, without wrappers.
+        facts: what every checkpoint of the run holds besides the training state: arch, args, data_config and so on.
+        history: the rows of all finished epochs; the caller appends to this very list.
+        decreasing: a lower metric is better.
+        max_history: number of best checkpoints to keep.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        model_ema: ModelEmaV3 | None,
+        amp_scaler: NativeScaler | None,
+        *,
+        facts: Mapping,
+        history: list[dict],
+        decreasing: bool,
+        max_history: int,
+    ) -> None:
+        super().__init__(
+            model,
+            optimizer,
+            model_ema=model_ema,
+            amp_scaler=amp_scaler,
+            checkpoint_dir=str(folder),
+            recovery_dir=str(folder),
+            decreasing=decreasing,
+            max_history=max_history,
+        )
+        self.facts = dict(facts)
+        self.history = history
+
+    def save_epoch(self, epoch: int, metric: float | None) -> None:
+        """Save the state after `epoch` as the last one and, given its metric, as one of the best if it is.
+
+        Raises:
+            OSError: the disk is full, say; the checkpoints that were there are whole.
+        """
+        if metric is None:
+            atomic_torch_save(self._state(epoch, metric), self.last)
+        else:
+            self.save_checkpoint(epoch, metric)
+
+    def restore(self, metrics: Iterable[tuple[int, float]]) -> None:
+        """Know the best checkpoints of earlier epochs again, from (epoch, metric) and the files that are there."""
+        for epoch, metric in metrics:
+            if self.best_metric is None or self.cmp(metric, self.best_metric):
+                self.best_metric, self.best_epoch = metric, epoch
+            path = Path(self.checkpoint_dir) / f"{self.save_prefix}-{epoch}{self.extension}"
+            if path.exists():
+                self.checkpoint_files.append((str(path), metric))
+        self.checkpoint_files.sort(key=lambda file: file[1], reverse=not self.decreasing)
+
+    @property
+    def last(self) -> Path:
+        """The file of the last epoch."""
+        return Path(self.checkpoint_dir) / LAST
+
+    def _state(self, epoch: int, metric: float | None) -> dict:
+        state = {
+            **self.facts,
+            "epoch": epoch,
+            "version": 2,
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+        }
+        if self.model_ema is not None:
+            state["state_dict_ema"] = self.model_ema.module.state_dict()
+        if self.amp_scaler is not None:
+            state[self.amp_scaler.state_dict_key] = self.amp_scaler.state_dict()
+        if metric is not None:
+            state["metric"] = metric
+        return state
+
+    def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
+        atomic_torch_save(self._state(epoch, metric), save_path)
+
+    def _replace(self, src: str, dst: str) -> None:
+        os.replace(src, dst)
+
+    def _duplicate(self, src: str, dst: str) -> None:
+        # timm removes the old file first; a kill between the two steps would leave none.
+        temporary = f"{dst}.tmp"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        if self.can_hardlink:
+            try:
+                os.link(src, temporary)
+                os.replace(temporary, dst)
+                return
+            except OSError:
+                self.can_hardlink = False
+        super()._duplicate(src, temporary)
+        os.replace(temporary, dst)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Read a checkpoint of `Saver`.
+
+    Raises:
+        WeightsError: the file is missing, damaged, holds more than tensors and plain types, or is another kind.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"there is no checkpoint {str(path)!r} to resume from") from None
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"cannot read the checkpoint {str(path)!r}: {reason}. It is damaged or no checkpoint"
+        ) from error
+    missing = [key for key in _REQUIRED if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise WeightsError(
+            f"{str(path)!r} is no checkpoint of a pretraining run (no {', '.join(missing)}); "
+            "to start a new run with its weights give --initial-checkpoint"
+        )
+    return state
