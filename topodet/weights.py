@@ -128,8 +128,8 @@ def read(source: str | os.PathLike, *, check_hash: bool = True) -> WeightsFile:
         digest = sha256(path)
         if not digest.startswith(match[1]):
             raise WeightsError(
-                f"{path} is damaged or was changed: its name says SHA-256 {match[1]}..., its bytes have {digest[:8]}...; "
-                "fetch it again, or rename it if you changed it yourself"
+                f"{path} is damaged or was changed: its name says SHA-256 {match[1]}..., its bytes have "
+                f"{digest[:8]}...; fetch it again, or rename it if you changed it yourself"
             )
     if path.suffix == ".safetensors":
         content, card = _read_safetensors(path, check_hash)
@@ -357,8 +357,8 @@ def _read_torch(path: Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated or no torch file ({error}); fetch or "
-            "save it again"
+            f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated or no torch file ({error}); "
+            "fetch or save it again"
         ) from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected a state dict or a checkpoint")
