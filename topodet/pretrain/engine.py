@@ -248,14 +248,13 @@ class _Watch:
     def result(self) -> dict[str, float]:
         group = self.training.group
         mean = np.mean(self._rows, axis=0)
-        bad = group.sum(torch.tensor([self.training.loader.bad_images], device=group.device))
         return {
             "train_loss": float(mean[0]),
             "penalty": float(mean[1]),
             "train_top1": float(100 * mean[2]),
             "lr": float(self._lr),
             "images_per_s": len(self._rows) * self._images_per_update() / (self._reported - self._started),
-            "bad_images": int(bad),
+            "bad_images": group.total(self.training.loader.bad_images),
         }
 
     def _images_per_update(self) -> int:
@@ -308,17 +307,18 @@ def evaluate(training: Training, forward: nn.Module, loader: Loader) -> dict[str
         counts = targets != NO_TARGET
         if loader.count is not None:
             counts &= places < loader.count
-        sums += _scores(logits[counts].float(), targets[counts])
+        sums += _scores(logits.float(), targets, counts)
     loss, top1, top5, count = group.sum(sums).tolist()
     if not count:
         raise DataError("no image of the validation split can be read")
     return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
 
 
-def _scores(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the sums [loss, top-1 right, top-5 right, images] of a batch, float64."""
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
-    loss = F.cross_entropy(logits, targets, reduction="sum")
-    return torch.stack(
-        [loss, ranked[:, 0].sum(), ranked.sum(), torch.tensor(len(targets), device=loss.device)]
-    ).double()
+def _scores(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """Return the sums [loss, top-1 right, top-5 right, images] over the images that count, float64."""
+    targets = targets.clamp(min=0)
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    right = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
+    scores = torch.stack([losses, right[:, 0], right.any(dim=1), torch.ones_like(losses)]).double()
+    # Not a product: a loss that is left out may be infinite.
+    return torch.where(counts, scores, 0.0).sum(dim=1)

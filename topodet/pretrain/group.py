@@ -32,6 +32,10 @@ class Group:
             dist.all_reduce(values)
         return values
 
+    def total(self, value: int) -> int:
+        """Return the sum of each process's `value`."""
+        return int(self.sum(torch.tensor([value], device=self.device)))
+
     def share(self, value: object) -> object:
         """Return the first process's `value` in every process."""
         if self.world_size == 1:
@@ -58,15 +62,12 @@ def join(device: str | None) -> Iterator[Group]:
     """
     here = _device(device)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    backend = "nccl" if here.type == "cuda" else "gloo"
     if world_size > 1:
-        dist.init_process_group(backend)
-        rank = dist.get_rank()
+        dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
     else:
-        rank = 0
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        yield Group(rank, world_size, here)
+        yield Group(dist.get_rank(), world_size, here)
     finally:
         dist.destroy_process_group()
 

@@ -309,6 +309,10 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError("--jsd-loss compares views of an image: give --aug-splits 2 or more")
     if args.aug_splits and mixes(args):
         raise ConfigError("--aug-splits cannot be combined with --mixup or --cutmix: leave one out")
+    if mixes(args) and args.batch_size % 2:
+        raise ConfigError(f"--mixup and --cutmix pair images: --batch-size must be even, not {args.batch_size}")
+    if args.in_chans and args.input_size and args.in_chans != args.input_size[0]:
+        raise ConfigError(f"--in-chans {args.in_chans} contradicts --input-size {args.input_size}: leave one out")
     if args.jsd_loss and args.bce_loss:
         raise ConfigError("--jsd-loss and --bce-loss are two losses: leave one out")
 

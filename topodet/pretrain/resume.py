@@ -59,7 +59,7 @@ def check_same_run(saved: Mapping, given: Mapping, path: str) -> None:
     Raises:
         ConfigError: an option that makes it another run, each named with both values.
     """
-    differing = [key for key in given if key not in _FREE and saved.get(key) != given[key]]
+    differing = [key for key in given if key in saved and key not in _FREE and saved[key] != given[key]]
     inexact = [key for key in differing if key in _INEXACT]
     if _global_batch(saved) == _global_batch(given):
         inexact += [key for key in differing if key in _BATCH]

@@ -111,15 +111,16 @@ def _run(args: argparse.Namespace, group: Group) -> list[dict]:
         start = checkpoint["epoch"] + 1
         _restore(training, checkpoint, path)
         saver.restore((row["epoch"], row["metric"]) for row in history[:-1] if row["metric"] is not None)
+    records = None
     if group.primary:
         _tell(args, training, counts, epochs, start, folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(".*.tmp"):
+            unfinished.unlink()  # what a killed process was writing
         atomic_write(folder / "args.yaml", yaml.safe_dump(options))
         if checkpoint is not None:
             # The kill may have come between the files of the last epoch: write them all again.
             saver.save_epoch(start - 1, history[-1]["metric"])
-    records = None
-    if group.primary:
         records = Records(folder, model, args.figure_interval, start * training.updates_per_epoch)
         records.summary(history)
     try:
@@ -155,7 +156,10 @@ def _epochs(
             if training.model_ema is not None and not args.model_ema_force_cpu:
                 distribute_bn(training.model_ema.module, group.world_size, args.dist_bn == "reduce")
         validates = val_loader is not None and ((epoch + 1) % args.val_interval == 0 or epoch + 1 == epochs)
-        row |= _validate(args, training, val_loader, epoch) if validates else {}
+        if validates:
+            scores, bad_images = _validate(args, training, val_loader, epoch)
+            row |= scores
+            row["bad_images"] += bad_images
         row |= {f"edges_{name}": share for name, share in connectivity.sparsity(training.model).items()}
         row["seconds"] = time.monotonic() - began
         row["metric"] = _metric(row, args.eval_metric, val_loader is not None)
@@ -168,13 +172,16 @@ def _epochs(
             _logger.info("epoch %d/%d  %s", epoch, epochs - 1, _text(row))
 
 
-def _validate(args: argparse.Namespace, training: Training, loader: data.Loader, epoch: int) -> dict[str, float]:
+def _validate(
+    args: argparse.Namespace, training: Training, loader: data.Loader, epoch: int
+) -> tuple[dict[str, float], int]:
+    """Return the scores of the weights and of their average, and how many images could not be read."""
     loader.set_epoch(epoch)
     row = {f"eval_{name}": value for name, value in evaluate(training, training.forward, loader).items()}
     if training.model_ema is not None and not args.model_ema_force_cpu:
         scores = evaluate(training, training.model_ema.module, loader)
         row |= {f"ema_eval_{name}": value for name, value in scores.items()}
-    return row
+    return row, training.group.total(loader.bad_images)
 
 
 def _metric(row: dict, name: str, validates: bool) -> float | None:
@@ -187,7 +194,7 @@ def _metric(row: dict, name: str, validates: bool) -> float | None:
 def _text(row: dict) -> str:
     parts = []
     for name, value in row.items():
-        if name not in ("epoch", "metric") and value is not None:
+        if name not in ("epoch", "metric"):
             parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
     return "  ".join(parts)
 
@@ -218,13 +225,14 @@ def _find_checkpoint(args: argparse.Namespace, folder: Path, group: Group) -> tu
         path = folder / LAST if args.resume == "auto" else Path(args.resume) if args.resume else None
         if args.resume == "auto" and not path.exists():
             path = None
+        own = args.resume == "auto" or (path is not None and path.parent.resolve() == folder.resolve())
+        if (folder / LAST).exists() and not own:
+            raise ConfigError(
+                f"{folder} holds the checkpoints of another run: go on with that one by --resume auto, or give this "
+                "one a new --experiment name"
+            )
         if path is not None:
             state = read_checkpoint(path)
-        elif any(folder.glob("*.pth.tar")):
-            raise ConfigError(
-                f"{folder} holds checkpoints of another run: go on with it by --resume auto, or give this one another "
-                "--experiment name"
-            )
     return group.share((path, state))
 
 
@@ -382,6 +390,9 @@ def _tell(args: argparse.Namespace, training: Training, counts: dict, epochs: in
         training.group.world_size,
         training.group.device.type,
     )
+    if start == epochs:
+        _logger.info("all %d epochs are done: nothing is left to train", epochs)
+        return
     _logger.info(
         "epochs %d to %d of %d updates; peak learning rate %.4g; files in %s",
         start,
