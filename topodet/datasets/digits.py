@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _SETTINGS = "settings.json"
 _MAX_ROTATION = 15.0  # degrees
-# Luminance (0..255) between a digit's ink and the mean of the background under it. The background's own clutter stays
-# within about half of this, so that ink is the strongest edge of a scene.
-_MIN_CONTRAST = 100.0
+# How much darker (in luminance, 0..255) a digit's ink is than the mean of the background under it. The clutter stays
+# within about half of that, so that ink is the strongest edge of a scene. Ink is always the darker side: trained on the
+# default folders, toponet_nano tells 88 % of the val digits after 16 epochs; with light ink on dark ground as well,
+# 81 % after 25.
+_CONTRAST = (100.0, 170.0)
 # How much of the smaller of two digits' boxes may lie in the other. It implies IoU <= 0.15 / 1.85 < 0.1, and unlike a
 # bound on IoU it also forbids a small digit inside the hole of a large 0.
 _MAX_OVERLAP = 0.15
@@ -81,14 +83,14 @@ def split_digits(seed: int = 0, val_share: float = 0.25) -> tuple[np.ndarray, np
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Draw a cluttered background, [height, width, 3] float32 in 0..255.
+    """Draw a light, cluttered background, [height, width, 3] float32 in 0..255.
 
-    A gradient, blobs, boxes, lines and noise. Their luminance stays near that of the gradient, so that a digit can
-    always be given clearly more contrast than the clutter has.
+    A gradient, blobs, boxes, lines and noise. Their luminance stays near that of the gradient, so that ink can always
+    be clearly darker than the clutter.
     """
     from PIL import Image, ImageDraw, ImageFilter
 
-    level = rng.uniform(35, 220)
+    level = rng.uniform(160, 230)
 
     def colour(spread: float) -> tuple[int, ...]:
         return tuple(np.rint(_colour(rng, float(np.clip(level + rng.uniform(-spread, spread), 0, 255)))).astype(int))
@@ -122,7 +124,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
                 (canvas.ellipse if kind == 0 else canvas.rectangle)(corners, fill=value)
     opacity = opacity.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
     image = np.asarray(Image.composite(layer, image, opacity), dtype=np.float32)
-    noise = rng.standard_normal((height, width, 3), dtype=np.float32) * rng.uniform(2, 9)
+    noise = rng.standard_normal((height, width, 3), dtype=np.float32) * rng.uniform(2, 7)
     return np.clip(image + noise, 0, 255)
 
 
@@ -160,13 +162,11 @@ def _tight(mask: np.ndarray) -> tuple[slice, slice]:
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, opacity: np.ndarray, x: int, y: int) -> None:
-    """Paint ink of a contrasting colour onto `canvas` ([H, W, 3], changed in place) top left corner at x, y."""
+    """Paint ink of a random dark colour onto `canvas` ([H, W, 3], changed in place) top left corner at x, y."""
     h, w = opacity.shape
     patch = canvas[y : y + h, x : x + w]
     under = float((patch @ _LUMINANCE)[opacity >= 0.5].mean())
-    step = rng.uniform(_MIN_CONTRAST, 1.7 * _MIN_CONTRAST)
-    luminance = max(under - step, 0.0) if under > 127.5 else min(under + step, 255.0)
-    patch += opacity[..., None] * (_colour(rng, luminance) - patch)
+    patch += opacity[..., None] * (_colour(rng, max(under - rng.uniform(*_CONTRAST), 0.0)) - patch)
 
 
 def _to_image(canvas: np.ndarray) -> Image.Image:
