@@ -248,8 +248,8 @@ def _create_model(args: argparse.Namespace, num_classes: int, channels: int, gro
             drop_path_rate=args.drop_path,
             **args.model_kwargs,
         )
-    except TypeError as error:
-        raise ConfigError(f"--model {args.model} does not take the arguments given: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--model {args.model} cannot be made with the arguments given: {error}") from error
     if args.initial_checkpoint:
         _load_initial(model, args.initial_checkpoint)
     if args.sparsity != "none":

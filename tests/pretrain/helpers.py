@@ -1,0 +1,74 @@
+"""What the tests of pretraining share: tiny image folders, runs in this process and in one of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from topodet.pretrain.options import parse
+from topodet.pretrain.run import run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_images(root: Path, splits: dict[str, int], classes: int = 3, seed: int = 0) -> Path:
+    """Write `root/SPLIT/classN/I.{png,jpg}` of 32x32: class n is bright in channel n."""
+    rng = np.random.default_rng(seed)
+    for split, count in splits.items():
+        for label in range(classes):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 80, (32, 32, 3), dtype=np.uint8)
+                pixels[..., label % 3] += 150
+                Image.fromarray(pixels).save(folder / f"{index:02d}.{'png' if index % 2 else 'jpg'}")
+    return root
+
+
+def options(images: Path, output: Path, *more: str) -> list[str]:
+    return [
+        *("--data-dir", str(images), "--output", str(output), "--model", "toponet_nano", "--img-size", "32"),
+        *("--batch-size", "8", "--epochs", "2", "--warmup-epochs", "0", "--lr", "0.05", "--workers", "0"),
+        *("--log-interval", "1", "--figure-interval", "0", "--device", "cpu"),
+        *more,
+    ]
+
+
+def train(images: Path, output: Path, *more: str) -> list[dict]:
+    return run(parse(options(images, output, *more)))
+
+
+def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    """Start the entry point as its users do, as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(ROOT / "tools" / "pretrain.py"), *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def curve(output: Path, name: str = "step/loss") -> list[float]:
+    """Return a value of each update, in order, as TensorBoard shows it."""
+    board = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0})
+    board.Reload()
+    points = board.Scalars(name)
+    assert [point.step for point in points] == list(range(1, len(points) + 1))
+    return [point.value for point in points]
+
+
+def assert_same_tensors(left: dict, right: dict) -> None:
+    assert left.keys() == right.keys()
+    differing = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not differing

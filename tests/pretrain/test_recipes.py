@@ -1,0 +1,73 @@
+"""Every recipe under configs/pretrain is read, and builds what it names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+
+from topodet import connectivity
+from topodet.pretrain.group import Group
+from topodet.pretrain.options import parse
+from topodet.pretrain.run import _create_model, _create_optimizer, _scaled_lr, run
+
+from .helpers import ROOT, options
+
+RECIPES = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
+TABLE4 = [path for path in RECIPES if path.stem.endswith("_imagenet")]
+
+
+def test_a_recipe_for_each_row_of_table_4():
+    rows = "complete complete_alpha uniform adaptive residual2 residual3 residual4 random40 random60 random80 er ba ws"
+    names = {f"toponet50_{row}_imagenet" for row in rows.split()} | {"resnet50_imagenet"}
+    assert {path.stem for path in TABLE4} == names
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_builds(path):
+    args = parse(["-c", str(path)])
+    assert args.experiment == path.stem
+    group = Group(rank=0, world_size=1, device=torch.device("cpu"))
+    model = _create_model(args, num_classes=1000, channels=3, group=group)
+    optimizer = _create_optimizer(args, model, lr=0.1)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(len(value) for part in optimizer.param_groups for value in part["params"] if value.ndim == 1) > 0
+    assert sum(value.numel() for part in optimizer.param_groups for value in part["params"]) == parameters
+    learned = [part for part in optimizer.param_groups if part.get("name") == "alpha"]
+    assert all(part["weight_decay"] == 0 for part in learned)
+    assert bool(learned) == (args.model in ("toponet50", "toponet_nano"))
+    assert connectivity.penalty(model, args.sparsity) >= 0
+
+
+@pytest.mark.parametrize("path", TABLE4, ids=lambda path: path.stem)
+def test_is_the_papers_training(path):
+    args = parse(["-c", str(path)])
+    assert (args.epochs, args.img_size, args.weight_decay, args.smoothing) == (100, 224, 1e-4, 0.1)
+    assert (args.opt, args.momentum, args.sched) == ("sgd", 0.9, "cosine")  # timm's sgd is Nesterov's
+    eight = Group(rank=0, world_size=8, device=torch.device("cpu"))
+    assert args.batch_size * eight.world_size == 1024
+    assert _scaled_lr(args, eight) == pytest.approx(0.4)
+    assert args.sparsity == {"uniform": "uniform", "adaptive": "adaptive"}.get(path.stem.split("_")[1], "none")
+    assert args.sparsity_weight == 1e-4
+    assert args.drop is None
+
+
+def test_nesterov():
+    args = parse(["-c", str(ROOT / "configs/pretrain/toponet_nano_quick.yaml")])
+    model = torch.nn.Linear(2, 2)
+    optimizer = _create_optimizer(args, model, lr=0.1)
+    assert all(part["nesterov"] and part["momentum"] == 0.9 for part in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("name", ["toponet50_adaptive_imagenet", "toponet_nano_quick", "toponet_nano_tiny_imagenet75"])
+def test_trains(images, tmp_path, name):
+    recipe = str(ROOT / "configs" / "pretrain" / f"{name}.yaml")
+    small = ("--no-amp", "--epochs", "1", "--experiment", name)
+    if name.startswith("toponet50"):
+        small += ("--model-kwargs", "width=8")
+    argv = options(images, tmp_path, *small)
+    model = argv.index("--model")
+    del argv[model : model + 2]
+    rows = run(parse(["-c", recipe, *argv]))
+    assert len(rows) == 1
+    assert yaml.safe_load((tmp_path / name / "args.yaml").read_text())["model"] in ("toponet50", "toponet_nano")

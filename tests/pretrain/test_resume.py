@@ -1,0 +1,204 @@
+"""A run that is killed, at whatever moment, and resumed ends where it would have ended."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from topodet.errors import ConfigError, WeightsError
+from topodet.pretrain import main
+
+from .helpers import ROOT, assert_same_tensors, curve, load, options, start, train, write_images
+
+MORE = ("--epochs", "3", "--sparsity", "adaptive", "--model-ema", "--model-ema-warmup", "--checkpoint-hist", "2")
+
+
+def assert_same_run(left, right):
+    a, b = load(left / "last.pth.tar"), load(right / "last.pth.tar")
+    assert a["epoch"] == b["epoch"] == 2
+    assert_same_tensors(a["state_dict"], b["state_dict"])
+    assert_same_tensors(a["state_dict_ema"], b["state_dict_ema"])
+    rows = [list(csv.DictReader((folder / "summary.csv").open())) for folder in (left, right)]
+    for row in rows[0] + rows[1]:
+        del row["seconds"], row["images_per_s"]
+    assert rows[0] == rows[1]
+    assert curve(left) == curve(right)
+    names = [sorted(path.name for path in folder.iterdir() if path.name != "tensorboard") for folder in (left, right)]
+    assert names[0] == names[1]
+    best = [load(folder / "model_best.pth.tar") for folder in (left, right)]
+    assert best[0]["epoch"] == best[1]["epoch"]
+    assert_same_tensors(best[0]["state_dict"], best[1]["state_dict"])
+
+
+def test_killed_from_outside(images, tmp_path):
+    more = (*MORE, "--workers", "1", "--reprob", "0.3", "--mixup", "0.2")
+    train(images, tmp_path / "whole", *more)
+    process = start(*options(images, tmp_path / "killed", *more))
+    for line in process.stderr:
+        if line.startswith("epoch 1/2 [2/4]"):
+            process.kill()
+            break
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+    assert load(tmp_path / "killed" / "last.pth.tar")["epoch"] == 0
+    assert main(options(images, tmp_path / "killed", *more, "--resume", "auto")) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_killed_at_every_step(images, tmp_path):
+    """Each process kills itself one step later than the one before; steps are updates, renames and links of files."""
+    train(images, tmp_path / "whole", *MORE)
+    script = """
+        import os, signal, sys
+        from topodet.pretrain import engine, main
+
+        left = None
+
+        def dying(function):
+            def call(*args, **kwargs):
+                global left
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **kwargs)
+            return call
+
+        for steps in range(1, 16):
+            pid = os.fork()
+            if pid == 0:
+                left = steps
+                engine._update = dying(engine._update)
+                os.replace, os.link = dying(os.replace), dying(os.link)
+                os._exit(main(sys.argv[1:]))
+            print(os.waitpid(pid, 0)[1], flush=True)
+    """
+    argv = options(images, tmp_path / "killed", *MORE, "--resume", "auto")
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *argv],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    endings = done.stdout.split()
+    assert set(endings[:13]) == {str(int(signal.SIGKILL))}
+    assert main(argv) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.fixture(scope="module")
+def first_epoch(images, tmp_path_factory):
+    """A run of two epochs that ended after the first, by a kill as the second began."""
+    output = tmp_path_factory.mktemp("first_epoch")
+    train(images, output, "--model-ema")
+    state = load(output / "checkpoint-0.pth.tar")
+    for path in output.glob("*.pth.tar"):
+        path.unlink()
+    torch.save(state, output / "last.pth.tar")
+    return output
+
+
+@pytest.fixture
+def interrupted(first_epoch, tmp_path):
+    return shutil.copytree(first_epoch, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--model", "toponet_small"), "--model 'toponet_nano' -> 'toponet_small'"),
+        (("--batch-size", "4"), "--batch-size 8 -> 4"),
+        (("--grad-accum-steps", "2"), "--grad-accum-steps 1 -> 2"),
+        (("--seed", "1"), "--seed 42 -> 1"),
+        (("--opt", "adamw"), "--opt 'sgd' -> 'adamw'"),
+        (("--lr", "0.1", "--epochs", "9"), "--lr 0.05 -> 0.1, --epochs 2 -> 9"),
+        (("--sparsity", "uniform"), "--sparsity 'none' -> 'uniform'"),
+        (("--dataset", "torch/image_folder"), "--dataset '' -> 'torch/image_folder'"),
+    ],
+)
+def test_refuses_another_run(images, interrupted, more, message):
+    with pytest.raises(ConfigError, match="was trained with other options") as error:
+        train(images, interrupted, "--model-ema", "--resume", "auto", *more)
+    assert message in str(error.value)
+    assert "--initial-checkpoint" in str(error.value)
+    assert load(interrupted / "last.pth.tar")["epoch"] == 0
+
+
+def test_refuses_other_data(interrupted, tmp_path):
+    other = write_images(tmp_path / "other", {"train": 14, "validation": 7})
+    with pytest.raises(ConfigError, match="trained on other data: train_images 39 -> 42"):
+        train(other, interrupted, "--model-ema", "--resume", "auto")
+
+
+def test_names_what_makes_it_inexact(images, interrupted, caplog):
+    more = ("--workers", "1", "--batch-size", "4", "--grad-accum-steps", "2", "--log-interval", "3")
+    with caplog.at_level(logging.WARNING, logger="topodet"):
+        rows = train(images, interrupted, "--model-ema", "--resume", "auto", *more)
+    assert len(rows) == 2
+    warning = next(text for text in caplog.messages if text.startswith("resuming with"))
+    assert "--workers 0 -> 1" in warning
+    assert "--batch-size 8 -> 4, --grad-accum-steps 1 -> 2" in warning
+    assert "log-interval" not in warning
+
+
+def test_finished_run_is_left_alone(images, interrupted, capsys):
+    argv = options(images, interrupted, "--model-ema", "--resume", "auto")
+    assert main(argv) == 0
+    weights = load(interrupted / "last.pth.tar")["state_dict"]
+    assert main(argv) == 0
+    assert "all 2 epochs are done" in capsys.readouterr().err
+    assert_same_tensors(weights, load(interrupted / "last.pth.tar")["state_dict"])
+
+
+def test_new_run_does_not_overwrite(images, interrupted):
+    with pytest.raises(ConfigError, match="holds the checkpoints of another run.*--resume auto"):
+        train(images, interrupted)
+    assert load(interrupted / "last.pth.tar")["epoch"] == 0
+
+
+def test_resumes_from_a_file_into_another_folder(images, interrupted, tmp_path):
+    rows = train(images, tmp_path / "new", "--model-ema", "--resume", str(interrupted / "last.pth.tar"))
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert (tmp_path / "new" / "model_best.pth.tar").exists()
+
+
+def damaged(path, how):
+    data = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "pickle":
+        torch.save({"state_dict": logging.getLogger("payload")}, path)
+    elif how == "weights only":
+        torch.save({"state_dict": torch.load(path, weights_only=True)["state_dict"]}, path)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("truncated", "cannot read the checkpoint"),
+        ("empty", "cannot read the checkpoint"),
+        ("pickle", "cannot read the checkpoint.*[Ww]eights.only"),
+        ("weights only", r"no checkpoint of a pretraining run \(no arch, .*--initial-checkpoint"),
+    ],
+)
+def test_refuses_a_damaged_checkpoint(images, interrupted, how, message):
+    damaged(interrupted / "last.pth.tar", how)
+    with pytest.raises(WeightsError, match=message):
+        train(images, interrupted, "--model-ema", "--resume", "auto")
+
+
+def test_refuses_a_missing_checkpoint(images, tmp_path):
+    with pytest.raises(WeightsError, match=r"there is no checkpoint '.*gone.pth.tar' to resume from"):
+        train(images, tmp_path, "--resume", str(tmp_path / "gone.pth.tar"))
