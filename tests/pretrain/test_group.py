@@ -14,6 +14,7 @@ from .helpers import curve, load, options, start, train
 def test_two_processes_equal_one(images, tmp_path):
     # Normalisation within each image: batch statistics would depend on how a batch is divided.
     more = ("--no-aug", "--model-kwargs", "norm_layer=groupnorm1", "--sparsity", "adaptive", "--model-ema")
+    more += ("--lr", "0.01")
     rows = train(images, tmp_path / "one", *more)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     parts = ("--batch-size", "2", "--grad-accum-steps", "2")
