@@ -1,0 +1,27 @@
+import timm
+
+from tests.test_weights import checkpoint
+from tools import publish_model
+
+
+def test_it_writes_and_verifies_three_files(tmp_path, capsys):
+    path = checkpoint(tmp_path / "c.pth.tar", timm.create_model("toponet_nano", num_classes=2))
+    assert publish_model.main([str(path), "--output", str(tmp_path / "out"), "--name", "mine", "--notes", "x"]) == 0
+    out = capsys.readouterr().out
+    assert "147/147 tensors" in out
+    assert sorted(p.suffix for p in (tmp_path / "out").glob("mine-*")) == [".json", ".pth", ".safetensors"]
+
+
+def test_a_bad_checkpoint_is_told_without_traceback(tmp_path, capsys):
+    (tmp_path / "c.pth").write_bytes(b"no checkpoint")
+    assert publish_model.main([str(tmp_path / "c.pth"), "--output", str(tmp_path)]) == 1
+    assert "error: " in capsys.readouterr().err
+
+
+def test_an_unreachable_hub_keeps_the_files(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "none")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    path = checkpoint(tmp_path / "c.pth.tar", timm.create_model("toponet_nano", num_classes=2))
+    assert publish_model.main([str(path), "--output", str(tmp_path / "out"), "--hub", "somebody/toponet"]) == 1
+    assert "error: " in capsys.readouterr().err
+    assert len(list((tmp_path / "out").iterdir())) == 3
