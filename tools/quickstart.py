@@ -1,0 +1,212 @@
+#!/usr/bin/env python
+"""From a graph to boxes on real handwritten digits, on a CPU, in minutes and without a download.
+
+Pretrains toponet_nano with adaptive sparsity, publishes its backbone, draws a COCO-format set of digit scenes,
+fine-tunes Faster R-CNN with it through MMDetection's own tools/train.py, and once more from random initialisation,
+evaluates both with tools/test.py, and leaves numbers and pictures in runs/quickstart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from topodet import weights
+from topodet.analysis.plots import save_figures
+from topodet.analysis.results import average_precision_curves, contact_sheet, read_scalars
+from topodet.datasets.digits import write_digit_folders, write_digit_scenes
+from topodet.files import atomic_json, atomic_path
+
+ROOT = Path(__file__).resolve().parents[1]
+PRETRAIN_RECIPE = "configs/pretrain/toponet_nano_quick.yaml"
+DETECTOR_CONFIG = "configs/mmdet/faster-rcnn_toponet-nano_fpn_digits.py"
+LOADED = re.compile(r"topodet: (\d+)/(\d+) tensors")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pretrain-epochs", type=int, help="other than the recipe's")
+    parser.add_argument("--epochs", type=int, help="of fine-tuning, other than the config's")
+    parser.add_argument("--train-scenes", type=int, default=400)
+    parser.add_argument("--val-scenes", type=int, default=100)
+    args = parser.parse_args(argv)
+    os.chdir(ROOT)
+    try:
+        quickstart(args)
+    except subprocess.CalledProcessError as error:
+        print(f"error: {' '.join(map(str, error.cmd))} failed; its output is above", file=sys.stderr)
+        return 1
+    return 0
+
+
+def quickstart(args: argparse.Namespace) -> dict:
+    """Run every step and return the content of summary.json."""
+    out: Path = args.output
+    started = time.monotonic()
+    if out.exists():
+        shutil.rmtree(out)  # its own earlier result: what is there would otherwise be mixed with the new numbers
+
+    say(1, "data: digits to classify, scenes of digits to detect (scikit-learn's bundled set, no download)")
+    digits = write_digit_folders(out / "digits", seed=args.seed)
+    scenes = write_digit_scenes(out / "scenes", num_train=args.train_scenes, num_val=args.val_scenes, seed=args.seed)
+
+    say(2, "pretraining toponet_nano with adaptive sparsity")
+    pretrain = [sys.executable, "-m", "topodet.pretrain", "-c", PRETRAIN_RECIPE, "--data-dir", digits]
+    pretrain += ["--output", out, "--experiment", "pretrain", "--seed", args.seed]
+    if args.pretrain_epochs:
+        pretrain += ["--epochs", args.pretrain_epochs]
+    run(pretrain)
+
+    say(3, "publishing the backbone")
+    files = weights.publish(
+        out / "pretrain" / "model_best.pth.tar",
+        out / "published",
+        name="toponet_nano_digits",
+        notes="digits, quickstart",
+    )
+    backbone = weights.build(files.pth)
+    print(f"{files.pth}  {files.pth.stat().st_size / 1e6:.1f} MB")
+
+    say(4, "fine-tuning Faster R-CNN FPN with mmdet tools/train.py; from random initialisation beside it")
+    cores = os.cpu_count() or 1
+    # The two runs share the machine; a core each is faster than all cores for one after the other.
+    threads = {"OMP_NUM_THREADS": str(max(1, cores // 2))}
+    runs = {}
+    for name, pretrained in (("random_init", None), ("pretrained", files.pth)):
+        command = [*tool("train.py"), DETECTOR_CONFIG, "--work-dir", out / name, "--cfg-options"]
+        command += [f"data_root={scenes}/", f"randomness.seed={args.seed}", f"model.backbone.pretrained={pretrained}"]
+        if args.epochs:
+            command += [f"max_epochs={args.epochs}"]
+        runs[name] = Logged(command, out / f"{name}.log", show=name == "pretrained", environment=threads)
+    for logged in reversed(runs.values()):
+        logged.wait()
+    loaded = LOADED.search((out / "pretrained.log").read_text())
+
+    say(5, "evaluating both with mmdet tools/test.py, drawing detections")
+    scores = {}
+    for name in runs:
+        last = Path((out / name / "last_checkpoint").read_text())
+        command = [*tool("test.py"), DETECTOR_CONFIG, last, "--work-dir", out / name / "test"]
+        command += ["--cfg-options", f"data_root={scenes}/"]
+        if name == "pretrained":
+            command[4:4] = ["--show-dir", "detections"]
+        run(command, quiet=out / f"{name}_test.log")
+        scores[name] = read_scalars(out / name / "test")[-1]
+
+    pictures = out / "pictures"
+    shown = sorted((out / "pretrained" / "test").rglob("detections/**/*.jpg"))
+    (pictures / "detections").mkdir(parents=True)
+    for path in shown:
+        shutil.copy(path, pictures / "detections" / path.name)
+    contact_sheet(shown[:8], pictures / "detections.jpg", columns=2)
+    save_figures(backbone, pictures, "pretrained")
+    with atomic_path(pictures / "ap_curves.png") as temporary:
+        figure = average_precision_curves({name: read_scalars(out / name) for name in runs})
+        figure.savefig(temporary, format="png", dpi=130)
+
+    sparsity = json.loads(files.card.read_text())["sparsity"]
+    summary = {
+        "ap": scores["pretrained"]["coco/bbox_mAP"],
+        "ap50": scores["pretrained"]["coco/bbox_mAP_50"],
+        "ap75": scores["pretrained"]["coco/bbox_mAP_75"],
+        "ap_random_init": scores["random_init"]["coco/bbox_mAP"],
+        "ap50_random_init": scores["random_init"]["coco/bbox_mAP_50"],
+        "tensors_loaded": int(loaded[1]) if loaded else 0,
+        "tensors_total": int(loaded[2]) if loaded else len(backbone.state_dict()),
+        "edges_near_zero": sparsity["below_0.01"],
+        "edges_below": sparsity,
+        "minutes": round((time.monotonic() - started) / 60, 2),
+        "seed": args.seed,
+        "backbone": files.pth.name,
+    }
+    atomic_json(out / "summary.json", summary)
+    print(table(summary, out))
+    return summary
+
+
+def say(step: int, text: str) -> None:
+    """Announce a step."""
+    print(f"\n\033[1m[{step}/5] {text}\033[0m", flush=True)
+
+
+def tool(name: str) -> list:
+    """Return the command of one of MMDetection's own tools, as it is installed."""
+    import mmdet
+
+    return [sys.executable, Path(mmdet.__file__).parent / ".mim" / "tools" / name]
+
+
+def run(command: list, quiet: Path | None = None) -> None:
+    """Run a command to its end, its output on the terminal, or in the file `quiet` unless it fails."""
+    command = [str(part) for part in command]
+    if quiet is None:
+        subprocess.run(command, check=True)
+        return
+    with open(quiet, "w") as log:
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+    if code:
+        sys.stderr.write(quiet.read_text()[-4000:])
+        raise subprocess.CalledProcessError(code, command)
+
+
+class Logged:
+    """A command in the background with its output in a file, and its progress lines on the terminal if `show`."""
+
+    def __init__(self, command: list, log: Path, *, show: bool, environment: dict[str, str]):
+        self.command = [str(part) for part in command]
+        self.log = log
+        self.show = show
+        self.started = time.monotonic()
+        with open(log, "w") as file:
+            self.process = subprocess.Popen(
+                self.command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment}
+            )
+
+    def wait(self) -> None:
+        """Follow the log until the command ends.
+
+        Raises:
+            CalledProcessError: it failed; the end of the log has been printed.
+        """
+        with open(self.log) as file:
+            while True:
+                ended = self.process.poll() is not None
+                for line in file:
+                    if self.show and ("topodet" in line or "Epoch(" in line):
+                        print(line.rstrip().split(" - mmengine - INFO - ")[-1], flush=True)
+                if ended:
+                    break
+                time.sleep(0.5)
+        if self.process.returncode:
+            sys.stderr.write(self.log.read_text()[-4000:])
+            raise subprocess.CalledProcessError(self.process.returncode, self.command)
+
+
+def table(summary: dict, out: Path) -> str:
+    """Return the numbers as text for the terminal."""
+    rows = [
+        ("", "AP", "AP50"),
+        ("pretrained", f"{summary['ap']:.3f}", f"{summary['ap50']:.3f}"),
+        ("random initialisation", f"{summary['ap_random_init']:.3f}", f"{summary['ap50_random_init']:.3f}"),
+    ]
+    lines = [f"{name:24}{ap:>8}{ap50:>8}" for name, ap, ap50 in rows]
+    lines += [
+        f"{'tensors loaded':24}{summary['tensors_loaded']}/{summary['tensors_total']}",
+        f"{'edges with |alpha|<0.01':24}{summary['edges_near_zero']:.1%}",
+        f"{'minutes':24}{summary['minutes']:.1f}",
+        f"numbers: {out / 'summary.json'}; pictures: {out / 'pictures'}; curves: tensorboard --logdir {out}",
+    ]
+    return "\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+#!/usr/bin/env python
+"""Make the record of a finished run from what it wrote, for model_zoo.md: records/runs/NAME.json."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from topodet import records
+from topodet.errors import TopodetError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=["pretraining", "detector"])
+    parser.add_argument("folder", type=Path, help="of tools/pretrain.py, or the work folder of mmdet tools/train.py")
+    parser.add_argument("--data", required=True, help='in words; "ImageNet-1k..." and "COCO 2017..." head their tables')
+    parser.add_argument("--command", required=True, help="how to repeat the run")
+    parser.add_argument("--weights", default="", help="name of the published backbone that was made or used")
+    parser.add_argument("--config", help="detector: its config in this repository")
+    parser.add_argument("--initialisation", choices=["pretrained", "random"], help="detector: of the backbone")
+    parser.add_argument("--seed", type=int, help="detector: of the run")
+    parser.add_argument("--output", type=Path, default=ROOT / "records" / "runs")
+    args = parser.parse_args(argv)
+    if args.kind == "detector" and None in (args.config, args.initialisation, args.seed):
+        parser.error("a detector's record needs --config, --initialisation and --seed")
+    try:
+        if args.kind == "pretraining":
+            record = records.record_pretraining(
+                args.folder, data=args.data, command=args.command, published=args.weights
+            )
+        else:
+            record = records.record_detector(
+                args.folder,
+                config=args.config,
+                initialisation=args.initialisation,
+                data=args.data,
+                command=args.command,
+                seed=args.seed,
+                weights=args.weights,
+            )
+        print(records.save(record, args.output))
+    except (TopodetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

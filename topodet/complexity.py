@@ -1,0 +1,37 @@
+"""Parameters and multiply-adds of a network."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from .connectivity import wirings
+
+
+def parameters(model: nn.Module) -> tuple[int, int]:
+    """Return the number of parameters without edge weights, and of learned edge weights."""
+    alphas = sum(wiring.alpha.numel() for wiring in wirings(model).values() if wiring.learned)
+    return sum(p.numel() for p in model.parameters()) - alphas, alphas
+
+
+def multiply_adds(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> int:
+    """Return the multiply-adds of convolutions and linear layers for one image of `input_size` (C, H, W).
+
+    The convention of the paper's tables: normalisation, activations and the weighted sums are not counted. Runs on
+    the meta device, so that it costs no memory and leaves the model alone.
+    """
+    model = copy.deepcopy(model).to("meta").eval()
+    total = 0
+
+    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal total
+        total += output[0].numel() * module.weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.zeros(1, *input_size, device="meta"))
+    return total
