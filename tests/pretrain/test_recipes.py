@@ -7,9 +7,10 @@ import torch
 import yaml
 
 from topodet import connectivity
+from topodet.pretrain.build import create_model, create_optimizer, scaled_lr
 from topodet.pretrain.group import Group
 from topodet.pretrain.options import parse
-from topodet.pretrain.run import _create_model, _create_optimizer, _scaled_lr, run
+from topodet.pretrain.run import run
 
 from .helpers import ROOT, options
 
@@ -28,8 +29,8 @@ def test_builds(path):
     args = parse(["-c", str(path)])
     assert args.experiment == path.stem
     group = Group(rank=0, world_size=1, device=torch.device("cpu"))
-    model = _create_model(args, num_classes=1000, channels=3, group=group)
-    optimizer = _create_optimizer(args, model, lr=0.1)
+    model = create_model(args, num_classes=1000, channels=3, group=group)
+    optimizer = create_optimizer(args, model, lr=0.1)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert sum(len(value) for part in optimizer.param_groups for value in part["params"] if value.ndim == 1) > 0
     assert sum(value.numel() for part in optimizer.param_groups for value in part["params"]) == parameters
@@ -46,7 +47,7 @@ def test_is_the_papers_training(path):
     assert (args.opt, args.momentum, args.sched) == ("sgd", 0.9, "cosine")  # timm's sgd is Nesterov's
     eight = Group(rank=0, world_size=8, device=torch.device("cpu"))
     assert args.batch_size * eight.world_size == 1024
-    assert _scaled_lr(args, eight) == pytest.approx(0.4)
+    assert scaled_lr(args, eight) == pytest.approx(0.4)
     assert args.sparsity == {"uniform": "uniform", "adaptive": "adaptive"}.get(path.stem.split("_")[1], "none")
     assert args.sparsity_weight == 1e-4
     assert args.drop is None
@@ -55,7 +56,7 @@ def test_is_the_papers_training(path):
 def test_nesterov():
     args = parse(["-c", str(ROOT / "configs/pretrain/toponet_nano_quick.yaml")])
     model = torch.nn.Linear(2, 2)
-    optimizer = _create_optimizer(args, model, lr=0.1)
+    optimizer = create_optimizer(args, model, lr=0.1)
     assert all(part["nesterov"] and part["momentum"] == 0.9 for part in optimizer.param_groups)
 
 

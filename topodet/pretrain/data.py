@@ -31,6 +31,12 @@ class Datasets:
     num_classes: int
     class_names: list[str] | None
 
+    @property
+    def counts(self) -> dict[str, int | None]:
+        """How many train_images, val_images and classes there are; None for images that are streamed."""
+        val_images = 0 if self.val is None else _count(self.val)
+        return {"train_images": _count(self.train), "val_images": val_images, "classes": self.num_classes}
+
 
 def open_datasets(args: argparse.Namespace, group: Group, channels: int) -> Datasets:
     """Open the datasets that the options name, look through them, and wrap them in `GuardedDataset`.
@@ -173,6 +179,10 @@ def _guard(dataset: Dataset, on_bad_image: str, count_substitutes: bool) -> Data
     return GuardedDataset(dataset, on_bad_image, count_substitutes)
 
 
+def _count(dataset: Dataset) -> int | None:
+    return None if isinstance(dataset, IterableDataset) else len(dataset)
+
+
 class Loader:
     """A loader of timm with the number of batches to take and the epoch it is in.
 
@@ -187,7 +197,7 @@ class Loader:
         self.dataset = dataset
         self.batch_size = batch_size
         self.batches = batches
-        self.count = None if isinstance(dataset, IterableDataset) else len(dataset)
+        self.count = _count(dataset)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of `epoch`."""

@@ -127,7 +127,7 @@ class Records:
     def epoch(self, row: Mapping[str, float | None], update: int) -> None:
         """Log the row of a finished epoch after `update` updates, the edge weights' histograms, and pictures if due."""
         for name, value in row.items():
-            if value is not None:
+            if value is not None and name not in ("epoch", "metric"):
                 self.board.add_scalar(f"epoch/{name}", value, update)
         for name, wiring in self.wirings.items():
             self.board.add_histogram(f"alpha/{name}", wiring.alpha.detach().float().cpu(), update)

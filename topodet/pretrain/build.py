@@ -1,0 +1,181 @@
+"""What a run trains with, made as the options say: model, optimiser, loss, schedule."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+
+import timm
+import torch
+from timm.layers import convert_sync_batchnorm
+from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler_factory import scheduler_kwargs
+from timm.utils import ModelEmaV3, NativeScaler
+from torch import nn
+
+from topodet import connectivity
+from topodet.errors import ConfigError, WeightsError
+from topodet.pretrain import data
+from topodet.pretrain.engine import Training, autocast_context
+from topodet.pretrain.group import Group
+from topodet.pretrain.options import mixes
+
+
+def check_model_name(name: str) -> None:
+    """Refuse the name of an architecture that timm does not know.
+
+    Raises:
+        ConfigError: names the nearest ones.
+    """
+    if ":" in name or timm.is_model(name.split(".")[0]):
+        return
+    known = timm.list_models()
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    ours = ", ".join(timm.list_models("toponet*"))
+    raise ConfigError(f"unknown model {name!r}.{hint} topodet has {ours}; timm.list_models() has all {len(known)}")
+
+
+def create_model(args: argparse.Namespace, num_classes: int, channels: int, group: Group) -> nn.Module:
+    """Return the network on its device, with the weights it is to start from.
+
+    Raises:
+        ConfigError: arguments it does not take, or a penalty on edges it does not learn.
+        WeightsError: --initial-checkpoint is missing or does not fit.
+    """
+    try:
+        model = timm.create_model(
+            args.model,
+            pretrained=args.pretrained,
+            num_classes=num_classes,
+            in_chans=channels,
+            global_pool=args.gp,
+            drop_rate=args.drop,
+            drop_path_rate=args.drop_path,
+            **args.model_kwargs,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--model {args.model} cannot be made with the arguments given: {error}") from error
+    if args.initial_checkpoint:
+        _load_initial(model, args.initial_checkpoint)
+    if args.sparsity != "none":
+        connectivity.penalty(model, args.sparsity)  # refuses a model without learned edges
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+    if args.sync_bn:
+        if group.device.type != "cuda":
+            raise ConfigError("--sync-bn works on GPUs only: leave it out, or use --model-kwargs norm_layer=groupnorm")
+        model = convert_sync_batchnorm(model)
+    model.to(group.device)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return model
+
+
+def _load_initial(model: nn.Module, path: str) -> None:
+    try:
+        timm.models.load_checkpoint(model, path)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"--initial-checkpoint {path!r} does not fit the model: {error}") from error
+
+
+def prepare(
+    args: argparse.Namespace, group: Group, model: nn.Module, loader: data.Loader, num_classes: int
+) -> tuple[Training, int]:
+    """Return all that trains the model, and the number of epochs."""
+    device = group.device
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    model_ema = None
+    if args.model_ema:
+        model_ema = ModelEmaV3(
+            model,
+            decay=args.model_ema_decay,
+            use_warmup=args.model_ema_warmup,
+            device=torch.device("cpu") if args.model_ema_force_cpu else None,
+        )
+    forward = model
+    if args.torchcompile:
+        forward = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
+    parallel = forward
+    if group.world_size > 1:
+        ids = [device.index] if device.type == "cuda" else None
+        parallel = nn.parallel.DistributedDataParallel(forward, device_ids=ids, broadcast_buffers=not args.no_ddp_bb)
+    optimizer = create_optimizer(args, model, args.lr or scaled_lr(args, group))
+    scheduler, epochs = create_scheduler_v2(
+        optimizer, **scheduler_kwargs(args), updates_per_epoch=loader.batches // args.grad_accum_steps
+    )
+    amp_dtype = getattr(torch, args.amp_dtype) if args.amp else None
+    training = Training(
+        group=group,
+        model=model,
+        forward=forward,
+        parallel=parallel,
+        model_ema=model_ema,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        scaler=NativeScaler(device=device.type) if amp_dtype == torch.float16 else None,
+        loss=create_loss(args).to(device),
+        autocast=autocast_context(device, amp_dtype),
+        loader=loader,
+        mixup=data.batch_mixup(args, num_classes),
+        mixup_off_epoch=args.mixup_off_epoch,
+        sparsity=args.sparsity,
+        sparsity_weight=args.sparsity_weight,
+        grad_accum_steps=args.grad_accum_steps,
+        clip_grad=args.clip_grad,
+        clip_mode=args.clip_mode,
+        channels_last=args.channels_last,
+        seed=args.seed,
+        log_interval=args.log_interval,
+    )
+    return training, epochs
+
+
+def create_optimizer(args: argparse.Namespace, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Return timm's optimiser over weights, vectors and edge weights with their own weight decay.
+
+    Raises:
+        ConfigError: an unknown name, or arguments it does not take.
+    """
+    given = {"eps": args.opt_eps, "betas": args.opt_betas}
+    try:
+        return create_optimizer_v2(
+            connectivity.param_groups(model, args.weight_decay, args.alpha_weight_decay),
+            opt=args.opt,
+            lr=lr,
+            momentum=args.momentum,
+            **{key: value for key, value in given.items() if value is not None},
+            **args.opt_kwargs,
+        )
+    except ValueError as error:
+        near = difflib.get_close_matches(args.opt, list_optimizers(), n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near and args.opt not in near else ""
+        raise ConfigError(f"--opt {args.opt!r}: {error}.{hint}") from error
+    except TypeError as error:
+        raise ConfigError(f"--opt {args.opt!r} does not take the arguments given: {error}") from error
+
+
+def scaled_lr(args: argparse.Namespace, group: Group) -> float:
+    """Return --lr-base scaled from --lr-base-size to the images of an update: linearly, or by the root."""
+    images = args.batch_size * args.grad_accum_steps * group.world_size
+    adaptive = any(part in args.opt.lower() for part in ("ada", "lamb"))
+    scale = args.lr_base_scale or ("sqrt" if adaptive else "linear")
+    ratio = images / args.lr_base_size
+    return args.lr_base * (ratio**0.5 if scale == "sqrt" else ratio)
+
+
+def create_loss(args: argparse.Namespace) -> nn.Module:
+    """Return the task loss of (logits [B, classes], classes [B] or shares [B, classes])."""
+    if args.jsd_loss:
+        return JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
+    if args.bce_loss:
+        # Mixed targets are smoothed where they are mixed.
+        smoothing = 0.0 if mixes(args) else args.smoothing
+        return BinaryCrossEntropy(smoothing, target_threshold=args.bce_target_thresh, sum_classes=args.bce_sum)
+    if mixes(args):
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
