@@ -1,0 +1,16 @@
+_base_ = "mmdet::_base_/models/faster-rcnn_r50_fpn.py"
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="TopoNet",
+        arch="toponet50",
+        out_indices=(0, 1, 2, 3),
+        frozen_stages=1,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=True,
+        # A published backbone, as path or URL: --cfg-options model.backbone.pretrained=PATH
+        pretrained=None,
+    ),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)

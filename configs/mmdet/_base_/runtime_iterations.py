@@ -1,0 +1,4 @@
+# runtime.py for schedules that count iterations.
+_base_ = './runtime.py'
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=10000))
+log_processor = dict(by_epoch=False)

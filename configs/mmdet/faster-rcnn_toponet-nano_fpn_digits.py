@@ -1,0 +1,59 @@
+# Digit scenes of tools/quickstart.py (256 x 256), the 1x schedule scaled down: steps at 8/12 and 11/12 of the epochs.
+# Other places of the data: --cfg-options train_dataloader.dataset.data_root=DIR/ and so on, see tools/quickstart.py.
+_base_ = [
+    './_base_/faster-rcnn_toponet-nano_fpn.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    './_base_/schedule_1x.py',
+    './_base_/runtime.py',
+    './_base_/toponet_hooks_adaptive.py',
+]
+data_root = 'runs/quickstart/scenes/'
+metainfo = dict(classes=tuple('0123456789'))
+model = dict(
+    rpn_head=dict(anchor_generator=dict(scales=[6])),
+    roi_head=dict(bbox_head=dict(num_classes=10)),
+)
+# No flips: a mirrored digit is another shape.
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(256, 256), keep_ratio=True),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(256, 256), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    dataset=dict(
+        data_root=data_root,
+        ann_file='train.json',
+        data_prefix=dict(img='train/'),
+        metainfo=metainfo,
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    dataset=dict(
+        data_root=data_root,
+        ann_file='val.json',
+        data_prefix=dict(img='val/'),
+        metainfo=metainfo,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'val.json')
+test_evaluator = val_evaluator
+optim_wrapper = dict(optimizer=dict(lr=0.02), clip_grad=dict(max_norm=10, norm_type=2))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50),
+    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
+]
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))

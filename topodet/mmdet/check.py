@@ -1,0 +1,79 @@
+"""Whether a detector is put together in a way that its TopoNet backbone can work with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from .. import weights
+from ..errors import ConfigError
+from .backbone import TopoNet
+
+
+def check_detector(model: nn.Module) -> None:
+    """Refuse a detector whose neck or preprocessing does not fit its TopoNet backbone; others pass.
+
+    The neck's `in_channels` must be the backbone's `out_channels`. Where the backbone knows its weights file's card
+    (`pretrained`, or a checkpoint of a run with `TopoNetCheckHook`), mean, std and channel order of the
+    `data_preprocessor` must be those of the card. MMDetection loads images as BGR: `bgr_to_rgb=True` makes them RGB.
+
+    Args:
+        model: a detector, bare or within another module (a data-parallel wrapper; a teacher and its student).
+
+    Raises:
+        ConfigError: names both sides of each disagreement.
+    """
+    for detector in _detectors(model):
+        problems = _neck_problems(detector) + _preprocessing_problems(detector)
+        if problems:
+            raise ConfigError(f"{type(detector).__name__} does not fit its TopoNet: {'; '.join(problems)}")
+
+
+def backbones(model: nn.Module) -> list[TopoNet]:
+    """Return every TopoNet backbone in a model."""
+    return [module for module in model.modules() if isinstance(module, TopoNet)]
+
+
+def _detectors(model: nn.Module) -> Iterator[nn.Module]:
+    return (part for part in model.modules() if isinstance(getattr(part, "backbone", None), TopoNet))
+
+
+def _neck_problems(detector: nn.Module) -> list[str]:
+    neck = getattr(detector, "neck", None)
+    if isinstance(neck, nn.Sequential):  # a list of necks: the first one reads the backbone
+        neck = neck[0]
+    channels = getattr(neck, "in_channels", None)
+    if channels is None:
+        return []
+    theirs = [channels] if isinstance(channels, int) else list(channels)
+    ours = list(detector.backbone.out_channels)
+    if theirs == ours:
+        return []
+    return [
+        f"the neck {type(neck).__name__} has in_channels={theirs}, but {detector.backbone.arch} with "
+        f"out_indices={detector.backbone.out_indices} gives {ours}: set model.neck.in_channels={ours}"
+    ]
+
+
+def _preprocessing_problems(detector: nn.Module) -> list[str]:
+    card = detector.backbone.card
+    preprocessor = getattr(detector, "data_preprocessor", None)
+    # Without an image preprocessor of its own (a student's images come prepared) there is nothing to compare.
+    if not card or not hasattr(preprocessor, "_enable_normalize"):
+        return []
+    if not preprocessor._enable_normalize:
+        return [f"data_preprocessor has no mean and std, the weights were trained with {_in_words(card)}"]
+    problems = weights.preprocessing_problems(
+        card,
+        mean=preprocessor.mean.flatten().tolist(),
+        std=preprocessor.std.flatten().tolist(),
+        channel_order="RGB" if preprocessor._channel_conversion else "BGR",
+    )
+    return [*problems, f"set model.data_preprocessor to {_in_words(card)}"] if problems else []
+
+
+def _in_words(card: dict) -> str:
+    """Return the card's preprocessing in the words of a config."""
+    parts = [f"{key}={[round(255 * v, 3) for v in card[key]]}" for key in ("mean", "std") if card.get(key)]
+    return ", ".join([*parts, f"bgr_to_rgb={card.get('channel_order', 'RGB') == 'RGB'}"])

@@ -1,0 +1,149 @@
+"""MMEngine hooks: check the detector, go on with the sparsity penalty, record the edge weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch.utils.hooks import RemovableHandle
+
+from .. import connectivity
+from ..analysis.plots import save_figures
+from ..errors import ConfigError
+from .check import backbones, check_detector
+
+_CARD = "topodet_card"
+
+
+@HOOKS.register_module()
+class TopoNetCheckHook(Hook):
+    """Stop before the first step, or the first tested image, if `check_detector` finds something wrong.
+
+    The weights file's card goes into every checkpoint (under `meta`) and comes back with it, so that a test with other
+    preprocessing than the training's is refused as well, without the weights file.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        check_detector(runner.model)
+
+    def before_train(self, runner: Runner) -> None:
+        # Once more: between the two hooks the backbone has read its weights file, and knows the card.
+        check_detector(runner.model)
+
+    def before_val(self, runner: Runner) -> None:
+        check_detector(runner.model)
+
+    def before_test(self, runner: Runner) -> None:
+        check_detector(runner.model)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        cards = [backbone.card for backbone in backbones(runner.model) if backbone.card]
+        if cards:
+            checkpoint["meta"][_CARD] = cards[0]
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        card = checkpoint.get("meta", {}).get(_CARD)
+        if card:
+            for backbone in backbones(runner.model):
+                backbone.card = card
+
+
+@HOOKS.register_module()
+class SparsityHook(Hook):
+    """Add `weight * connectivity.penalty(model, kind)` to the objective of fine-tuning (Eqs. 6-8).
+
+    The update is that of a penalty in the loss, also with mixed precision and gradient accumulation, except that
+    gradient clipping does not see it. Frozen edges do not count. The log shows `sparsity_penalty`.
+
+    Args:
+        kind: "uniform" or "adaptive".
+        weight: lambda; the paper's is 1e-4.
+
+    Raises:
+        ConfigError: when training starts, for an unknown kind, a negative weight, or a model without learned edges.
+    """
+
+    def __init__(self, kind: connectivity.PenaltyKind, weight: float = 1e-4):
+        self.kind = kind
+        self.weight = weight
+        self._handle: RemovableHandle | None = None
+        self._log_interval = 1
+
+    def before_train(self, runner: Runner) -> None:
+        optimizer = getattr(runner.optim_wrapper, "optimizer", None)
+        if optimizer is None:
+            raise ConfigError(
+                f"SparsityHook needs one optimizer, but optim_wrapper is a {type(runner.optim_wrapper).__name__}; "
+                "use OptimWrapper or AmpOptimWrapper"
+            )
+        self._handle = connectivity.penalize(optimizer, runner.model, self.kind, self.weight)
+        self._log_interval = next((h.interval for h in runner.hooks if isinstance(h, LoggerHook)), 1)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        # Only where LoggerHook, which comes later, writes a line: reading the value waits for the device.
+        if self.every_n_inner_iters(batch_idx, self._log_interval) or self.end_of_epoch(
+            runner.train_dataloader, batch_idx
+        ):
+            value = self.weight * connectivity.penalty(runner.model, self.kind).item()
+            runner.message_hub.update_scalar("train/sparsity_penalty", value)
+
+    def after_train(self, runner: Runner) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+
+
+@HOOKS.register_module()
+class AlphaLogHook(Hook):
+    """Record how sparse the edges are: before training and every `interval` epochs (or iterations).
+
+    Writes scalars `edges/below_0.01`, ... (shares in [0, 1]) where the visualizer writes (TensorBoard, scalars.json)
+    and pictures to WORK_DIR/alpha: `adjacency_*.png` (a heat map for each stage) and `alpha_*.png` (a histogram).
+
+    Args:
+        interval: epochs or iterations from one record to the next.
+        by_epoch: False for iteration-based training.
+        thresholds: an edge counts as near zero when |alpha| is below.
+    """
+
+    # After CheckpointHook: a picture that cannot be written does not cost a checkpoint.
+    priority = "LOWEST"
+
+    def __init__(self, interval: int = 1, by_epoch: bool = True, thresholds: Sequence[float] = connectivity.THRESHOLDS):
+        self.interval = interval
+        self.by_epoch = by_epoch
+        self.thresholds = tuple(thresholds)
+
+    def before_train(self, runner: Runner) -> None:
+        self._record(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if self.by_epoch and self.every_n_epochs(runner, self.interval):
+            self._record(runner, done=1)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
+            self._record(runner, done=1)
+
+    def _record(self, runner: Runner, done: int = 0) -> None:
+        """Record; the runner's count of epochs or iterations does not yet contain the `done` last ones."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        shares = connectivity.sparsity(model, self.thresholds)
+        if not shares or not is_main_process():
+            return
+        count = (runner.epoch if self.by_epoch else runner.iter) + done
+        tag = f"epoch{count:03d}" if self.by_epoch else f"iter{count:06d}"
+        step = runner.iter if self.by_epoch else count
+        runner.visualizer.add_scalars({f"edges/{name}": share for name, share in shares.items()}, step=step)
+        shown = ", ".join(f"{share:.1%} {name.replace('_', ' ')}" for name, share in shares.items())
+        runner.logger.info(f"edges at {tag}: {shown}")
+        save_figures(model, Path(runner.work_dir) / "alpha", tag)
