@@ -1,2 +1,2 @@
-# The ResNet-50 that the TopoNets are compared with: MMDetection's own config, which reports AP 37.4.
+# Table 5, ResNet-50, which the TopoNets are compared with: MMDetection's own config (AP 37.4 there).
 _base_ = "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"

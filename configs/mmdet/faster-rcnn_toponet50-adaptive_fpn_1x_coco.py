@@ -1,4 +1,8 @@
 # Table 5, "complete, alpha, adaptive": complete graphs, learned edges, adaptive sparsity. MMDetection's 1x.
-_base_ = "./faster-rcnn_toponet50-alpha_fpn_1x_coco.py"
-
-custom_hooks = [*_base_.custom_hooks, dict(type="SparsityHook", kind="adaptive", weight=1e-4)]
+_base_ = [
+    "./_base_/faster-rcnn_toponet50_fpn.py",
+    "mmdet::_base_/datasets/coco_detection.py",
+    "./_base_/schedule_1x.py",
+    "./_base_/runtime.py",
+    "./_base_/toponet_hooks_adaptive.py",
+]

@@ -1,7 +1,8 @@
 # Table 5, "complete, alpha": complete graphs, learned edges, no penalty. MMDetection's 1x.
 _base_ = [
-    "./_base_/models/faster-rcnn_toponet50_fpn.py",
+    "./_base_/faster-rcnn_toponet50_fpn.py",
     "mmdet::_base_/datasets/coco_detection.py",
-    "./_base_/schedules/schedule_1x.py",
-    "./_base_/default_runtime.py",
+    "./_base_/schedule_1x.py",
+    "./_base_/runtime.py",
+    "./_base_/toponet_hooks.py",
 ]

@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.hooks import RemovableHandle
 
 from .. import connectivity
@@ -102,48 +102,51 @@ class SparsityHook(Hook):
 
 @HOOKS.register_module()
 class AlphaLogHook(Hook):
-    """Record how sparse the edges are: before training and every `interval` epochs (or iterations).
+    """Record how sparse the edges are: before training, then every `interval` epochs.
+
+    In iteration-based training, which has no epochs, every `interval` times `val_interval` iterations.
 
     Writes scalars `edges/below_0.01`, ... (shares in [0, 1]) where the visualizer writes (TensorBoard, scalars.json)
     and pictures to WORK_DIR/alpha: `adjacency_*.png` (a heat map for each stage) and `alpha_*.png` (a histogram).
 
     Args:
-        interval: epochs or iterations from one record to the next.
-        by_epoch: False for iteration-based training.
+        interval: epochs from one record to the next.
         thresholds: an edge counts as near zero when |alpha| is below.
     """
 
     # After CheckpointHook: a picture that cannot be written does not cost a checkpoint.
     priority = "LOWEST"
 
-    def __init__(self, interval: int = 1, by_epoch: bool = True, thresholds: Sequence[float] = connectivity.THRESHOLDS):
+    def __init__(self, interval: int = 1, thresholds: Sequence[float] = connectivity.THRESHOLDS):
         self.interval = interval
-        self.by_epoch = by_epoch
         self.thresholds = tuple(thresholds)
 
     def before_train(self, runner: Runner) -> None:
-        self._record(runner)
+        self._record(runner, epochs=runner.epoch, iterations=runner.iter)
+
+    # The runner counts an epoch or iteration after these hooks have run.
 
     def after_train_epoch(self, runner: Runner) -> None:
-        if self.by_epoch and self.every_n_epochs(runner, self.interval):
-            self._record(runner, done=1)
+        if _counts_epochs(runner) and self.every_n_epochs(runner, self.interval):
+            self._record(runner, epochs=runner.epoch + 1, iterations=runner.iter)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
-            self._record(runner, done=1)
+        if not _counts_epochs(runner) and self.every_n_train_iters(runner, self.interval * runner.val_interval):
+            self._record(runner, epochs=runner.epoch, iterations=runner.iter + 1)
 
-    def _record(self, runner: Runner, done: int = 0) -> None:
-        """Record; the runner's count of epochs or iterations does not yet contain the `done` last ones."""
+    def _record(self, runner: Runner, *, epochs: int, iterations: int) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         shares = connectivity.sparsity(model, self.thresholds)
         if not shares or not is_main_process():
             return
-        count = (runner.epoch if self.by_epoch else runner.iter) + done
-        tag = f"epoch{count:03d}" if self.by_epoch else f"iter{count:06d}"
-        step = runner.iter if self.by_epoch else count
-        runner.visualizer.add_scalars({f"edges/{name}": share for name, share in shares.items()}, step=step)
+        tag = f"epoch{epochs:03d}" if _counts_epochs(runner) else f"iter{iterations:06d}"
+        runner.visualizer.add_scalars({f"edges/{name}": share for name, share in shares.items()}, step=iterations)
         shown = ", ".join(f"{share:.1%} {name.replace('_', ' ')}" for name, share in shares.items())
-        runner.logger.info(f"edges at {tag}: {shown}")
+        runner.logger.info(f"edges with |alpha| at {tag}: {shown}")
         save_figures(model, Path(runner.work_dir) / "alpha", tag)
+
+
+def _counts_epochs(runner: Runner) -> bool:
+    return isinstance(runner.train_loop, EpochBasedTrainLoop)

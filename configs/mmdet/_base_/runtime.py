@@ -1,4 +1,5 @@
-# MMDetection's runtime with a TensorBoard log.
-_base_ = 'mmdet::_base_/default_runtime.py'
-vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+# MMDetection's runtime, and a TensorBoard log.
+_base_ = "mmdet::_base_/default_runtime.py"
+
+vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
 visualizer = dict(vis_backends=vis_backends)

@@ -1,4 +1,5 @@
 # runtime.py for schedules that count iterations.
-_base_ = './runtime.py'
+_base_ = "./runtime.py"
+
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=10000))
 log_processor = dict(by_epoch=False)

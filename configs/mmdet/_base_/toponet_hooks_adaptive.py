@@ -1,7 +1,4 @@
-# toponet_hooks.py with the adaptive sparsity penalty continued in fine-tuning.
-_base_ = './toponet_hooks.py'
-custom_hooks = [
-    dict(type='TopoNetCheckHook'),
-    dict(type='AlphaLogHook'),
-    dict(type='SparsityHook', kind='adaptive', weight=1e-4),
-]
+# toponet_hooks.py, with the adaptive sparsity penalty continued in fine-tuning.
+_base_ = "./toponet_hooks.py"
+
+custom_hooks = [*_base_.custom_hooks, dict(type="SparsityHook", kind="adaptive", weight=1e-4)]

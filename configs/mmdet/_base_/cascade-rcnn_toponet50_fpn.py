@@ -1,3 +1,4 @@
+# MMDetection's model; stem and first stage frozen and batch normalisation at its stored statistics, as for ResNet-50.
 _base_ = "mmdet::_base_/models/cascade-rcnn_r50_fpn.py"
 
 model = dict(
@@ -5,7 +6,6 @@ model = dict(
         _delete_=True,
         type="TopoNet",
         arch="toponet50",
-        out_indices=(0, 1, 2, 3),
         frozen_stages=1,
         norm_cfg=dict(type="BN", requires_grad=True),
         norm_eval=True,
