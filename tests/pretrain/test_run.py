@@ -7,7 +7,6 @@ import csv
 import pytest
 import timm
 import torch
-import yaml
 
 from topodet import connectivity
 from topodet.errors import ConfigError
@@ -82,11 +81,12 @@ def test_pictures_and_board(finished):
     )
 
 
-def test_options_are_written_down(finished):
+def test_options_written_down_start_the_same_run(finished):
     output, _ = finished
-    written = yaml.safe_load((output / "args.yaml").read_text())
-    assert written["sparsity_weight"] == 0.001
-    assert written["world_size"] == 1
+    again = vars(parse(["-c", str(output / "args.yaml")]))
+    before = load(output / "last.pth.tar")["args"]
+    assert before["sparsity_weight"] == 0.001
+    assert {**again, "config": None, "world_size": 1} == before
 
 
 def test_penalty_shrinks_edges(images, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -110,9 +111,9 @@ def train_epoch(
 
     updates = training.updates_per_epoch
     watch = _Watch(training, epoch, progress, records, last_checkpoint)
+    batches = _unwrapped(training.loader)
     progress.start_epoch(epoch)
     try:
-        batches = _unwrapped(training.loader)
         for update in range(updates):
             done = epoch * updates + update
             training.scheduler.step_update(done)
@@ -125,6 +126,7 @@ def train_epoch(
                 watch.report(update + 1)
     finally:
         progress.end_epoch()
+        batches.close()
     if hasattr(training.optimizer, "sync_lookahead"):
         training.optimizer.sync_lookahead()
     return watch.result()
@@ -163,8 +165,12 @@ def _unwrapped(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches; a DataError of a loader process loses that process's traceback, which wraps its message."""
     try:
         yield from loader
+        return
     except DataError as error:
-        raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from None
+        message = str(error).strip().rsplit("DataError: ", 1)[-1]
+        # The frames hold the loader's iterator; left to the garbage collector its processes end seconds later.
+        traceback.clear_frames(error.__traceback__)
+    raise DataError(message)
 
 
 def _next(batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

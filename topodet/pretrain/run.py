@@ -103,7 +103,9 @@ def _run(args: argparse.Namespace, group: Group) -> list[dict]:
     folder.mkdir(parents=True, exist_ok=True)
     for unfinished in folder.glob(".*.tmp"):
         unfinished.unlink()  # what a killed process was writing
-    atomic_write(folder / "args.yaml", yaml.safe_dump(options))
+    # A config file that starts the same run again.
+    recipe = {key: value for key, value in options.items() if key not in ("config", "resume", "world_size")}
+    atomic_write(folder / "args.yaml", yaml.safe_dump(recipe))
     if checkpoint is not None:
         # The kill may have come between the files of the last epoch: write them all again.
         saver.save_epoch(start - 1, history[-1]["metric"])
