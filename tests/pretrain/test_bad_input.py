@@ -251,6 +251,7 @@ class TestOptions:
             ("--mixup 0.2 --batch-size 7", "--batch-size must be even, not 7"),
             ("--in-chans 1 --input-size 3 32 32", "--in-chans 1 contradicts --input-size"),
             ("--aug-splits 2 --jsd-loss --bce-loss", "leave one out"),
+            ("--val-split= --eval-metric top5", "--eval-metric top5 needs a validation split"),
         ],
     )
     def test_command_line(self, argv, message):

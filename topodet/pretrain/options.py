@@ -313,6 +313,8 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--mixup and --cutmix pair images: --batch-size must be even, not {args.batch_size}")
     if args.in_chans and args.input_size and args.in_chans != args.input_size[0]:
         raise ConfigError(f"--in-chans {args.in_chans} contradicts --input-size {args.input_size}: leave one out")
+    if not args.val_split and args.eval_metric == "top5":
+        raise ConfigError("--eval-metric top5 needs a validation split; training itself counts top1 and loss only")
     if args.jsd_loss and args.bce_loss:
         raise ConfigError("--jsd-loss and --bce-loss are two losses: leave one out")
 
