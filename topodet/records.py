@@ -198,7 +198,7 @@ def _backbone_row(name: str, paper: dict[str, Any], records: Sequence[dict[str, 
 
 def _pretraining_row(record: dict[str, Any]) -> tuple[str, ...]:
     metrics = record["metrics"]
-    shares = " / ".join(f"{metrics[f'edges_below_{t}']:.1%}" for t in ("0.01", "0.1") if f"edges_below_{t}" in metrics)
+    shares = [metrics.get(f"edges_below_{threshold}") for threshold in ("0.01", "0.1")]
     return (
         record["name"],
         f"`{record['architecture']}`",
@@ -206,7 +206,7 @@ def _pretraining_row(record: dict[str, Any]) -> tuple[str, ...]:
         f"{record['epochs']} of {record['of_epochs']}",
         str(record["seed"]),
         f"{_top1(record):.2f}",
-        shares or "-",
+        " / ".join(f"{share:.1%}" for share in shares if share is not None) or "-",
         record["published"] or "-",
         _record_name(record),
     )
