@@ -39,8 +39,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        # torch's zip writer reports a full disk as RuntimeError, the operating system as OSError.
-        if isinstance(error, OSError) or (isinstance(error, RuntimeError) and "write" in str(error).lower()):
+        if isinstance(error, OSError):
             kept = "the file that was there is untouched" if path.exists() else "nothing was left behind"
             raise OSError(
                 f"could not write {path}: {error}; {kept}. Free some space or choose another folder"
@@ -65,7 +64,11 @@ def atomic_torch_save(content: Any, path: str | os.PathLike) -> Path:
     import torch
 
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:
+            # The writer has words of its own for what the operating system calls no space left.
+            raise OSError(str(error).splitlines()[0]) from error
     return Path(path)
 
 

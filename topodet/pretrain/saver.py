@@ -101,14 +101,7 @@ class Saver(CheckpointSaver):
         return state
 
     def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
-        try:
-            atomic_torch_save(self._state(epoch, metric), save_path)
-        except RuntimeError as error:
-            # torch's writer has words of its own for what the operating system calls no space left.
-            raise OSError(
-                f"could not write {save_path}: {str(error).splitlines()[0]}; the checkpoints that were there are "
-                "untouched. Free some space or choose another --output"
-            ) from error
+        atomic_torch_save(self._state(epoch, metric), save_path)
 
     def _replace(self, src: str, dst: str) -> None:
         os.replace(src, dst)
