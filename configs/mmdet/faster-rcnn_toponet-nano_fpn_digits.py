@@ -1,38 +1,42 @@
-# Digit scenes of tools/quickstart.py (256 x 256), the 1x schedule scaled down: steps at 8/12 and 11/12 of the epochs.
-# Other places of the data: --cfg-options train_dataloader.dataset.data_root=DIR/ and so on, see tools/quickstart.py.
+# Scenes of handwritten digits, 256 x 256, as tools/quickstart.py draws them (topodet.datasets.digits): 10 classes in
+# COCO format. A set at another place: --cfg-options for the three data_root and the two ann_file below.
 _base_ = [
-    './_base_/faster-rcnn_toponet-nano_fpn.py',
-    'mmdet::_base_/datasets/coco_detection.py',
-    './_base_/schedule_1x.py',
-    './_base_/runtime.py',
-    './_base_/toponet_hooks_adaptive.py',
+    "./_base_/faster-rcnn_toponet-nano_fpn.py",
+    "mmdet::_base_/datasets/coco_detection.py",
+    "./_base_/schedule_1x.py",
+    "./_base_/runtime.py",
+    "./_base_/toponet_hooks_adaptive.py",
 ]
-data_root = 'runs/quickstart/scenes/'
-metainfo = dict(classes=tuple('0123456789'))
+
+data_root = "runs/quickstart/scenes/"
+metainfo = dict(classes=("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"))
+
+# Digits are 24 to 90 pixels large, so anchors start at 24.
 model = dict(
     rpn_head=dict(anchor_generator=dict(scales=[6])),
     roi_head=dict(bbox_head=dict(num_classes=10)),
 )
+
 # No flips: a mirrored digit is another shape.
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(256, 256), keep_ratio=True),
-    dict(type='PackDetInputs'),
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="Resize", scale=(256, 256), keep_ratio=True),
+    dict(type="PackDetInputs"),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(256, 256), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(256, 256), keep_ratio=True),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
     dataset=dict(
         data_root=data_root,
-        ann_file='train.json',
-        data_prefix=dict(img='train/'),
+        ann_file="train.json",
+        data_prefix=dict(img="train/"),
         metainfo=metainfo,
         pipeline=train_pipeline,
     ),
@@ -42,18 +46,21 @@ val_dataloader = dict(
     num_workers=1,
     dataset=dict(
         data_root=data_root,
-        ann_file='val.json',
-        data_prefix=dict(img='val/'),
+        ann_file="val.json",
+        data_prefix=dict(img="val/"),
         metainfo=metainfo,
         pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'val.json')
+val_evaluator = dict(ann_file=data_root + "val.json")
 test_evaluator = val_evaluator
-optim_wrapper = dict(optimizer=dict(lr=0.02), clip_grad=dict(max_norm=10, norm_type=2))
+
+# The 1x schedule scaled down: 6 epochs of 400 scenes, steps at 8/12 and 11/12, lr 0.02 per 16 images.
+train_cfg = dict(max_epochs=6)
+optim_wrapper = dict(optimizer=dict(lr=0.01))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50),
-    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=50),
+    dict(type="MultiStepLR", by_epoch=True, convert_to_iter_based=True, begin=0, end=6, milestones=[4, 5.5], gamma=0.1),
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))

@@ -141,13 +141,15 @@ class TopoNet(Trunk, BaseModule):
         return self
 
     def _warn_of_random_weights(self) -> None:
-        frozen = self.frozen_stages >= 0
-        batch_norm = self.norm_eval and any(isinstance(module, _BatchNorm) for module in self.modules())
-        advice = [f"frozen_stages={self.frozen_stages} freezes random layers: set it to -1"] * frozen
-        advice += ["norm_eval=True leaves batch normalisation without statistics: set it to False"] * batch_norm
+        advice = []
+        if self.frozen_stages >= 0:
+            advice.append("model.backbone.frozen_stages=-1")
+        if self.norm_eval and any(isinstance(module, _BatchNorm) for module in self.modules()):
+            advice.append("model.backbone.norm_eval=False")
+        useless = f"; frozen layers and statistics make no sense then: {' '.join(advice)}" if advice else ""
         print_log(
-            f"TopoNet ({self.arch}) starts from RANDOM weights, unless load_from or resume replaces them. To start from "
-            f"a published backbone: --cfg-options model.backbone.pretrained=PATH. {'; '.join(advice)}",
+            f"TopoNet ({self.arch}) starts from RANDOM weights, unless load_from or resume replaces them{useless}. "
+            "A published backbone is given by --cfg-options model.backbone.pretrained=PATH",
             logger="current",
             level=logging.WARNING,
         )
@@ -155,9 +157,9 @@ class TopoNet(Trunk, BaseModule):
 
 def _num_stages(out_indices: Sequence[int], nodes: Sequence[int] | None) -> int:
     """Return how many stages `out_indices` needs."""
-    total = 4 if nodes is None else len(nodes)
+    total = len(nodes) if isinstance(nodes, Sequence) else 4  # no sequence: not given, or what build_blocks refuses
     indices = list(out_indices)
-    if not indices or indices != sorted(set(indices)) or not (0 <= indices[0] and indices[-1] < total):
+    if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= total:
         raise ConfigError(
             f"out_indices={tuple(indices)} must list, in ascending order, some of the stages 0..{total - 1}"
         )
