@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pretrain-epochs", type=int, help="other than the recipe's")
     parser.add_argument("--epochs", type=int, help="of fine-tuning, other than the config's")
+    parser.add_argument("--copies", type=int, default=3, help="drawings of each digit to classify")
     parser.add_argument("--train-scenes", type=int, default=400)
     parser.add_argument("--val-scenes", type=int, default=100)
     args = parser.parse_args(argv)
@@ -56,7 +57,7 @@ def quickstart(args: argparse.Namespace) -> dict:
         shutil.rmtree(out)  # its own earlier result: what is there would otherwise be mixed with the new numbers
 
     say(1, "data: digits to classify, scenes of digits to detect (scikit-learn's bundled set, no download)")
-    digits = write_digit_folders(out / "digits", seed=args.seed)
+    digits = write_digit_folders(out / "digits", copies=args.copies, seed=args.seed)
     scenes = write_digit_scenes(out / "scenes", num_train=args.train_scenes, num_val=args.val_scenes, seed=args.seed)
 
     say(2, "pretraining toponet_nano with adaptive sparsity")
@@ -80,12 +81,13 @@ def quickstart(args: argparse.Namespace) -> dict:
     cores = os.cpu_count() or 1
     # The two runs share the machine; a core each is faster than all cores for one after the other.
     threads = {"OMP_NUM_THREADS": str(max(1, cores // 2))}
+    data = data_options(scenes)
     runs = {}
     for name, pretrained in (("random_init", None), ("pretrained", files.pth)):
         command = [*tool("train.py"), DETECTOR_CONFIG, "--work-dir", out / name, "--cfg-options"]
-        command += [f"data_root={scenes}/", f"randomness.seed={args.seed}", f"model.backbone.pretrained={pretrained}"]
+        command += [*data, f"randomness.seed={args.seed}", f"model.backbone.pretrained={pretrained}"]
         if args.epochs:
-            command += [f"max_epochs={args.epochs}"]
+            command += [f"train_cfg.max_epochs={args.epochs}"]
         runs[name] = Logged(command, out / f"{name}.log", show=name == "pretrained", environment=threads)
     for logged in reversed(runs.values()):
         logged.wait()
@@ -96,9 +98,8 @@ def quickstart(args: argparse.Namespace) -> dict:
     for name in runs:
         last = Path((out / name / "last_checkpoint").read_text())
         command = [*tool("test.py"), DETECTOR_CONFIG, last, "--work-dir", out / name / "test"]
-        command += ["--cfg-options", f"data_root={scenes}/"]
-        if name == "pretrained":
-            command[4:4] = ["--show-dir", "detections"]
+        command += ["--show-dir", "detections"] if name == "pretrained" else []
+        command += ["--cfg-options", *data]
         run(command, quiet=out / f"{name}_test.log")
         scores[name] = read_scalars(out / name / "test")[-1]
 
@@ -143,6 +144,12 @@ def tool(name: str) -> list:
     import mmdet
 
     return [sys.executable, Path(mmdet.__file__).parent / ".mim" / "tools" / name]
+
+
+def data_options(scenes: Path) -> list[str]:
+    """Return the settings that point the config at `scenes`."""
+    options = [f"{split}_dataloader.dataset.data_root={scenes}/" for split in ("train", "val", "test")]
+    return options + [f"{split}_evaluator.ann_file={scenes}/val.json" for split in ("val", "test")]
 
 
 def run(command: list, quiet: Path | None = None) -> None:

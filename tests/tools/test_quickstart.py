@@ -1,0 +1,41 @@
+import json
+
+import pytest
+
+from tools import quickstart
+
+KEYS = {"ap", "ap50", "ap50_random_init", "tensors_loaded", "tensors_total", "edges_near_zero", "minutes"}
+
+
+def test_every_step_on_a_few_images(tmp_path, capfd):
+    """The whole way, too short to learn anything: what it must leave behind is there."""
+    pytest.importorskip("mmdet", reason="needs the mmdet extra")
+    out = tmp_path / "out"
+    options = ["--pretrain-epochs", "1", "--epochs", "1", "--train-scenes", "8", "--val-scenes", "4", "--copies", "1"]
+    assert quickstart.main(["--output", str(out), *options]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary.keys() >= KEYS
+    assert summary["tensors_loaded"] == summary["tensors_total"] == 147
+    assert 0 <= summary["ap"] <= summary["ap50"] <= 1
+    assert (out / "published" / summary["backbone"]).is_file()
+    assert list((out / "pretrain").rglob("events.out.tfevents.*"))
+    assert list((out / "pretrained").rglob("events.out.tfevents.*"))
+    pictures = {path.name for path in (out / "pictures").iterdir()}
+    assert pictures == {
+        "adjacency_pretrained.png",
+        "alpha_pretrained.png",
+        "ap_curves.png",
+        "detections",
+        "detections.jpg",
+    }
+    assert len(list((out / "pictures" / "detections").iterdir())) == 4
+    assert "tensors loaded          147/147" in capfd.readouterr().out
+
+
+def test_a_failing_step_is_told_with_its_output(tmp_path, capfd):
+    failing = quickstart.Logged(
+        ["python", "-c", "print('why it failed'); raise SystemExit(3)"], tmp_path / "log", show=False, environment={}
+    )
+    with pytest.raises(quickstart.subprocess.CalledProcessError):
+        failing.wait()
+    assert "why it failed" in capfd.readouterr().err
