@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from PIL import Image
 
-from topodet import weights
+from topodet import connectivity, weights
+from topodet.mmdet import TopoNet
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "mmdet"
@@ -66,16 +71,24 @@ def data_options(root: Path) -> dict:
     return options
 
 
+@cache
+def load(name: str) -> Config:
+    """Return a shipped config, to be copied before a change."""
+    # Beautifying what is written into the log takes longer than a step of training.
+    return Config.fromfile(CONFIGS / f"{name}.py", format_python_code=False)
+
+
 def small_config(name: str, root: Path, work_dir: Path, options: dict | None = None) -> Config:
     """Return a shipped config that reads `write_coco`'s set at its own size; the model stays as it is."""
-    config = Config.fromfile(CONFIGS / f"{name}.py")
+    config = copy.deepcopy(load(name))
     config.merge_from_dict(
         {
             **data_options(root),
             "work_dir": str(work_dir),
             "default_hooks.logger.interval": 1,
-            # Loggers and message hubs live as long as the process and are found by this name.
+            # Loggers, message hubs and visualizers live as long as the process and are found by name.
             "experiment_name": str(work_dir).replace("/", "_"),
+            "visualizer.name": str(work_dir).replace("/", "_"),
             **(options or {}),
         }
     )
@@ -86,8 +99,10 @@ def small_config(name: str, root: Path, work_dir: Path, options: dict | None = N
     return config
 
 
-def train(config: Config) -> Runner:
+def train(config: Config, *hooks: Hook) -> Runner:
     runner = Runner.from_cfg(config)
+    for hook in hooks:
+        runner.register_hook(hook)
     runner.train()
     return runner
 
@@ -107,3 +122,19 @@ def published(folder: Path, arch: str, **kwargs: object) -> weights.PublishedFil
     content = {"arch": arch, "state_dict": model.state_dict(), "args": {}, "data_config": IMAGENET}
     torch.save(content, folder / "last.pth.tar")
     return weights.publish(folder / "last.pth.tar", folder)
+
+
+class Task(BaseModel):
+    """A backbone with a loss, and the penalty in the loss where `kind` is given."""
+
+    def __init__(self, kind=None, weight=0.0, **backbone):
+        super().__init__()
+        self.backbone = TopoNet("toponet_nano", **{"out_indices": (0, 1), **backbone})
+        self.kind = kind
+        self.weight = weight
+
+    def forward(self, inputs, mode="loss"):
+        loss = sum(m.float().square().mean() for m in self.backbone(inputs))
+        if self.kind:
+            loss = loss + self.weight * connectivity.penalty(self, self.kind)
+        return {"loss": loss}

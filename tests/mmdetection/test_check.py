@@ -7,7 +7,7 @@ from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
-from tests.mmdetection.helpers import CONFIGS, NANO, published, small_config, train
+from tests.mmdetection.helpers import NANO, load, published, small_config, train
 from topodet.errors import ConfigError
 from topodet.mmdet import check_detector
 
@@ -15,7 +15,7 @@ from topodet.mmdet import check_detector
 @pytest.fixture(scope="module")
 def detector_config():
     register_all_modules()
-    return Config({"model": Config.fromfile(CONFIGS / f"{NANO}.py").model})
+    return Config({"model": load(NANO).model})
 
 
 def detector(config, options=None, init=False):

@@ -10,27 +10,12 @@ from mmengine.runner import Runner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
+from tests.mmdetection.helpers import Task
 from topodet import connectivity
 from topodet.errors import ConfigError
-from topodet.mmdet import AlphaLogHook, SparsityHook, TopoNet
+from topodet.mmdet import AlphaLogHook, SparsityHook
 
 STEPS = 4
-
-
-class Task(BaseModel):
-    """A backbone with a loss, and the penalty in the loss where `kind` is given."""
-
-    def __init__(self, kind=None, weight=0.0, **backbone):
-        super().__init__()
-        self.backbone = TopoNet("toponet_nano", out_indices=(0, 1), **backbone)
-        self.kind = kind
-        self.weight = weight
-
-    def forward(self, inputs, mode="loss"):
-        loss = sum(m.float().square().mean() for m in self.backbone(inputs))
-        if self.kind:
-            loss = loss + self.weight * connectivity.penalty(self, self.kind)
-        return {"loss": loss}
 
 
 class CountPreHooks(Hook):
@@ -140,7 +125,6 @@ def test_refuses_what_cannot_be_penalised(hook, backbone, message, tmp_path):
 
 VISUALIZER = {
     "type": "Visualizer",
-    "name": "visualizer",
     "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
 }
 
