@@ -303,10 +303,9 @@ def preprocessing_problems(
         channel_order: "RGB" or "BGR", as the network sees the image.
     """
     problems = []
-    if channel_order != card.get("channel_order", "RGB"):
-        problems.append(
-            f"the detector feeds {channel_order} images, the weights were trained on {card['channel_order']}"
-        )
+    trained_on = card.get("channel_order", "RGB")
+    if channel_order != trained_on:
+        problems.append(f"the detector feeds {channel_order} images, the weights were trained on {trained_on}")
         mean, std = list(mean)[::-1], list(std)[::-1]
     for what, theirs in (("mean", mean), ("std", std)):
         if card.get(what) is None:
