@@ -22,6 +22,7 @@ from topodet import weights
 from topodet.analysis.plots import save_figures
 from topodet.analysis.results import average_precision_curves, contact_sheet, read_scalars
 from topodet.datasets.digits import write_digit_folders, write_digit_scenes
+from topodet.errors import ConfigError, TopodetError
 from topodet.files import atomic_json, atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     except subprocess.CalledProcessError as error:
         print(f"error: {' '.join(map(str, error.cmd))} failed; its output is above", file=sys.stderr)
         return 1
+    except (TopodetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -53,8 +57,9 @@ def quickstart(args: argparse.Namespace) -> dict:
     """Run every step and return the content of summary.json."""
     out: Path = args.output
     started = time.monotonic()
-    if out.exists():
-        shutil.rmtree(out)  # its own earlier result: what is there would otherwise be mixed with the new numbers
+    # Small networks gain nothing from many threads: half of the cores compute, the others read images or run beside.
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
+    make_room(out)
 
     say(1, "data: digits to classify, scenes of digits to detect (scikit-learn's bundled set, no download)")
     digits = write_digit_folders(out / "digits", copies=args.copies, seed=args.seed)
@@ -65,7 +70,7 @@ def quickstart(args: argparse.Namespace) -> dict:
     pretrain += ["--output", out, "--experiment", "pretrain", "--seed", args.seed]
     if args.pretrain_epochs:
         pretrain += ["--epochs", args.pretrain_epochs]
-    run(pretrain)
+    run(pretrain, environment=threads)
 
     say(3, "publishing the backbone")
     files = weights.publish(
@@ -78,9 +83,6 @@ def quickstart(args: argparse.Namespace) -> dict:
     print(f"{files.pth}  {files.pth.stat().st_size / 1e6:.1f} MB")
 
     say(4, "fine-tuning Faster R-CNN FPN with mmdet tools/train.py; from random initialisation beside it")
-    cores = os.cpu_count() or 1
-    # The two runs share the machine; a core each is faster than all cores for one after the other.
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // 2))}
     data = data_options(scenes)
     runs = {}
     for name, pretrained in (("random_init", None), ("pretrained", files.pth)):
@@ -89,8 +91,12 @@ def quickstart(args: argparse.Namespace) -> dict:
         if args.epochs:
             command += [f"train_cfg.max_epochs={args.epochs}"]
         runs[name] = Logged(command, out / f"{name}.log", show=name == "pretrained", environment=threads)
-    for logged in reversed(runs.values()):
-        logged.wait()
+    try:
+        for logged in reversed(runs.values()):
+            logged.wait()
+    finally:
+        for logged in runs.values():
+            logged.process.terminate()
     loaded = LOADED.search((out / "pretrained.log").read_text())
 
     say(5, "evaluating both with mmdet tools/test.py, drawing detections")
@@ -100,7 +106,7 @@ def quickstart(args: argparse.Namespace) -> dict:
         command = [*tool("test.py"), DETECTOR_CONFIG, last, "--work-dir", out / name / "test"]
         command += ["--show-dir", "detections"] if name == "pretrained" else []
         command += ["--cfg-options", *data]
-        run(command, quiet=out / f"{name}_test.log")
+        Logged(command, out / f"{name}_test.log", show=False, environment=threads).wait()
         scores[name] = read_scalars(out / name / "test")[-1]
 
     pictures = out / "pictures"
@@ -134,6 +140,21 @@ def quickstart(args: argparse.Namespace) -> dict:
     return summary
 
 
+def make_room(out: Path) -> None:
+    """Make the folder, empty; an earlier quickstart's is removed, so that old and new numbers do not mix.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    mark = out / ".quickstart"
+    if out.exists():
+        if any(out.iterdir()) and not mark.exists():
+            raise ConfigError(f"{out} holds files that are not a quickstart's; choose another --output")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    mark.touch()
+
+
 def say(step: int, text: str) -> None:
     """Announce a step."""
     print(f"\n\033[1m[{step}/5] {text}\033[0m", flush=True)
@@ -152,17 +173,13 @@ def data_options(scenes: Path) -> list[str]:
     return options + [f"{split}_evaluator.ann_file={scenes}/val.json" for split in ("val", "test")]
 
 
-def run(command: list, quiet: Path | None = None) -> None:
-    """Run a command to its end, its output on the terminal, or in the file `quiet` unless it fails."""
-    command = [str(part) for part in command]
-    if quiet is None:
-        subprocess.run(command, check=True)
-        return
-    with open(quiet, "w") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
-    if code:
-        sys.stderr.write(quiet.read_text()[-4000:])
-        raise subprocess.CalledProcessError(code, command)
+def run(command: list, *, environment: dict[str, str]) -> None:
+    """Run a command to its end, its output on the terminal.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    subprocess.run([str(part) for part in command], check=True, env={**os.environ, **environment})
 
 
 class Logged:

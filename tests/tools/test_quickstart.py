@@ -32,6 +32,13 @@ def test_every_step_on_a_few_images(tmp_path, capfd):
     assert "tensors loaded          147/147" in capfd.readouterr().out
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.tex").touch()
+    assert quickstart.main(["--output", str(tmp_path)]) == 1
+    assert "holds files that are not a quickstart's" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").exists()
+
+
 def test_a_failing_step_is_told_with_its_output(tmp_path, capfd):
     failing = quickstart.Logged(
         ["python", "-c", "print('why it failed'); raise SystemExit(3)"], tmp_path / "log", show=False, environment={}
