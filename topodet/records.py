@@ -171,7 +171,8 @@ def model_zoo(paper: dict[str, Any], records: Sequence[dict[str, Any]], detector
 
 def _backbone_row(name: str, paper: dict[str, Any], records: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     arch = _PENALISED.get(name, name)
-    model = timm.create_model(arch)
+    with torch.device("meta"):  # only counted
+        model = timm.create_model(arch)
     plain, alphas = parameters(model)
     graphs = getattr(model, "topologies", ())
     printed = paper.get(name, {})
