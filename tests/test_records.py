@@ -64,7 +64,7 @@ def test_a_pretraining_record_is_read_from_its_folder(tmp_path):
 
 
 def test_imagenet_and_coco_runs_fill_the_papers_tables(tmp_path):
-    config = "configs/mmdet/faster-rcnn_toponet50-adaptive_fpn_1x_coco.py"
+    config = "configs/mmdet/faster-rcnn_toponet50-adaptive_fpn_detectron-1x_coco.py"
     run = pretraining_run(tmp_path / "run", model="toponet50")
     imagenet = records.record_pretraining(run, data="ImageNet-1k", command="-")
     coco = records.record_detector(

@@ -151,9 +151,9 @@ def model_zoo(paper: dict[str, Any], records: Sequence[dict[str, Any]], detector
         ("run", "network", "data", "epochs", "seed", "top-1 (measured)", "edges below 0.01 / 0.1", "weights", "record"),
         [_pretraining_row(r) for r in records if r["kind"] == "pretraining" and not _imagenet(r)],
     )
-    lines += ["", "## Detectors on COCO val2017, Faster R-CNN FPN 1x", ""]
+    lines += ["", "## Detectors on COCO val2017", ""]
     lines += _table(
-        ("config", "AP AP50 AP75 APs APm APl (paper)", "AP (measured)"),
+        ("config", "AP AP50 AP75 APs APm APl (paper)", "AP (measured)", "weights", "record"),
         [_coco_row(config, paper["detectors"], records) for config in detector_configs],
     )
     lines += ["", "## Detectors on other data", ""]
@@ -216,13 +216,15 @@ def _pretraining_row(record: dict[str, Any]) -> tuple[str, ...]:
 def _coco_row(config: str, paper: dict[str, Any], records: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     stem = Path(config).stem
     backbone = stem.split("_")[1]
-    # The printed numbers are of Faster R-CNN only.
-    printed = paper.get(backbone) if stem.startswith("faster-rcnn") else None
+    # The printed numbers are of Faster R-CNN with Detectron's schedule.
+    printed = paper.get(backbone) if stem.startswith("faster-rcnn") and "_detectron-1x_" in stem else None
     runs = [r for r in records if r["kind"] == "detector" and r["name"] == stem]
     return (
         f"[{stem}]({config})",
         " ".join(f"{printed[key]:.2f}" for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")) if printed else "-",
         ", ".join(f"{100 * r['metrics']['bbox_mAP']:.1f}" for r in runs) or "not yet run",
+        ", ".join(r["weights"] for r in runs) or "-",
+        ", ".join(map(_record_name, runs)) or "-",
     )
 
 
