@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pretrain-epochs", type=int, help="other than the recipe's")
     parser.add_argument("--epochs", type=int, help="of fine-tuning, other than the config's")
     parser.add_argument("--copies", type=int, default=3, help="drawings of each digit to classify")
-    parser.add_argument("--train-scenes", type=int, default=400)
+    parser.add_argument("--train-scenes", type=int, default=320)
     parser.add_argument("--val-scenes", type=int, default=100)
     args = parser.parse_args(argv)
     os.chdir(ROOT)

@@ -56,7 +56,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "val.json")
 test_evaluator = val_evaluator
 
-# The 1x schedule scaled down: 6 epochs of 400 scenes, steps at 8/12 and 11/12, lr 0.02 per 16 images.
+# The 1x schedule scaled down: 6 epochs of 320 scenes, steps at 8/12 and 11/12, lr 0.02 per 16 images.
 train_cfg = dict(max_epochs=6)
 optim_wrapper = dict(optimizer=dict(lr=0.01))
 param_scheduler = [
