@@ -18,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help='in words; "ImageNet-1k..." and "COCO 2017..." head their tables')
     parser.add_argument("--command", required=True, help="how to repeat the run")
     parser.add_argument("--weights", default="", help="name of the published backbone that was made or used")
+    parser.add_argument("--name", default="", help="pretraining: of the record, if not the run's own")
     parser.add_argument("--config", help="detector: its config in this repository")
     parser.add_argument("--initialisation", choices=["pretrained", "random"], help="detector: of the backbone")
     parser.add_argument("--seed", type=int, help="detector: of the run")

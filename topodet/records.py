@@ -30,7 +30,9 @@ _PACKAGES = ("topodet", "torch", "timm", "mmdet", "onedl-mmdetection", "mmcv", "
 _PENALISED = {"toponet50 + uniform": "toponet50", "toponet50 + adaptive": "toponet50"}
 
 
-def record_pretraining(folder: str | Path, *, data: str, command: str, published: str = "") -> dict[str, Any]:
+def record_pretraining(
+    folder: str | Path, *, data: str, command: str, published: str = "", name: str = ""
+) -> dict[str, Any]:
     """Make the record of a run of topodet.pretrain from its folder.
 
     Args:
@@ -38,6 +40,7 @@ def record_pretraining(folder: str | Path, *, data: str, command: str, published
         data: which images, in words.
         command: how to repeat it.
         published: name of the backbone file made from it.
+        name: of the record; the run's own when omitted.
 
     Raises:
         DataError: the folder holds no finished epoch.
@@ -53,7 +56,7 @@ def record_pretraining(folder: str | Path, *, data: str, command: str, published
         raise DataError(f"{folder}/summary.csv has no epoch yet")
     return {
         "kind": "pretraining",
-        "name": args["experiment"] or folder.name,
+        "name": name or args["experiment"] or folder.name,
         "architecture": args["model"],
         "sparsity": args["sparsity"],
         "data": data,

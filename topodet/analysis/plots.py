@@ -44,7 +44,7 @@ def adjacency_figure(model: nn.Module, title: str = "") -> Figure:
 
 
 def alpha_histogram(model: nn.Module, title: str = "", bins: int = 50) -> Figure:
-    """Draw how many edges have which weight, over all stages, counts on a logarithmic axis.
+    """Draw how many edges have which weight, over all stages; large counts on a logarithmic axis.
 
     Raises:
         ConfigError: the model has no wiring.
@@ -55,8 +55,12 @@ def alpha_histogram(model: nn.Module, title: str = "", bins: int = 50) -> Figure
     low, high = float(alpha.min()), float(alpha.max())
     if high - low < 1e-6:  # all edges alike, as at the start: one visible bar instead of an empty range
         low, high = low - 0.5, high + 0.5
-    axis.hist(alpha, bins=bins, range=(low, high), color="#3b6ea5")
-    axis.set_yscale("log")
+    counts, *_ = axis.hist(alpha, bins=bins, range=(low, high), color="#3b6ea5")
+    if counts.max() > 50:
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=0.5)  # a single edge is a visible bar
+    else:
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.axvline(0, color="0.3", linewidth=0.8)
     axis.set_xlabel("alpha")
     axis.set_ylabel("edges")
