@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.kind == "pretraining":
             record = records.record_pretraining(
-                args.folder, data=args.data, command=args.command, published=args.weights
+                args.folder, data=args.data, command=args.command, published=args.weights, name=args.name
             )
         else:
             record = records.record_detector(
