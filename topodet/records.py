@@ -151,7 +151,17 @@ def model_zoo(paper: dict[str, Any], records: Sequence[dict[str, Any]], detector
     )
     lines += ["", "## Backbones on other data", ""]
     lines += _table(
-        ("run", "network", "data", "epochs", "seed", "top-1 (measured)", "edges below 0.01 / 0.1", "weights", "record"),
+        (
+            "run",
+            "network",
+            "data",
+            "epochs",
+            "seed",
+            "top-1 (measured)",
+            "edges below 0.01 / 0.1 (not averaged)",
+            "weights",
+            "record",
+        ),
         [_pretraining_row(r) for r in records if r["kind"] == "pretraining" and not _imagenet(r)],
     )
     lines += ["", "## Detectors on COCO val2017", ""]
