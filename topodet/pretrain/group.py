@@ -66,8 +66,12 @@ def join(device: str | None) -> Iterator[Group]:
         dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
     else:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    group = Group(dist.get_rank(), world_size, here)
     try:
-        yield Group(dist.get_rank(), world_size, here)
+        yield group
+        # Gloo's threads need the interpreter to let go of the last tensors; a group that is destroyed before they have
+        # done so can wait for them for ever.
+        group.wait()
     finally:
         dist.destroy_process_group()
 
