@@ -30,9 +30,13 @@ class ConfigError(TopodetError, ValueError):
     """A setting that is unknown or contradicts another one."""
 
 
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return " Did you mean 'a' or 'b'?" with the names of `known` nearest to one that is not in it, or ""."""
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near and name not in near else ""
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """Return the sentence for a name that is not in `known`: what was given, the nearest names, and all of them."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}"
+    return f"unknown {kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}"

@@ -2,7 +2,7 @@
 # read at 512 x 384. A set at another place: --cfg-options for the three data_root and the two ann_file below.
 _base_ = [
     "./_base_/faster-rcnn_toponet-nano_fpn.py",
-    "mmdet::_base_/datasets/coco_detection.py",
+    "./_base_/coco_small.py",
     "./_base_/schedule_1x.py",
     "./_base_/runtime.py",
     "./_base_/toponet_hooks_adaptive.py",
@@ -27,26 +27,10 @@ test_pipeline = [
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    dataset=dict(
-        data_root=data_root,
-        ann_file="train.json",
-        data_prefix=dict(img="images/"),
-        metainfo=metainfo,
-        pipeline=train_pipeline,
-    ),
+    dataset=dict(data_root=data_root, data_prefix=dict(img="images/"), metainfo=metainfo, pipeline=train_pipeline)
 )
 val_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    dataset=dict(
-        data_root=data_root,
-        ann_file="val.json",
-        data_prefix=dict(img="images/"),
-        metainfo=metainfo,
-        pipeline=test_pipeline,
-    ),
+    dataset=dict(data_root=data_root, data_prefix=dict(img="images/"), metainfo=metainfo, pipeline=test_pipeline)
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "val.json")

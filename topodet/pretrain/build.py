@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 
 import timm
 import torch
@@ -16,7 +15,7 @@ from timm.utils import ModelEmaV3, NativeScaler
 from torch import nn
 
 from topodet import connectivity
-from topodet.errors import ConfigError, WeightsError
+from topodet.errors import ConfigError, WeightsError, did_you_mean
 from topodet.pretrain import data
 from topodet.pretrain.engine import Training, autocast_context
 from topodet.pretrain.group import Group
@@ -32,8 +31,7 @@ def check_model_name(name: str) -> None:
     if ":" in name or timm.is_model(name.split(".")[0]):
         return
     known = timm.list_models()
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    hint = did_you_mean(name, known)
     ours = ", ".join(timm.list_models("toponet*"))
     raise ConfigError(f"unknown model {name!r}.{hint} topodet has {ours}; timm.list_models() has all {len(known)}")
 
@@ -152,9 +150,7 @@ def create_optimizer(args: argparse.Namespace, model: nn.Module, lr: float) -> t
             **args.opt_kwargs,
         )
     except ValueError as error:
-        near = difflib.get_close_matches(args.opt, list_optimizers(), n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near and args.opt not in near else ""
-        raise ConfigError(f"--opt {args.opt!r}: {error}.{hint}") from error
+        raise ConfigError(f"--opt {args.opt!r}: {error}.{did_you_mean(args.opt, list_optimizers())}") from error
     except TypeError as error:
         raise ConfigError(f"--opt {args.opt!r} does not take the arguments given: {error}") from error
 

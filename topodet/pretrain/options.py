@@ -6,14 +6,13 @@ A YAML file (`-c FILE`) gives values for any of them by name; the command line g
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 from timm.utils import ParseKwargs
 
-from topodet.errors import ConfigError
+from topodet.errors import ConfigError, did_you_mean
 
 
 class _Parser(argparse.ArgumentParser):
@@ -238,9 +237,7 @@ def _parse_known(parser: argparse.ArgumentParser, tokens: Sequence[str], where: 
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    return f"{hint} --help lists all."
+    return f"{did_you_mean(name, known)} --help lists all."
 
 
 def _config_tokens(path: Path, parser: argparse.ArgumentParser) -> list[str]:

@@ -1,0 +1,7 @@
+# A small set in COCO format: train.json and val.json under its data_root, eight images a batch. The
+# configs that inherit it give data_root, metainfo, image folders and pipelines.
+_base_ = "mmdet::_base_/datasets/coco_detection.py"
+
+train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(ann_file="train.json"))
+val_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(ann_file="val.json"))
+test_dataloader = val_dataloader
