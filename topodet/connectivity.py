@@ -124,6 +124,11 @@ def sparsity(model: nn.Module, thresholds: Sequence[float] = THRESHOLDS) -> dict
     return {f"below_{threshold:g}": (alpha.abs() < threshold).double().mean().item() for threshold in thresholds}
 
 
+def describe_sparsity(shares: dict[str, float]) -> str:
+    """Return what `sparsity` found in words for a log: "12.5% below 0.01, ..."."""
+    return ", ".join(f"{share:.1%} {name.replace('_', ' ')}" for name, share in shares.items())
+
+
 def all_alphas(parts: Iterable[Wiring]) -> Tensor:
     """Return the edge weights of several wirings as one float32 tensor [E] on the CPU."""
     alphas = [wiring.alpha.detach().float().cpu() for wiring in parts]

@@ -122,21 +122,12 @@ def read(source: str | os.PathLike, *, check_hash: bool = True) -> WeightsFile:
         WeightsError: missing, truncated, a pickle that would run code, other bytes than its hash says, no tensors in
             it, or a value that is not finite.
     """
-    path = fetch(source)
-    match = _NAME_HASH.search(path.name)
-    if check_hash and match:
-        digest = sha256(path)
-        if not digest.startswith(match[1]):
-            raise WeightsError(
-                f"{path} is damaged or was changed: its name says SHA-256 {match[1]}..., its bytes have "
-                f"{digest[:8]}...; fetch it again, or rename it if you changed it yourself"
-            )
+    path = _fetch_checked(source, check_hash)
     if path.suffix == ".safetensors":
         content, card = _read_safetensors(path, check_hash)
         state_dict, rest = content, {}
     else:
-        content = _read_torch(path)
-        state_dict, rest = _find_state_dict(path, content)
+        state_dict, rest = _find_state_dict(path, _read_torch(path))
         card = rest.pop("card", {})
     for name, tensor in state_dict.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -146,6 +137,15 @@ def read(source: str | os.PathLike, *, check_hash: bool = True) -> WeightsFile:
                 "use an earlier checkpoint"
             )
     return WeightsFile(path, state_dict, card, rest)
+
+
+def read_checkpoint(source: str | os.PathLike) -> dict[str, Any]:
+    """Return all that a .pth file holds, its hash checked and nothing unpickled that could run code.
+
+    Raises:
+        WeightsError: missing, truncated, a pickle that would run code, or other bytes than its name's hash says.
+    """
+    return _read_torch(_fetch_checked(source, check_hash=True))
 
 
 def load(
@@ -167,11 +167,17 @@ def load(
     """
     file = source if isinstance(source, WeightsFile) else read(source)
     own = model.state_dict()
-    wanted = {name for name in own if head or not name.startswith(_HEAD)}
     offered = {
         name: tensor
         for name, tensor in file.state_dict.items()
-        if (head or not name.startswith(_HEAD)) and not _is_unbuilt_stage(name, model)
+        if (head or not name.startswith(_HEAD))
+        and not _is_unbuilt_stage(name, model)
+        and (name in own or not is_update_counter(name))
+    }
+    wanted = {
+        name
+        for name in own
+        if (head or not name.startswith(_HEAD)) and (name in offered or not is_update_counter(name))
     }
     problems = _differences(own, wanted, offered)
     if problems:
@@ -181,11 +187,16 @@ def load(
             "norm and classes that the file was trained with, or rebuild the network from it: topodet.weights.build"
         )
     model.load_state_dict(offered, strict=False)  # names are checked above; `strict` would ask for the classifier
-    left_out = tuple(sorted({name.rpartition(".")[0] for name in own.keys() - wanted}))
+    left_out = tuple(sorted({name.rpartition(".")[0] for name in own.keys() - wanted if not is_update_counter(name)}))
     report = LoadReport(len(offered), len(wanted), left_out, file.card)
     if not quiet and _first_process():
         print(f"topodet: {report} loaded from {file.path}", flush=True)
     return report
+
+
+def is_update_counter(name: str) -> bool:
+    """Whether a tensor only counts a batch normalisation's updates, which frozen ones (Detectron2's) do not do."""
+    return name.endswith(".num_batches_tracked")
 
 
 def build(source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, **overrides: Any) -> TopoNet:
@@ -342,6 +353,19 @@ def _write(folder: Path, state_dict: dict[str, Tensor], card: dict[str, Any]) ->
         if back.card != card or _tensors_sha256(back.state_dict) != metadata["tensors_sha256"]:
             raise WeightsError(f"{path} does not read back as it was written; do not use it, publish again")
     return files
+
+
+def _fetch_checked(source: str | os.PathLike, check_hash: bool) -> Path:
+    path = fetch(source)
+    match = _NAME_HASH.search(path.name)
+    if check_hash and match:
+        digest = sha256(path)
+        if not digest.startswith(match[1]):
+            raise WeightsError(
+                f"{path} is damaged or was changed: its name says SHA-256 {match[1]}..., its bytes have "
+                f"{digest[:8]}...; fetch it again, or rename it if you changed it yourself"
+            )
+    return path
 
 
 def _read_torch(path: Path) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import weights
-from ..errors import ConfigError, unknown_name
-from ..models import ARCHITECTURES, Trunk, build_blocks
+from ..errors import ConfigError
+from ..models import Trunk, architecture_arguments, build_blocks
 from ..models.trunk import TopologySpec
 from ..models.wiring import EdgeWeights
 
@@ -68,8 +68,9 @@ class TopoNet(Trunk, BaseModule):
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
         with_cp: bool = False,
     ):
-        if arch not in ARCHITECTURES:
-            raise ConfigError(unknown_name("arch", arch, ARCHITECTURES))
+        arguments = architecture_arguments(
+            arch, nodes=nodes, width=width, topology=topology, edge_weights=edge_weights, seed=seed
+        )
         if pretrained is not None and init_cfg is not None:
             raise ConfigError(
                 f"backbone has both pretrained={pretrained!r} and init_cfg={init_cfg!r}; give one of them"
@@ -80,11 +81,6 @@ class TopoNet(Trunk, BaseModule):
             and "prefix" not in init_cfg
         ):
             pretrained, init_cfg = init_cfg["checkpoint"], None
-        given = {"nodes": nodes, "width": width, "topology": topology, "edge_weights": edge_weights, "seed": seed}
-        arguments = {
-            **ARCHITECTURES[arch],
-            **{name: value for name, value in given.items() if value is not None},
-        }
         num_stages = _num_stages(out_indices, arguments.get("nodes"))
         super().__init__(
             *build_blocks(

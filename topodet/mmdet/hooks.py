@@ -143,8 +143,7 @@ class AlphaLogHook(Hook):
             return
         tag = f"epoch{epochs:03d}" if _counts_epochs(runner) else f"iter{iterations:06d}"
         runner.visualizer.add_scalars({f"edges/{name}": share for name, share in shares.items()}, step=iterations)
-        shown = ", ".join(f"{share:.1%} {name.replace('_', ' ')}" for name, share in shares.items())
-        runner.logger.info(f"edges with |alpha| at {tag}: {shown}")
+        runner.logger.info(f"edges with |alpha| at {tag}: {connectivity.describe_sparsity(shares)}")
         save_figures(model, Path(runner.work_dir) / "alpha", tag)
 
 

@@ -2,7 +2,7 @@
 
 from .aggregation import weighted_sum
 from .stage import Node, TopoStage
-from .toponet import ARCHITECTURES, TopoNet, TopoNetFeatures
+from .toponet import ARCHITECTURES, TopoNet, TopoNetFeatures, architecture_arguments
 from .trunk import Stem, Trunk, build_blocks, init_weights
 from .wiring import Wiring
 
@@ -15,6 +15,7 @@ __all__ = [
     "TopoStage",
     "Trunk",
     "Wiring",
+    "architecture_arguments",
     "build_blocks",
     "init_weights",
     "weighted_sum",

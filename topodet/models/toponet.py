@@ -12,6 +12,7 @@ from timm.models import FeatureInfo, build_model_with_cfg, generate_default_cfgs
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ..errors import ConfigError, unknown_name
 from .stage import NormLayer
 from .trunk import EdgeWeights, TopologySpec, Trunk, build_blocks, init_weights
 
@@ -207,6 +208,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "toponet50_ba": {"topology": {"name": "barabasi_albert", "m": 5}, "edge_weights": "fixed"},
     "toponet50_ws": {"topology": {"name": "watts_strogatz", "k": 4, "p": 0.75}, "edge_weights": "fixed"},
 }
+
+
+def architecture_arguments(arch: str, **overrides: Any) -> dict[str, Any]:
+    """Return the arguments of `build_blocks` for a named network, with `overrides` that are not None in their place.
+
+    Raises:
+        ConfigError: no such network.
+    """
+    if arch not in ARCHITECTURES:
+        raise ConfigError(unknown_name("arch", arch, ARCHITECTURES))
+    return {**ARCHITECTURES[arch], **{name: value for name, value in overrides.items() if value is not None}}
+
 
 default_cfgs = generate_default_cfgs(
     {

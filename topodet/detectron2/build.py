@@ -1,0 +1,65 @@
+"""What Detectron2's registry calls: the only readers of the config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import nn
+
+from .backbone import TopoNet
+from .check import check_preprocessing
+
+
+@BACKBONE_REGISTRY.register()
+def build_toponet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoNet:
+    """Build the TopoNet that `MODEL.TOPONET` and `MODEL.BACKBONE.FREEZE_AT` describe.
+
+    Raises:
+        ConfigError: what `TopoNet` raises; INPUT.FORMAT, MODEL.PIXEL_MEAN or PIXEL_STD are not those of PRETRAINED's card.
+        WeightsError: PRETRAINED is damaged or made for another network.
+    """
+    node = cfg.MODEL.TOPONET
+    topology = {name.lower(): value for name, value in node.TOPOLOGY.items()}
+    backbone = TopoNet(
+        node.ARCH,
+        nodes=list(node.NODES) or None,
+        width=node.WIDTH or None,
+        topology=topology if topology["name"] else None,
+        edge_weights=node.EDGE_WEIGHTS or None,
+        seed=node.SEED if node.SEED >= 0 else None,
+        in_channels=input_shape.channels,
+        out_features=node.OUT_FEATURES,
+        norm=node.NORM,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        pretrained=node.PRETRAINED or None,
+        use_act_checkpoint=node.USE_ACT_CHECKPOINT,
+    )
+    check_preprocessing(
+        backbone.card, mean=cfg.MODEL.PIXEL_MEAN, std=cfg.MODEL.PIXEL_STD, input_format=cfg.INPUT.FORMAT
+    )
+    return backbone
+
+
+@BACKBONE_REGISTRY.register()
+def build_toponet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build a TopoNet with the FPN that `MODEL.FPN` describes: p2..p5, and p6 pooled from p5."""
+    return _fpn(cfg, build_toponet_backbone(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_toponet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build a TopoNet with RetinaNet's FPN: p3..p5, and p6, p7 convolved from the last feature map."""
+    bottom_up = build_toponet_backbone(cfg, input_shape)
+    last = cfg.MODEL.FPN.IN_FEATURES[-1]
+    channels = bottom_up.output_shape()[last].channels
+    return _fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=last))
+
+
+def _fpn(cfg: CfgNode, bottom_up: TopoNet, top_block: nn.Module) -> FPN:
+    node = cfg.MODEL.FPN
+    arguments: dict[str, Any] = {"norm": node.NORM, "fuse_type": node.FUSE_TYPE}
+    return FPN(bottom_up, node.IN_FEATURES, node.OUT_CHANNELS, top_block=top_block, **arguments)

@@ -1,0 +1,52 @@
+"""Detectron2's checkpointer, with what it lets pass made an error for a TopoNet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+
+from .. import weights
+from ..errors import WeightsError
+from .check import backbones, check_detector
+
+
+class TopoNetCheckpointer(DetectionCheckpointer):
+    """Loads a published backbone or a detector's checkpoint, and keeps the backbone's card in what it saves.
+
+    That every tensor of the backbone is filled is seen to by the backbone itself, under any checkpointer. This one adds
+    what stands beside the tensors: the hash in a published file's name, the card (other channel order, mean or std than
+    the detector's is refused), and that no pickle of others is run.
+
+    Raises:
+        WeightsError: on `load`, a file that is damaged, unsafe or made for another network.
+        ConfigError: on `load`, when the detector's preprocessing contradicts the file's card.
+    """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save the model and the checkpointables under `name`, with the card where there is one."""
+        cards = [backbone.card for backbone in backbones(self.model) if backbone.card]
+        super().save(name, **({"card": cards[0]} if cards else {}), **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if not backbones(self.model):
+            return super()._load_file(filename)
+        if filename.endswith((".pkl", ".pyth")):
+            raise WeightsError(
+                f"{filename} is a pickle for another backbone, and unpickling could run code; a detector with a TopoNet "
+                "starts from a published .pth (MODEL.TOPONET.PRETRAINED or MODEL.WEIGHTS)"
+            )
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        if not backbones(self.model):
+            return super()._torch_load(f)
+        return weights.read_checkpoint(f)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        card = checkpoint.get("card")
+        if card:
+            for backbone in backbones(self.model):
+                backbone.card = card
+            check_detector(self.model)
+        return super()._load_model(checkpoint)

@@ -1,0 +1,78 @@
+"""The `MODEL.TOPONET` node of a Detectron2 config, and reading a config with errors that help."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from detectron2.config import CfgNode, get_cfg
+
+from ..errors import ConfigError, did_you_mean
+
+_UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
+
+
+def add_topodet_config(cfg: CfgNode) -> None:
+    """Add `MODEL.TOPONET` to a config, with its defaults; adding it again changes nothing.
+
+    An empty value ("", [], 0, and -1 for SEED) leaves the named network's own.
+    """
+    if "TOPONET" in cfg.MODEL:
+        return
+    node = CfgNode()
+    node.ARCH = "toponet50"  # a name of topodet.models.ARCHITECTURES; `topodet list` prints them
+    node.NODES = []  # nodes of each stage
+    node.WIDTH = 0  # channels of the stem
+    # e.g. {NAME: random, P: 0.8}: a generator of topodet.topology and its arguments, for all stages
+    node.TOPOLOGY = CfgNode({"NAME": ""}, new_allowed=True)
+    node.EDGE_WEIGHTS = ""  # "learned", or "fixed" at 1
+    node.SEED = -1  # of random graphs
+    node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    node.NORM = "FrozenBN"  # FrozenBN, BN, SyncBN, GN
+    node.USE_ACT_CHECKPOINT = False  # recompute nodes in the backward pass to save memory
+    node.PRETRAINED = ""  # a published backbone, path or URL, loaded strictly when the model is built
+    node.SPARSITY = "none"  # penalty continued in fine-tuning: none, uniform (Eq. 6-7), adaptive (Eq. 8)
+    node.SPARSITY_WEIGHT = 1e-4  # lambda
+    node.ALPHA_WEIGHT_DECAY = 0.0  # decay would pull the edge weights to 0, which the paper does not do
+    node.LOG_PERIOD = 1000  # iterations from one record of the edge weights to the next; 0 for none
+    cfg.MODEL.TOPONET = node
+
+
+def load_config(config_file: str | os.PathLike = "", opts: Sequence[str] = ()) -> CfgNode:
+    """Return Detectron2's config with `MODEL.TOPONET`, merged with a YAML file and `KEY VALUE` pairs; not frozen.
+
+    Raises:
+        ConfigError: no such file, a key that does not exist (with the nearest ones), or a value of another type.
+    """
+    cfg = get_cfg()
+    add_topodet_config(cfg)
+    path = os.fspath(config_file)
+    if path and "://" not in path and not os.path.isfile(path):
+        raise ConfigError(f"no config file at {path} (working folder {os.getcwd()}); check --config-file")
+    _merge(cfg, lambda: cfg.merge_from_file(path) if path else None, path)
+    if len(opts) % 2:
+        raise ConfigError(f"options at the end come in pairs of KEY VALUE, got {len(opts)} words: {' '.join(opts)}")
+    _merge(cfg, lambda: cfg.merge_from_list(list(opts)), "the options at the end of the command")
+    return cfg
+
+
+def _merge(cfg: CfgNode, merge, place: str) -> None:
+    try:
+        merge()
+    except KeyError as error:
+        match = _UNKNOWN_KEY.search(str(error))
+        if match is None:
+            raise
+        raise ConfigError(f"unknown key {match[1]} in {place}.{did_you_mean(match[1], _keys(cfg))}") from error
+    except (ValueError, AssertionError) as error:  # yacs: a value of another type, or no such key
+        match = _UNKNOWN_KEY.search(str(error))
+        hint = did_you_mean(match[1], _keys(cfg)) if match else ""
+        raise ConfigError(f"{place}: {error}{hint}") from error
+
+
+def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in cfg.items():
+        yield prefix + name
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{name}.")

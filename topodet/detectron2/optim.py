@@ -1,0 +1,73 @@
+"""Optimisers that know edge weights: no weight decay on them, and the sparsity penalty at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from .. import connectivity, weights
+from ..errors import ConfigError, unknown_name
+from .check import backbones, check_detector
+
+# The `overrides` of `get_default_optimizer_params`, by parameter name.
+EDGE_WEIGHTS_WITHOUT_DECAY = {"alpha": {"weight_decay": 0.0}}
+
+
+def build_optimizer(
+    params: Iterable[dict[str, Any]],
+    *,
+    model: nn.Module,
+    optimizer: str = "SGD",
+    sparsity: connectivity.PenaltyKind = "none",
+    sparsity_weight: float = 1e-4,
+    image_format: str | None = None,
+    init_checkpoint: str = "",
+    **options: Any,
+) -> torch.optim.Optimizer:
+    """Make the optimiser of a LazyConfig, where Detectron2's stock training script has no other place for a plugin.
+
+    The stock script calls this when the model exists and nothing was trained yet, so a detector that does not fit its
+    backbone is refused here too.
+
+    Args:
+        params: parameter groups, from `detectron2.solver.build.get_default_optimizer_params`.
+        model: the detector; "${.params.model}" in a LazyConfig, which the script sets.
+        optimizer: name of a class in `torch.optim`.
+        sparsity, sparsity_weight: penalty on the edges (Eqs. 6-8) and its lambda, see `connectivity.penalize`.
+        image_format: of the data loader, "${dataloader.train.mapper.image_format}" in a LazyConfig.
+        init_checkpoint: "${train.init_checkpoint}" in a LazyConfig: if it is a file with a card, the detector must
+            fit that.
+        options: of the optimiser (lr, momentum, weight_decay, ...).
+
+    Raises:
+        ConfigError: an unknown optimiser or sparsity, a model without learned edges for one that needs them, or
+            preprocessing that contradicts the weights' card.
+        WeightsError: `init_checkpoint` is damaged or unsafe.
+    """
+    known = {name for name, value in vars(torch.optim).items() if isinstance(value, type)}
+    if optimizer not in known:
+        raise ConfigError(unknown_name("optimizer", optimizer, known - {"Optimizer"}))
+    networks = backbones(model)
+    if networks and init_checkpoint and PathManager.isfile(init_checkpoint):
+        card = weights.read_checkpoint(PathManager.get_local_path(init_checkpoint)).get("card", {})
+        for backbone in networks:
+            backbone.card = backbone.card or card
+    check_detector(model, image_format=image_format)
+    made = getattr(torch.optim, optimizer)(params, **options)
+    connectivity.penalize(made, model, sparsity, sparsity_weight)
+    return made
+
+
+def set_edge_weight_decay(optimizer: torch.optim.Optimizer, model: nn.Module, weight_decay: float) -> None:
+    """Move the edge weights of an optimiser into a group of their own with another weight decay, before any step."""
+    own = {id(wiring.alpha) for wiring in connectivity.wirings(model).values() if wiring.learned}
+    moved = []
+    for group in optimizer.param_groups:
+        moved += [parameter for parameter in group["params"] if id(parameter) in own]
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+    if moved:
+        optimizer.add_param_group({"params": moved, "weight_decay": weight_decay})
