@@ -5,18 +5,26 @@ from .build import build_retinanet_toponet_fpn_backbone, build_toponet_backbone,
 from .check import check_detector
 from .checkpoint import TopoNetCheckpointer
 from .config import add_topodet_config, load_config
+from .data import check_datasets, register_dataset
+from .hooks import AlphaLogHook, SparsityHook
 from .lazy import common_config
 from .optim import build_optimizer
+from .trainer import Trainer
 
 __all__ = [
+    "AlphaLogHook",
+    "SparsityHook",
     "TopoNet",
     "TopoNetCheckpointer",
+    "Trainer",
     "add_topodet_config",
     "build_optimizer",
     "build_retinanet_toponet_fpn_backbone",
     "build_toponet_backbone",
     "build_toponet_fpn_backbone",
+    "check_datasets",
     "check_detector",
     "common_config",
     "load_config",
+    "register_dataset",
 ]

@@ -30,7 +30,7 @@ class TopoNet(Trunk, Backbone):
     `find_unused_parameters`). A state dict fills the backbone whole or not at all, whatever `strict` says: Detectron2's
     checkpointer itself only logs what did not match, and trains on.
 
-    Any image size works (`size_divisibility` is 0, as ResNet's); an FPN around it asks for multiples of its last stride.
+    Any image size works (`size_divisibility` is 0, as ResNet's); an FPN around it asks for multiples of its stride.
 
     Args:
         arch: name of a network, see `topodet.models.ARCHITECTURES`. Its hyper-parameters are the defaults of the next

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
@@ -19,7 +17,7 @@ def build_toponet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoNet:
     """Build the TopoNet that `MODEL.TOPONET` and `MODEL.BACKBONE.FREEZE_AT` describe.
 
     Raises:
-        ConfigError: what `TopoNet` raises; INPUT.FORMAT, MODEL.PIXEL_MEAN or PIXEL_STD are not those of PRETRAINED's card.
+        ConfigError: what `TopoNet` raises; INPUT.FORMAT, MODEL.PIXEL_MEAN or PIXEL_STD contradict PRETRAINED's card.
         WeightsError: PRETRAINED is damaged or made for another network.
     """
     node = cfg.MODEL.TOPONET
@@ -61,5 +59,11 @@ def build_retinanet_toponet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
 
 def _fpn(cfg: CfgNode, bottom_up: TopoNet, top_block: nn.Module) -> FPN:
     node = cfg.MODEL.FPN
-    arguments: dict[str, Any] = {"norm": node.NORM, "fuse_type": node.FUSE_TYPE}
-    return FPN(bottom_up, node.IN_FEATURES, node.OUT_CHANNELS, top_block=top_block, **arguments)
+    return FPN(
+        bottom_up,
+        node.IN_FEATURES,
+        node.OUT_CHANNELS,
+        norm=node.NORM,
+        top_block=top_block,
+        fuse_type=node.FUSE_TYPE,
+    )

@@ -33,8 +33,8 @@ class TopoNetCheckpointer(DetectionCheckpointer):
             return super()._load_file(filename)
         if filename.endswith((".pkl", ".pyth")):
             raise WeightsError(
-                f"{filename} is a pickle for another backbone, and unpickling could run code; a detector with a TopoNet "
-                "starts from a published .pth (MODEL.TOPONET.PRETRAINED or MODEL.WEIGHTS)"
+                f"{filename} is a pickle for another backbone, and unpickling could run code; a detector with a "
+                "TopoNet starts from a published .pth (MODEL.TOPONET.PRETRAINED or MODEL.WEIGHTS)"
             )
         return super()._load_file(filename)
 

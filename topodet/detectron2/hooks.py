@@ -1,0 +1,91 @@
+"""Detectron2 hooks: go on with the sparsity penalty in fine-tuning, record the edge weights."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch.utils.hooks import RemovableHandle
+
+from .. import connectivity
+from ..analysis.plots import adjacency_figure, figure_pixels, save_figures
+
+logger = logging.getLogger("detectron2.topodet")
+
+
+class SparsityHook(HookBase):
+    """Add `weight * connectivity.penalty(model, kind)` to the objective of fine-tuning (Eqs. 6-8).
+
+    The update is that of a penalty in the loss, also under AMP's loss scaling and DDP, except that gradient clipping
+    does not see it. Frozen edges do not count. The log shows `sparsity_penalty`.
+
+    Args:
+        kind: "uniform" or "adaptive"; "none" does nothing.
+        weight: lambda; the paper's is 1e-4.
+        log_period: iterations between two readings of the penalty for the log.
+
+    Raises:
+        ConfigError: when training starts, for an unknown kind, a negative weight, or a model without learned edges.
+    """
+
+    def __init__(self, kind: connectivity.PenaltyKind, weight: float = 1e-4, *, log_period: int = 20):
+        self.kind = kind
+        self.weight = weight
+        self.log_period = log_period
+        self._handle: RemovableHandle | None = None
+
+    def before_train(self) -> None:
+        self._handle = connectivity.penalize(self.trainer.optimizer, self.trainer.model, self.kind, self.weight)
+
+    def after_step(self) -> None:
+        # Reading the value waits for the device: only where the writers will ask for it.
+        if self.kind != "none" and (self.trainer.iter + 1) % self.log_period == 0:
+            value = self.weight * connectivity.penalty(self.trainer.model, self.kind).item()
+            get_event_storage().put_scalar("sparsity_penalty", value, smoothing_hint=False)
+
+    def after_train(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+
+
+class AlphaLogHook(HookBase):
+    """Record the edge weights before training, every `period` iterations and at the end.
+
+    Writes to the event storage, and so to TensorBoard: scalars `edges/below_0.01`, ... (shares in [0, 1]), a histogram
+    `alpha/stage` for each stage and the image `adjacency` of heat maps. Writes `adjacency_*.png` and `alpha_*.png` to
+    `folder`. A model without wirings is passed over.
+
+    Args:
+        folder: where the pictures go.
+        period: iterations from one record to the next.
+    """
+
+    def __init__(self, folder: str | Path, period: int = 1000):
+        self.folder = Path(folder)
+        self.period = period
+
+    def before_train(self) -> None:
+        self._record(self.trainer.start_iter)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done == self.trainer.max_iter:
+            self._record(done)
+
+    def _record(self, iterations: int) -> None:
+        model = self.trainer.model
+        shares = connectivity.sparsity(model)
+        if not shares or not comm.is_main_process():
+            return
+        storage = get_event_storage()
+        storage.put_scalars(smoothing_hint=False, **{f"edges/{name}": share for name, share in shares.items()})
+        for name, wiring in connectivity.wirings(model).items():
+            stage = name.removesuffix(".wiring").rpartition(".")[2]
+            storage.put_histogram(f"alpha/stage{stage}", wiring.alpha.detach().float().cpu(), bins=50)
+        tag = f"iter{iterations:07d}"
+        storage.put_image("adjacency", figure_pixels(adjacency_figure(model, title=tag)).transpose(2, 0, 1))
+        save_figures(model, self.folder, tag)
+        logger.info(f"edges with |alpha| at iteration {iterations}: {connectivity.describe_sparsity(shares)}")

@@ -1,0 +1,84 @@
+"""Detectron2's default training with what a TopoNet adds: strict weights, sparsity, a record of the edges."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine.hooks import PeriodicWriter
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from torch import nn
+
+from ..errors import ConfigError
+from .check import check_detector
+from .checkpoint import TopoNetCheckpointer
+from .data import check_datasets
+from .hooks import AlphaLogHook, SparsityHook
+from .optim import set_edge_weight_decay
+
+
+class Trainer(DefaultTrainer):
+    """`DefaultTrainer` for a config with `MODEL.TOPONET`; other backbones train as they do without topodet.
+
+    Raises:
+        ConfigError: the detector does not fit its backbone's weights, or its datasets.
+        DataError: a dataset is not there.
+        WeightsError: weights that are damaged, unsafe or made for another network.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        # First: reading a large dataset takes a minute, and a missing test set would be noticed after hours.
+        check_datasets(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        for name in cfg.DATASETS.TEST:
+            _require_coco(name)
+        super().__init__(cfg)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the detector and check it."""
+        model = super().build_model(cfg)
+        check_detector(model)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Build Detectron2's optimiser, with the edge weights' own weight decay."""
+        optimizer = super().build_optimizer(cfg, model)
+        set_edge_weight_decay(optimizer, model, cfg.MODEL.TOPONET.ALPHA_WEIGHT_DECAY)
+        return optimizer
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        """Return COCO's evaluation.
+
+        Raises:
+            ConfigError: a dataset of another kind.
+        """
+        _require_coco(dataset_name)
+        return COCOEvaluator(dataset_name, output_dir=output_folder or str(Path(cfg.OUTPUT_DIR) / "inference"))
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Return Detectron2's hooks, the checkpointer made strict, sparsity and the record of the edges added."""
+        # The hooks below keep the checkpointer, and DefaultTrainer has no other place to choose it.
+        self.checkpointer = TopoNetCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        hooks = super().build_hooks()
+        node = self.cfg.MODEL.TOPONET
+        own = [SparsityHook(node.SPARSITY, node.SPARSITY_WEIGHT)]
+        if node.LOG_PERIOD > 0:
+            own.append(AlphaLogHook(Path(self.cfg.OUTPUT_DIR) / "alpha", node.LOG_PERIOD))
+        # Before the writers, which come last and write what the others have put into the storage.
+        place = next((k for k, hook in enumerate(hooks) if isinstance(hook, PeriodicWriter)), len(hooks))
+        return [*hooks[:place], *own, *hooks[place:]]
+
+
+def _require_coco(dataset_name: str) -> None:
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind != "coco":
+        raise ConfigError(
+            f"dataset {dataset_name} wants the evaluation {kind!r}, but this trainer has COCO's only; use Detectron2's "
+            "own train_net.py with `import topodet.detectron2` and `add_topodet_config(cfg)`"
+        )
