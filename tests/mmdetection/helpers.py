@@ -1,59 +1,25 @@
-"""A COCO set of a few small images, configs cut down to it, and weights files to start from."""
+"""Shipped configs cut down to a COCO set of a few small images, and runs with them."""
 
 from __future__ import annotations
 
 import copy
-import json
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-import timm
-import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from PIL import Image
 
-from topodet import connectivity, weights
+from tests.detection import SIZE
+from topodet import connectivity
 from topodet.mmdet import TopoNet
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "mmdet"
 SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.py"))
 NANO = "faster-rcnn_toponet-nano_fpn_digits"
-SIZE = (96, 64)  # width, height
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-
-
-def write_coco(root: Path, classes: tuple[str, ...] = ("person", "bicycle"), count: int = 2) -> Path:
-    """Write `count` JPEGs with two boxes each, `all.json` and `images/`; return the folder."""
-    rng = np.random.default_rng(0)
-    (root / "images").mkdir(parents=True)
-    images, annotations = [], []
-    for k in range(count):
-        pixels = rng.integers(0, 255, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
-        for place, (x, y, w, h) in enumerate(((4, 6, 40, 48), (50, 10, 36, 36))):
-            pixels[y : y + h, x : x + w] = (40, 200 - 100 * place, 90)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": k,
-                    "category_id": place + 1,
-                    "bbox": [x, y, w, h],
-                    "area": w * h,
-                    "iscrowd": 0,
-                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
-                }
-            )
-        Image.fromarray(pixels).save(root / "images" / f"{k}.jpg")
-        images.append({"id": k, "file_name": f"{k}.jpg", "width": SIZE[0], "height": SIZE[1]})
-    categories = [{"id": k + 1, "name": name} for k, name in enumerate(classes)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (root / "all.json").write_text(json.dumps(content))
-    return root
 
 
 def data_options(root: Path) -> dict:
@@ -105,23 +71,6 @@ def train(config: Config, *hooks: Hook) -> Runner:
         runner.register_hook(hook)
     runner.train()
     return runner
-
-
-def published(folder: Path, arch: str, **kwargs: object) -> weights.PublishedFiles:
-    """Publish a network that knows random weights and the statistics they give, as if it had been trained."""
-    torch.manual_seed(1234)  # not the seed of the tests, whose networks would start from the same numbers
-    model = timm.create_model(arch, num_classes=3, **kwargs).train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # the average over all that it sees
-    with torch.no_grad():
-        model(torch.randn(4, 3, 64, 64))
-        for name, alpha in model.named_parameters():
-            if name.endswith("alpha"):
-                alpha.uniform_(-0.5, 1)
-    content = {"arch": arch, "state_dict": model.state_dict(), "args": {}, "data_config": IMAGENET}
-    torch.save(content, folder / "last.pth.tar")
-    return weights.publish(folder / "last.pth.tar", folder)
 
 
 class Task(BaseModel):

@@ -7,7 +7,8 @@ from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
-from tests.mmdetection.helpers import NANO, load, published, small_config, train
+from tests.detection import published
+from tests.mmdetection.helpers import NANO, load, small_config, train
 from topodet.errors import ConfigError
 from topodet.mmdet import check_detector
 

@@ -3,7 +3,8 @@ import math
 import pytest
 from mmengine.hooks import Hook
 
-from tests.mmdetection.helpers import SHIPPED, load, small_config, train, write_coco
+from tests.detection import write_coco
+from tests.mmdetection.helpers import SHIPPED, load, small_config, train
 from topodet.mmdet import TopoNet
 
 ROWS = [

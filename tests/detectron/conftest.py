@@ -1,0 +1,21 @@
+import importlib.util
+
+import pytest
+
+from tests.detection import backbone_files, coco, nano
+
+__all__ = ["backbone_files", "coco", "nano"]
+
+HAVE_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
+REASON = "tests of topodet.detectron2: Detectron2 is not installed (it is on no package index; see README.md)"
+
+
+class Skipped(pytest.Module):
+    """A test module that is not even imported."""
+
+    def collect(self):
+        pytest.skip(REASON, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    return None if HAVE_DETECTRON2 else Skipped.from_parent(parent, path=module_path)
