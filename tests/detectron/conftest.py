@@ -1,4 +1,5 @@
 import importlib.util
+import logging
 
 import pytest
 
@@ -19,3 +20,12 @@ class Skipped(pytest.Module):
 
 def pytest_pycollect_makemodule(module_path, parent):
     return None if HAVE_DETECTRON2 else Skipped.from_parent(parent, path=module_path)
+
+
+@pytest.fixture
+def log(monkeypatch, caplog):
+    """Return what Detectron2's loggers say, also after a run in this process has set them up for the console."""
+    for name in ("detectron2", "fvcore"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        caplog.set_level("INFO", name)
+    return caplog
