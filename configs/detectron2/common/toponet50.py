@@ -1,0 +1,40 @@
+"""common/toponet50.yaml for LazyConfigs: the paper's backbone for any detector, as Detectron2 treats ResNet-50."""
+
+from detectron2.config import LazyCall as L
+from detectron2.solver.build import get_default_optimizer_params
+from omegaconf import DictConfig
+
+from topodet.detectron2 import TopoNet, build_optimizer, common_config
+from topodet.detectron2.optim import EDGE_WEIGHTS_WITHOUT_DECAY
+
+
+def use_toponet50(model: DictConfig, dataloader: DictConfig) -> None:
+    """Put toponet50 under a detector's FPN, and show it the RGB images that it was trained on."""
+    model.backbone.bottom_up = L(TopoNet)(
+        arch="toponet50",
+        norm="FrozenBN",
+        freeze_at=2,
+        out_features=list(model.backbone.in_features),
+        # A published backbone, as path or URL: model.backbone.bottom_up.pretrained=PATH
+        pretrained=None,
+    )
+    constants = common_config("common/data/constants.py").constants
+    model.pixel_mean = constants.imagenet_rgb256_mean
+    model.pixel_std = constants.imagenet_rgb256_std
+    model.input_format = dataloader.train.mapper.image_format = "RGB"
+
+
+# Detectron2's SGD, with what the stock training script has no other place for: the sparsity penalty, and the check of
+# the detector against its backbone's weights file.
+optimizer = L(build_optimizer)(
+    params=L(get_default_optimizer_params)(weight_decay_norm=0.0, overrides=EDGE_WEIGHTS_WITHOUT_DECAY),
+    model="${.params.model}",
+    image_format="${dataloader.train.mapper.image_format}",
+    init_checkpoint="${train.init_checkpoint}",
+    optimizer="SGD",
+    sparsity="none",
+    sparsity_weight=1e-4,
+    lr=0.02,
+    momentum=0.9,
+    weight_decay=1e-4,
+)
