@@ -1,5 +1,9 @@
 #!/usr/bin/env python
-"""Turn a training checkpoint into a published backbone: NAME-<hash>.pth, its .safetensors twin and a .json card."""
+"""Turn a training checkpoint into a published file.
+
+Of a backbone: NAME-<hash>.pth, its .safetensors twin and a .json card. Of a detector (--detector, Detectron2):
+NAME-<hash>.pth with its config and class names, which tools/demo.py and topodet.detectron2.predictor take as it is.
+"""
 
 import argparse
 import sys
@@ -7,32 +11,71 @@ from pathlib import Path
 
 from topodet import weights
 from topodet.errors import TopodetError
+from topodet.frameworks import require_framework
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="checkpoint of tools/pretrain.py, e.g. model_best.pth.tar")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="of tools/pretrain.py, e.g. model_best.pth.tar")
+    parser.add_argument("--detector", type=Path, metavar="CHECKPOINT", help="of a detector, e.g. RUN/model_final.pth")
+    parser.add_argument("--config", type=Path, help="of the detector (default: config.yaml beside the checkpoint)")
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="of the detector by index, or its COCO annotations .json",
+    )
     parser.add_argument("--output", type=Path, default=Path("published"), help="folder (default: %(default)s)")
-    parser.add_argument("--name", help="stem before the hash (default: the architecture)")
+    parser.add_argument("--name", help="stem before the hash (default: the architecture, or the detector's folder)")
     parser.add_argument("--licence", default="Apache-2.0", help="of the weights, SPDX name (default: %(default)s)")
     parser.add_argument("--notes", default="", help="one line for the card, e.g. the data")
-    parser.add_argument("--hub", metavar="USER/REPO", help="also upload to the Hugging Face hub")
+    parser.add_argument("--hub", metavar="USER/REPO", help="also upload a backbone to the Hugging Face hub")
     parser.add_argument("--hub-private", action="store_true", help="make a new hub repository private")
     args = parser.parse_args(argv)
+    if (args.checkpoint is None) == (args.detector is None):
+        parser.error("give either the checkpoint of a backbone or --detector CHECKPOINT")
+    if args.detector and args.hub:
+        parser.error("--hub is for backbones")
+    if args.checkpoint and (args.config or args.classes):
+        parser.error("--config and --classes go with --detector")
     try:
-        files = weights.publish(args.checkpoint, args.output, name=args.name, licence=args.licence, notes=args.notes)
-        report = weights.load(weights.build(files.pth), files.safetensors, quiet=True)
-        print(f"{report} verified in both files")
-        for path in (files.pth, files.safetensors, files.card):
-            print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
-        if args.hub:
-            from topodet.hub import push
-
-            print(push(files, args.hub, private=args.hub_private))
+        if args.detector:
+            publish_detector(args)
+        else:
+            publish_backbone(args)
     except (TopodetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def publish_backbone(args: argparse.Namespace) -> None:
+    files = weights.publish(args.checkpoint, args.output, name=args.name, licence=args.licence, notes=args.notes)
+    report = weights.load(weights.build(files.pth), files.safetensors, quiet=True)
+    print(f"{report} verified in both files")
+    for path in (files.pth, files.safetensors, files.card):
+        print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+    if args.hub:
+        from topodet.hub import push
+
+        print(push(files, args.hub, private=args.hub_private))
+
+
+def publish_detector(args: argparse.Namespace) -> None:
+    require_framework("detectron2")
+    from topodet.detectron2 import inference
+
+    path = inference.publish_detector(
+        args.detector,
+        args.config or args.detector.with_name("config.yaml"),
+        args.output,
+        name=args.name,
+        classes=args.classes,
+        licence=args.licence,
+        notes=args.notes,
+    )
+    print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ A published backbone is three files of one stem, `NAME-<first 8 digits of the .p
 - `.safetensors`: the same tensors, the card and a hash over the tensors in its metadata.
 - `.json`: the card by itself, with the hashes of both files.
 
+A published detector is the `.pth` alone. Its card has `kind: detector`, the framework, the framework's config as text
+and the names of the classes, so that a picture and this file are all that a prediction needs.
+
 Files of others are not trusted: nothing is unpickled that could run code, and every file is checked for damage,
 for non-finite values, and against the network it is loaded into.
 """
@@ -303,6 +306,90 @@ def publish(
     return _write(Path(folder), state_dict, card)
 
 
+def publish_detector(
+    file: WeightsFile,
+    folder: str | os.PathLike,
+    *,
+    name: str,
+    framework: str,
+    config: str,
+    classes: Sequence[str],
+    licence: str = "Apache-2.0",
+    notes: str = "",
+) -> Path:
+    """Write a trained detector as `NAME-<hash>.pth`, without what only its training needed, and read it back.
+
+    Args:
+        file: the checkpoint, its tensors known to fill the model that `config` describes.
+        folder: where the file goes.
+        name: stem before the hash.
+        framework: that `config` is for, e.g. "detectron2".
+        config: of the detector, as text.
+        classes: names, by index.
+        licence: of the weights, as SPDX identifier.
+        notes: one line for the card, e.g. the data.
+
+    Returns:
+        the path of the file.
+
+    Raises:
+        WeightsError: the file does not read back as it was written.
+        OSError: it could not be written; nothing half-written is left.
+    """
+    state_dict = {key: tensor.contiguous() for key, tensor in file.state_dict.items()}
+    card = {
+        "format": FORMAT,
+        "kind": "detector",
+        "name": name,
+        "framework": framework,
+        "config": config,
+        "classes": list(classes),
+        # What the backbone's card says of the images, which the detector must go on to show it.
+        **{key: file.card.get(key) for key in ("architecture", "mean", "std", "channel_order")},
+        "backbone": file.card.get("name"),
+        "tensors": len(state_dict),
+        "iteration": _plain(file.checkpoint.get("iteration")),
+        "licence": licence,
+        "notes": notes,
+        "source_sha256": sha256(file.path),
+        "topodet": __version__,
+    }
+    # No `matching_heuristics`: a detector's names are its own, and Detectron2 takes them as they are.
+    path = _save_hashed({"model": state_dict, "__author__": "topodet", "card": card}, Path(folder), name)
+    back = read_detector(path, framework)
+    if back.card != card or _tensors_sha256(back.state_dict) != _tensors_sha256(state_dict):
+        raise WeightsError(f"{path} does not read back as it was written; do not use it, publish again")
+    return path
+
+
+def read_detector(source: str | os.PathLike, framework: str) -> WeightsFile:
+    """Read and verify a published detector.
+
+    Args:
+        source: path or URL.
+        framework: that the caller speaks for.
+
+    Raises:
+        WeightsError: what `read` raises; no published detector, or one for another framework.
+    """
+    file = read(source)
+    card = file.card
+    if card.get("kind") != "detector":
+        what = "a backbone" if "stem.conv.weight" in file.state_dict else "a checkpoint without config and class names"
+        raise WeightsError(
+            f"{file.path} is {what}, not a published detector; make one of a training's output with "
+            "tools/publish_model.py --detector CHECKPOINT --config CONFIG"
+        )
+    if card.get("framework") != framework:
+        raise WeightsError(f"{file.path} is a detector for {card.get('framework')!r}, not for {framework!r}")
+    classes = card.get("classes")
+    if not isinstance(card.get("config"), str) or not isinstance(classes, list) or not _all_text(classes):
+        raise WeightsError(
+            f"{file.path} is no intact detector: its card has no config or no class names; fetch it again"
+        )
+    return file
+
+
 def preprocessing_problems(
     card: Mapping[str, Any], *, mean: Sequence[float], std: Sequence[float], channel_order: str
 ) -> list[str]:
@@ -332,8 +419,6 @@ def preprocessing_problems(
 
 
 def _write(folder: Path, state_dict: dict[str, Tensor], card: dict[str, Any]) -> PublishedFiles:
-    # Into memory first: the hash is part of the name, and the archive must not contain a temporary name.
-    buffer = io.BytesIO()
     content = {
         "model": state_dict,
         "state_dict": state_dict,
@@ -341,9 +426,8 @@ def _write(folder: Path, state_dict: dict[str, Tensor], card: dict[str, Any]) ->
         "__author__": "topodet",
         "card": card,
     }
-    torch.save(content, buffer)
-    stem = f"{card['name']}-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}"
-    pth = atomic_write(folder / f"{stem}.pth", buffer.getvalue())
+    pth = _save_hashed(content, folder, card["name"])
+    stem = pth.stem
     metadata = {"format": "pt", "card": json.dumps(card), "tensors_sha256": _tensors_sha256(state_dict)}
     twin = atomic_write(folder / f"{stem}.safetensors", safetensors_bytes(state_dict, metadata))
     hashes = {path.name: sha256(path) for path in (pth, twin)}
@@ -353,6 +437,14 @@ def _write(folder: Path, state_dict: dict[str, Tensor], card: dict[str, Any]) ->
         if back.card != card or _tensors_sha256(back.state_dict) != metadata["tensors_sha256"]:
             raise WeightsError(f"{path} does not read back as it was written; do not use it, publish again")
     return files
+
+
+def _save_hashed(content: dict[str, Any], folder: Path, name: str) -> Path:
+    # Into memory first: the hash is part of the name, and the archive must not contain a temporary name.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    return atomic_write(folder / f"{name}-{digest[:8]}.pth", buffer.getvalue())
 
 
 def _fetch_checked(source: str | os.PathLike, check_hash: bool) -> Path:
@@ -476,6 +568,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _all_text(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _first_process() -> bool:

@@ -7,6 +7,7 @@ from .checkpoint import TopoNetCheckpointer
 from .config import add_topodet_config, load_config
 from .data import check_datasets, register_dataset
 from .hooks import AlphaLogHook, SparsityHook
+from .inference import predictor
 from .lazy import common_config
 from .optim import build_optimizer
 from .trainer import Trainer
@@ -26,5 +27,6 @@ __all__ = [
     "check_detector",
     "common_config",
     "load_config",
+    "predictor",
     "register_dataset",
 ]

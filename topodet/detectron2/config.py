@@ -51,10 +51,20 @@ def load_config(config_file: str | os.PathLike = "", opts: Sequence[str] = ()) -
     if path and "://" not in path and not os.path.isfile(path):
         raise ConfigError(f"no config file at {path} (working folder {os.getcwd()}); check --config-file")
     _merge(cfg, lambda: cfg.merge_from_file(path) if path else None, path)
+    merge_options(cfg, opts)
+    return cfg
+
+
+def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
+    """Merge `KEY VALUE` pairs into a config.
+
+    Raises:
+        ConfigError: an odd number of words, a key that does not exist (with the nearest ones), or a value of another
+            type.
+    """
     if len(opts) % 2:
         raise ConfigError(f"options at the end come in pairs of KEY VALUE, got {len(opts)} words: {' '.join(opts)}")
     _merge(cfg, lambda: cfg.merge_from_list(list(opts)), "the options at the end of the command")
-    return cfg
 
 
 def _merge(cfg: CfgNode, merge, place: str) -> None:

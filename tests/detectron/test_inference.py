@@ -1,0 +1,233 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyConfig
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+
+from tests.detectron.helpers import small_config
+from tools import publish_model
+from topodet import weights
+from topodet.detectron2 import TopoNetCheckpointer, common_config, load_config, predictor
+from topodet.detectron2.inference import draw, publish_detector
+from topodet.errors import ConfigError, WeightsError
+from topodet.files import sha256
+
+CLASSES = ["person", "bicycle"]
+RETINANET = {
+    "MODEL__META_ARCHITECTURE": "RetinaNet",
+    "MODEL__BACKBONE__NAME": "build_retinanet_toponet_fpn_backbone",
+    "MODEL__FPN__IN_FEATURES": ["res3", "res4", "res5"],
+    "MODEL__RETINANET__NUM_CLASSES": 2,
+    "MODEL__RETINANET__TOPK_CANDIDATES_TEST": 50,
+}
+
+
+def write_run(folder, nano, **changes):
+    """Leave what a training of the small detector leaves; return the folder."""
+    cfg = small_config(MODEL__TOPONET__PRETRAINED=str(nano.pth), OUTPUT_DIR=str(folder), **changes)
+    model = build_model(cfg)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    folder.mkdir(exist_ok=True)
+    TopoNetCheckpointer(model, str(folder), optimizer=optimizer).save("model_final", iteration=7)
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, nano):
+    torch.manual_seed(0)
+    return write_run(tmp_path_factory.mktemp("my_run"), nano)
+
+
+@pytest.fixture(scope="module")
+def published(run):
+    return publish_detector(
+        run / "model_final.pth", run / "config.yaml", run / "published", classes=CLASSES, notes="no real one"
+    )
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+    assert torch.equal(ours.scores, theirs.scores)
+    assert torch.equal(ours.pred_classes, theirs.pred_classes)
+
+
+def with_card(folder, published, **changes):
+    """Write the published detector with a card that somebody changed, under the hash that it then has."""
+    content = torch.load(published, weights_only=True)
+    content["card"].update(changes)
+    torch.save(content, folder / "theirs.pth")
+    return folder / "theirs.pth"
+
+
+def test_the_file_holds_the_model_and_what_it_needs(run, published, nano):
+    assert published.name.startswith("my_run")
+    assert sha256(published).startswith(published.stem.rpartition("-")[2])
+    content = torch.load(published, weights_only=True)
+    assert set(content) == {"model", "__author__", "card"}
+    assert content["__author__"] == "topodet"
+    trained = torch.load(run / "model_final.pth", weights_only=True)
+    assert "optimizer" in trained  # the test's own
+    assert content["model"].keys() == trained["model"].keys()
+    assert all(torch.equal(content["model"][name], tensor) for name, tensor in trained["model"].items())
+    card = content["card"]
+    backbone = json.loads(nano.card.read_text())
+    assert [card[key] for key in ("mean", "std", "channel_order")] == [*map(backbone.get, ("mean", "std")), "RGB"]
+    assert (card["kind"], card["framework"], card["classes"]) == ("detector", "detectron2", CLASSES)
+    assert (card["architecture"], card["iteration"]) == ("toponet_nano", 7)
+    assert str(run) not in card["config"]
+    assert str(nano.pth) not in card["config"]
+
+
+def test_a_predictor_of_the_file_predicts_as_the_trained_model(run, published, image, capsys, monkeypatch, tmp_path):
+    cfg = load_config(run / "config.yaml")  # as a user of Detectron2 writes it, without topodet.detectron2.predictor
+    cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    theirs = DefaultPredictor(cfg)(image)["instances"]
+    monkeypatch.chdir(tmp_path)  # nothing of the training's place is needed
+    made = predictor(published, score_threshold=0.0, device="cpu")
+    assert isinstance(made, DefaultPredictor)
+    total = len(made.model.state_dict())
+    assert f"{total}/{total} tensors" in capsys.readouterr().out
+    assert_same(made(image)["instances"], theirs)
+    assert made.metadata.thing_classes == CLASSES
+    assert str(published) == made.cfg.MODEL.WEIGHTS
+    cfg.MODEL.WEIGHTS = str(published)  # stock Detectron2 reads the published file too
+    assert_same(DefaultPredictor(cfg)(image)["instances"], theirs)
+
+
+def test_retinanet(tmp_path, nano, image):
+    folder = write_run(tmp_path / "retina", nano, **RETINANET)
+    path = publish_detector(folder / "model_final.pth", folder / "config.yaml", tmp_path, classes=CLASSES)
+    cfg = load_config(
+        folder / "config.yaml",
+        ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "MODEL.RETINANET.SCORE_THRESH_TEST", "0.005"],
+    )
+    theirs = DefaultPredictor(cfg)(image)["instances"]
+    assert_same(predictor(path, score_threshold=0.005, device="cpu")(image)["instances"], theirs)
+
+
+def test_options_threshold_and_device(published, image):
+    made = predictor(published, device="cpu", opts=["INPUT.MIN_SIZE_TEST", "32"])
+    assert made.cfg.INPUT.MIN_SIZE_TEST == 32
+    assert (made(image)["instances"].scores >= 0.5).all()
+    with pytest.raises(ConfigError, match="INPUT.MIN_SIZE_TEST"):
+        predictor(published, opts=["INPUT.MIN_SIZE_TSET", "32"])
+    with pytest.raises(ConfigError, match=r"0\.\.1"):
+        predictor(published, score_threshold=50)
+    with pytest.raises(ConfigError, match="none that torch knows"):
+        predictor(published, device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no GPU here"):
+            predictor(published, device="cuda:0")
+
+
+def test_two_detectors_of_other_classes_live_side_by_side(run, published):
+    other = publish_detector(run / "model_final.pth", run / "config.yaml", run / "b", classes=["cat", "dog"])
+    first, second = predictor(published, device="cpu"), predictor(other, device="cpu")
+    assert (first.metadata.thing_classes, second.metadata.thing_classes) == (CLASSES, ["cat", "dog"])
+
+
+def test_class_names_of_annotations(run, coco, tmp_path):
+    path = publish_detector(run / "model_final.pth", run / "config.yaml", tmp_path, classes=[str(coco / "all.json")])
+    assert weights.read(path).card["classes"] == CLASSES
+
+
+@pytest.mark.parametrize("classes", [[], ["person"], ["a", "b", "c"]])
+def test_class_names_that_do_not_fit(run, tmp_path, classes):
+    with pytest.raises(ConfigError, match=r"2 classes \(MODEL.ROI_HEADS.NUM_CLASSES\).*--classes"):
+        publish_detector(run / "model_final.pth", run / "config.yaml", tmp_path, classes=classes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_annotations_that_are_none(run, tmp_path):
+    with pytest.raises(ConfigError, match="no COCO annotations"):
+        publish_detector(
+            run / "model_final.pth", run / "config.yaml", tmp_path, classes=[str(tmp_path / "missing.json")]
+        )
+
+
+def test_a_checkpoint_that_does_not_fill_the_detector(run, tmp_path):
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    del content["model"]["backbone.fpn_output2.weight"]
+    torch.save(content, tmp_path / "half.pth")
+    with pytest.raises(WeightsError, match="missing in the file: backbone.fpn_output2.weight"):
+        publish_detector(tmp_path / "half.pth", run / "config.yaml", tmp_path / "out", classes=CLASSES)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_published_detector(run, published, nano, tmp_path):
+    with pytest.raises(WeightsError, match="a backbone, not a published detector"):
+        predictor(nano.pth)
+    with pytest.raises(WeightsError, match="without config and class names.*--detector"):
+        predictor(run / "model_final.pth")
+    with pytest.raises(WeightsError, match="a detector for 'mmdet'"):
+        predictor(with_card(tmp_path, published, framework="mmdet"))
+    with pytest.raises(WeightsError, match="no class names"):
+        predictor(with_card(tmp_path, published, classes=[1, 2]))
+    damaged = tmp_path / published.name
+    damaged.write_bytes(published.read_bytes()[:-1] + b"!")
+    with pytest.raises(WeightsError, match="damaged or was changed"):
+        predictor(damaged)
+
+
+def test_a_config_of_strangers_is_only_data(published, tmp_path):
+    mark = tmp_path / "ran"
+    base = tmp_path / "base.yaml"
+    base.write_text("VERSION: 2\n")
+    for config in (
+        f"MODEL: !!python/object/apply:os.mkdir ['{mark}']",
+        f"_BASE_: {base}",
+        "MODEL: {TOPONET: {NO_SUCH_KEY: 1}}",
+        "MODEL: [",
+        "just text",
+    ):
+        with pytest.raises(WeightsError, match="none that this Detectron2 can read"):
+            predictor(with_card(tmp_path, published, config=config))
+    assert not mark.exists()
+
+
+def test_weights_that_the_config_of_strangers_names_are_not_fetched(published, tmp_path):
+    config = weights.read(published).card["config"]
+    for key in ("WEIGHTS", "PRETRAINED"):
+        changed = config.replace(f" {key}: ''", f" {key}: {tmp_path / 'missing.pth'}")
+        assert changed != config
+        assert predictor(with_card(tmp_path, published, config=changed), device="cpu")
+
+
+def test_a_lazy_config_is_refused(run, tmp_path):
+    LazyConfig.save(common_config("common/optim.py"), str(tmp_path / "config.yaml"))
+    with pytest.raises(ConfigError, match="LazyConfig"):
+        publish_detector(run / "model_final.pth", tmp_path / "config.yaml", tmp_path / "out", classes=CLASSES)
+
+
+def test_drawing_changes_the_picture_where_the_boxes_are(published, image):
+    made = predictor(published, score_threshold=0.0, device="cpu")
+    instances = made(image)["instances"]
+    drawn = draw(image[:, :, ::-1], instances[:1], made.metadata)
+    assert drawn.shape == image.shape
+    assert drawn.dtype == np.uint8
+    assert (drawn != image[:, :, ::-1]).any()
+
+
+def test_the_tool(run, tmp_path, capsys):
+    options = ["--output", str(tmp_path), "--name", "mine"]
+    assert publish_model.main(["--detector", str(run / "model_final.pth"), *options, "--classes", *CLASSES]) == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("mine-")
+    assert str(path) in capsys.readouterr().out
+    assert publish_model.main(["--detector", str(run / "model_final.pth"), *options]) == 1
+    assert "--classes" in capsys.readouterr().err
+    assert publish_model.main(["--detector", str(path), *options, "--classes", *CLASSES]) == 1  # no config beside it
+    assert "no config file at" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        publish_model.main([])

@@ -1,0 +1,253 @@
+"""Detectors as files: publish a trained one, and predict with one that others published."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from torch import nn
+
+from .. import weights
+from ..errors import ConfigError, WeightsError
+from .check import backbones, check_detector
+from .config import load_config, merge_options
+
+# Where each meta-architecture keeps its number of classes and its score threshold.
+_HEADS = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "RetinaNet": "RETINANET"}
+
+
+def publish_detector(
+    checkpoint: str | os.PathLike,
+    config_file: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    name: str | None = None,
+    classes: Sequence[str] = (),
+    licence: str = "Apache-2.0",
+    notes: str = "",
+) -> Path:
+    """Turn a training's checkpoint and config into one file that `predictor` takes.
+
+    Args:
+        checkpoint: e.g. RUN/model_final.pth; only its model is published.
+        config_file: the RUN/config.yaml that the training wrote.
+        folder: where the file goes.
+        name: stem before the hash; the name of the checkpoint's folder when omitted.
+        classes: names, by index; or one path of the training's COCO annotations (.json), which holds them. May be
+            omitted for the datasets that Detectron2 itself knows.
+        licence: of the weights, as SPDX identifier.
+        notes: one line for the card, e.g. the data.
+
+    Returns:
+        the path of NAME-<hash>.pth.
+
+    Raises:
+        ConfigError: a config of another kind, or class names that are missing or too many.
+        WeightsError: a checkpoint that is damaged, unsafe, or does not fill the config's model whole.
+    """
+    cfg = _load_yaml(config_file)
+    names = _class_names(cfg, classes)
+    file = weights.read(checkpoint)
+    # What a reader of the file cannot have, and what is no part of the detector.
+    cfg.MODEL.WEIGHTS = cfg.MODEL.TOPONET.PRETRAINED = ""
+    cfg.OUTPUT_DIR = load_config().OUTPUT_DIR
+    model = build_model(_on(cfg, "cpu"))
+    fill(model, file)
+    return weights.publish_detector(
+        file,
+        folder,
+        name=name or file.path.resolve().parent.name or "detector",
+        framework="detectron2",
+        config=cfg.dump(),
+        classes=names,
+        licence=licence,
+        notes=notes,
+    )
+
+
+def predictor(
+    source: str | os.PathLike,
+    *,
+    score_threshold: float = 0.5,
+    device: str | None = None,
+    opts: Sequence[str] = (),
+) -> DefaultPredictor:
+    """Return Detectron2's predictor for a published detector: BGR image [H, W, 3] uint8 to {"instances": ...}.
+
+    Args:
+        source: path or URL; its hash is checked, and nothing in it can run code.
+        score_threshold: of the boxes to return, in 0..1.
+        device: "cuda" or "cpu"; a GPU where there is one when omitted.
+        opts: pairs of KEY VALUE over the detector's config.
+
+    Returns:
+        the predictor; its `metadata.thing_classes` are the detector's.
+
+    Raises:
+        ConfigError: options that do not exist, a threshold or device that cannot be.
+        WeightsError: no published Detectron2 detector, or a damaged one.
+    """
+    file = weights.read_detector(source, "detectron2")
+    cfg = _published_config(file)
+    return build_predictor(
+        cfg, file, classes=file.card["classes"], score_threshold=score_threshold, device=device, opts=opts
+    )
+
+
+def build_predictor(
+    cfg: CfgNode,
+    file: weights.WeightsFile,
+    *,
+    classes: Sequence[str] = (),
+    score_threshold: float = 0.5,
+    device: str | None = None,
+    opts: Sequence[str] = (),
+) -> DefaultPredictor:
+    """Return Detectron2's predictor for a config and a checkpoint, every tensor of the detector loaded or an error.
+
+    Args:
+        cfg: of the detector; unchanged.
+        file: what `weights.read` returned.
+        classes: see `publish_detector`.
+        score_threshold, device, opts: see `predictor`.
+
+    Raises:
+        ConfigError, WeightsError: see `predictor`.
+    """
+    cfg = _on(cfg, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if not 0 <= score_threshold <= 1:
+        raise ConfigError(f"score_threshold={score_threshold} must lie in 0..1")
+    cfg.MODEL[_head(cfg)].SCORE_THRESH_TEST = float(score_threshold)
+    merge_options(cfg, opts)
+    names = _class_names(cfg, classes)
+    dataset = _register_classes(names)
+    cfg.DATASETS.TEST = (dataset,)
+    cfg.MODEL.WEIGHTS = cfg.MODEL.TOPONET.PRETRAINED = ""  # loaded below, whole or not at all
+    made = DefaultPredictor(cfg)
+    fill(made.model, file)
+    made.cfg.MODEL.WEIGHTS = str(file.path)
+    return made
+
+
+def fill(model: nn.Module, file: weights.WeightsFile) -> weights.LoadReport:
+    """Load a detector's checkpoint into it, every tensor, and check its preprocessing against the file's card.
+
+    Raises:
+        WeightsError: a tensor is missing, unexpected or of another shape.
+        ConfigError: the detector shows its backbone other images than it was trained on.
+    """
+    report = weights.load(model, file, head=True)
+    for backbone in backbones(model):
+        backbone.card = file.card
+    check_detector(model)
+    return report
+
+
+def draw(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndarray:
+    """Return the picture with boxes (and masks, where there are any), class names and scores.
+
+    Args:
+        image: RGB, [H, W, 3] uint8.
+        instances: a predictor's, on the CPU.
+        metadata: the predictor's.
+    """
+    picture = Visualizer(image, metadata, instance_mode=ColorMode.SEGMENTATION)  # a colour a class
+    return picture.draw_instance_predictions(instances).get_image()
+
+
+def _load_yaml(config_file: str | os.PathLike) -> CfgNode:
+    path = Path(config_file)
+    if path.suffix == ".py" or (path.is_file() and "_target_:" in path.read_text()):
+        raise ConfigError(
+            f"{path} is a LazyConfig, which can call any function when it is built, so that nobody should take it from "
+            "others: give the .yaml config of the same detector (configs/detectron2 has both)"
+        )
+    return load_config(path)
+
+
+def _published_config(file: weights.WeightsFile) -> CfgNode:
+    """Return the config in a published detector's card, read as data of a stranger."""
+    cfg = load_config()
+    try:
+        # Not merge_from_file or load_cfg, which may construct Python objects or read other files (_BASE_).
+        content = yaml.safe_load(file.card["config"])
+        if not isinstance(content, dict):
+            raise ValueError(f"it is a {type(content).__name__}")
+        cfg.merge_from_other_cfg(CfgNode(content))
+    except (yaml.YAMLError, KeyError, ValueError, AssertionError, AttributeError, TypeError) as error:
+        raise WeightsError(
+            f"the config in {file.path} is none that this Detectron2 can read ({error}); it was published with "
+            f"topodet {file.card.get('topodet')}: update topodet and Detectron2, or ask its author"
+        ) from error
+    return cfg
+
+
+def _class_names(cfg: CfgNode, classes: Sequence[str]) -> list[str]:
+    names = list(classes)
+    if len(names) == 1 and names[0].endswith(".json"):
+        names = _names_of_annotations(Path(names[0]))
+    known = [name for name in cfg.DATASETS.TRAIN if name in DatasetCatalog.list()]
+    if not names and known:
+        names = list(MetadataCatalog.get(known[0]).get("thing_classes", ()))
+    key = f"MODEL.{_head(cfg)}.NUM_CLASSES"
+    count = cfg.MODEL[_head(cfg)].NUM_CLASSES
+    if len(names) != count:
+        given = f"{len(names)} given ({', '.join(names[:5])})" if names else "none are known"
+        raise ConfigError(
+            f"the detector has {count} classes ({key}), {given}; name them in the order of their ids with "
+            "--classes NAME NAME ..., or give the training's COCO file: --classes train.json"
+        )
+    return names
+
+
+def _register_classes(names: list[str]) -> str:
+    """Give a set of class names an entry in Detectron2's catalog; return the entry's name."""
+    # The catalog refuses other classes under a name that it knows, so the name is the content's.
+    dataset = f"topodet_{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}"
+    colours = colormap(rgb=True).astype(int).tolist()
+    MetadataCatalog.get(dataset).set(
+        thing_classes=names, thing_colors=[colours[k % len(colours)] for k in range(len(names))]
+    )
+    return dataset
+
+
+def _names_of_annotations(path: Path) -> list[str]:
+    try:
+        categories = json.loads(path.read_text())["categories"]
+        return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--classes {path}: no COCO annotations with categories ({error!r})") from error
+
+
+def _head(cfg: CfgNode) -> str:
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in _HEADS:
+        raise ConfigError(f"MODEL.META_ARCHITECTURE {name} predicts no boxes with classes; known: {', '.join(_HEADS)}")
+    return _HEADS[name]
+
+
+def _on(cfg: CfgNode, device: str) -> CfgNode:
+    """Return a copy of a config for a device."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is none that torch knows: use cpu, cuda or cuda:0") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r}, but torch finds no GPU here: use cpu")
+    cfg.MODEL.DEVICE = device
+    return cfg

@@ -1,0 +1,26 @@
+"""Whether a detection framework is installed: topodet itself needs none."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+from .errors import ConfigError
+
+_GUIDES = {
+    "detectron2": "it is on no package index: https://detectron2.readthedocs.io/en/latest/tutorials/install.html",
+    "mmdet": "pip install 'topodet[mmdet]', or see the README for its operators",
+}
+
+
+def require_framework(module: str) -> None:
+    """Return if a framework can be imported.
+
+    Args:
+        module: "detectron2" or "mmdet".
+
+    Raises:
+        ConfigError: it is not installed in this Python; says how it is.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"this needs {module}, which {sys.executable} does not have. {_GUIDES[module]}")
