@@ -27,7 +27,8 @@ def use_toponet50(model: DictConfig, dataloader: DictConfig) -> None:
 # Detectron2's SGD, with what the stock training script has no other place for: the sparsity penalty, and the check of
 # the detector against its backbone's weights file.
 optimizer = L(build_optimizer)(
-    params=L(get_default_optimizer_params)(weight_decay_norm=0.0, overrides=EDGE_WEIGHTS_WITHOUT_DECAY),
+    # The script sets `params.model`. It saves the config before, which must find something there.
+    params=L(get_default_optimizer_params)(model=None, weight_decay_norm=0.0, overrides=EDGE_WEIGHTS_WITHOUT_DECAY),
     model="${.params.model}",
     image_format="${dataloader.train.mapper.image_format}",
     init_checkpoint="${train.init_checkpoint}",
