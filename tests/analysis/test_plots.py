@@ -31,6 +31,14 @@ def test_histogram_counts_every_edge(model):
     assert sum(heights) == sum(graph.num_edges for graph in model.topologies)
 
 
+def test_histogram_of_edges_that_have_hardly_moved(model):
+    with torch.no_grad():
+        for stage in model.stages:
+            stage.wiring.alpha.copy_(torch.linspace(1, 1 + 2e-6, stage.wiring.alpha.numel()))
+    heights = [bar.get_height() for bar in alpha_histogram(model).axes[0].patches]
+    assert sum(heights) == sum(graph.num_edges for graph in model.topologies)
+
+
 def test_pictures_are_written(model, tmp_path):
     paths = save_figures(model, tmp_path / "figures", "epoch-003")
     assert [path.name for path in paths] == ["adjacency_epoch-003.png", "alpha_epoch-003.png"]

@@ -49,7 +49,8 @@ def alpha_histogram(model: nn.Module, title: str = "", bins: int = 50) -> Figure
     Raises:
         ConfigError: the model has no wiring.
     """
-    alpha = all_alphas(_wirings(model).values()).numpy()
+    # In float64: edges that have hardly moved differ by less than float32 can cut into bins.
+    alpha = all_alphas(_wirings(model).values()).double().numpy()
     figure = _figure(width=5.2, height=3.4)
     axis = figure.subplots()
     low, high = float(alpha.min()), float(alpha.max())
