@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig
+from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
+from PIL import Image
 
 from tests.detectron.helpers import small_config
-from tools import publish_model
+from tools import demo, publish_model
 from topodet import weights
 from topodet.detectron2 import TopoNetCheckpointer, common_config, load_config, predictor
 from topodet.detectron2.inference import draw, publish_detector
@@ -231,3 +234,42 @@ def test_the_tool(run, tmp_path, capsys):
     assert "no config file at" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         publish_model.main([])
+
+
+@pytest.fixture
+def pictures(tmp_path, image):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for k in range(2):
+        Image.fromarray(np.roll(image, 9 * k, axis=0)).save(folder / f"{k}.png")
+    return folder
+
+
+def test_the_demo_of_a_published_detector(published, pictures, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--weights", published, "--input", pictures, "--output", out, "--device", "cpu"]
+    assert demo.main([*map(str, arguments), "--score-threshold", "0.3"]) == 0
+    assert {path.name for path in out.iterdir()} == {"0.png", "1.png", "predictions.json"}
+    written = json.loads((out / "predictions.json").read_text())
+    assert written["classes"] == CLASSES
+    predict = predictor(published, score_threshold=0.3, device="cpu")
+    for number in range(2):
+        theirs = predict(read_image(pictures / f"{number}.png", format="BGR"))["instances"]
+        ours = [row for row in written["predictions"] if row["image_id"] == number]
+        boxes = BoxMode.convert(theirs.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+        assert len(ours) == len(boxes) > 0
+        assert torch.allclose(torch.tensor([row["bbox"] for row in ours]), boxes, atol=0.01)
+        assert [row["category_name"] for row in ours] == [CLASSES[k] for k in theirs.pred_classes]
+
+
+def test_the_demo_of_a_training(run, pictures, tmp_path, capsys):
+    def call(*more):
+        arguments = ["--weights", run / "model_final.pth", "--input", pictures, "--output", tmp_path / "out"]
+        return demo.main([str(argument) for argument in (*arguments, "--device", "cpu", *more)])
+
+    assert call("--config", run / "config.yaml", "--classes", *CLASSES) == 0
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())["classes"] == CLASSES
+    assert call("--config", run / "config.yaml") == 1
+    assert "--classes NAME" in capsys.readouterr().err
+    assert call() == 1
+    assert "or give --config" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from ..analysis.plots import save_figures
 from ..errors import ConfigError
 from .check import backbones, check_detector
 
-_CARD = "topodet_card"
+CARD = "topodet_card"
 
 
 @HOOKS.register_module()
@@ -45,10 +45,10 @@ class TopoNetCheckHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         cards = [backbone.card for backbone in backbones(runner.model) if backbone.card]
         if cards:
-            checkpoint["meta"][_CARD] = cards[0]
+            checkpoint["meta"][CARD] = cards[0]
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        card = checkpoint.get("meta", {}).get(_CARD)
+        card = checkpoint.get("meta", {}).get(CARD)
         if card:
             for backbone in backbones(runner.model):
                 backbone.card = card

@@ -1,0 +1,134 @@
+"""A trained MMDetection detector and one image."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from mmdet.apis import inference_detector, init_detector
+from mmdet.structures import DetDataSample
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.config import Config
+from torch import nn
+
+from .. import weights
+from ..errors import ConfigError, WeightsError
+from .check import backbones, check_detector
+from .hooks import CARD
+
+
+class _LeftOut:
+    """In the place of an object that a checkpoint holds beside tensors and plain types."""
+
+    def __new__(cls, *_: Any) -> _LeftOut:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def read_checkpoint(source: str | os.PathLike) -> weights.WeightsFile:
+    """Read a checkpoint of MMEngine's runner: tensors and plain types only, its pickled log is left out unread.
+
+    Raises:
+        WeightsError: what `weights.read` raises.
+    """
+    path = weights.fetch(source)
+    try:
+        objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError):
+        objects = []  # no torch file: said below
+    with torch.serialization.safe_globals([(_LeftOut, name) for name in objects]):
+        return weights.read(path)
+
+
+def build_detector(
+    config_file: str | os.PathLike,
+    checkpoint: str | os.PathLike,
+    *,
+    device: str = "cpu",
+    opts: Sequence[str] = (),
+) -> nn.Module:
+    """Build a detector and load its checkpoint, every tensor or an error.
+
+    Args:
+        config_file: a .py config, e.g. the one in the training's folder.
+        checkpoint: e.g. epoch_12.pth.
+        device: "cuda" or "cpu".
+        opts: KEY=VALUE each, over the config.
+
+    Returns:
+        the detector; `dataset_meta["classes"]` names its classes.
+
+    Raises:
+        ConfigError: no such config, an option of another form, a device that is not there.
+        WeightsError: a checkpoint that is damaged, unsafe, without class names, or does not fill the model whole.
+    """
+    path = Path(config_file)
+    if not path.is_file():
+        raise ConfigError(f"no config file at {path} (working folder {Path.cwd()}); check --config")
+    config = Config.fromfile(path)
+    config.merge_from_dict(_options(opts))
+    if "pretrained" in config.model.get("backbone", {}):
+        config.model.backbone.pretrained = None  # what the training started from
+    file = read_checkpoint(checkpoint)
+    meta = file.checkpoint.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    classes = _class_names(file, meta)
+    with warnings.catch_warnings(record=True):  # of a model without checkpoint: it is loaded below
+        model = init_detector(config, device=device)
+    weights.load(model, file, head=True)
+    for backbone in backbones(model):
+        backbone.card = meta.get(CARD) or {}
+    check_detector(model)
+    model.dataset_meta = {"classes": classes, "palette": model.dataset_meta.get("palette", "random")}
+    return model
+
+
+def predict(model: nn.Module, image: np.ndarray) -> DetDataSample:
+    """Return what a detector sees in an RGB image [H, W, 3] uint8, on the CPU."""
+    return inference_detector(model, np.ascontiguousarray(image[:, :, ::-1])).cpu()  # its pipelines read BGR
+
+
+def draw(model: nn.Module, image: np.ndarray, result: DetDataSample, score_threshold: float) -> np.ndarray:
+    """Return the RGB image with boxes (and masks, where there are any), class names and scores."""
+    visualizer = _visualizer()
+    visualizer.dataset_meta = model.dataset_meta
+    visualizer.add_datasample("image", image, result, draw_gt=False, pred_score_thr=score_threshold)
+    return visualizer.get_image()
+
+
+@cache
+def _visualizer() -> DetLocalVisualizer:
+    return DetLocalVisualizer(name="topodet")
+
+
+def _options(opts: Sequence[str]) -> dict[str, Any]:
+    options = {}
+    for option in opts:
+        key, separator, value = option.partition("=")
+        if not separator:
+            raise ConfigError(f"--opts {option}: with an MMDetection config an option is KEY=VALUE")
+        options[key] = yaml.safe_load(value)
+    return options
+
+
+def _class_names(file: weights.WeightsFile, meta: Mapping[str, Any]) -> list[str]:
+    # The spelling of MMDetection 3 is lower case; checkpoints of its early days have upper case.
+    data = {str(key).lower(): value for key, value in (meta.get("dataset_meta") or {}).items()}
+    if not data.get("classes"):
+        raise WeightsError(
+            f"{file.path} does not name its classes (meta.dataset_meta): it is no checkpoint of MMDetection's training"
+        )
+    return [str(name) for name in data["classes"]]
