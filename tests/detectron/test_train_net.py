@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.detectron.helpers import ROOT, SMALL, metrics
+from tools import train_net
 from topodet import weights
 
 # What a config file would say; a file of its own, as users have.
@@ -27,13 +28,11 @@ def write_config(folder, **changes):
     return folder / CONFIG
 
 
-def call(config, coco, output, *arguments):
-    command = [sys.executable, ROOT / "tools" / "train_net.py", "--config-file", config]
-    command += ["--dataset", "mine", coco / "all.json", coco / "images", *arguments]
+def words(config, coco, output, *arguments):
+    """Return the command line."""
+    command = ["--config-file", config, "--dataset", "mine", coco / "all.json", coco / "images", *arguments]
     command += ["OUTPUT_DIR", output, "DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('mine',)"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, timeout=300)
-    return done.returncode, done.stdout + done.stderr
+    return [str(word) for word in command]
 
 
 @pytest.fixture(scope="module")
@@ -47,59 +46,66 @@ def trained(coco, nano, tmp_path_factory):
         SOLVER__CHECKPOINT_PERIOD=1,
         TEST__EVAL_PERIOD=2,
     )
-    code, output = call(config, coco, folder / "out")
-    assert code == 0, output
-    return config, folder / "out", output
+    command = [sys.executable, str(ROOT / "tools" / "train_net.py"), *words(config, coco, folder / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return config, folder / "out", done.stdout
 
 
 def test_trains_and_evaluates(trained, nano):
     _, out, output = trained
-    assert "127/127 tensors loaded from" not in output  # with statistics that are trained there are no frozen layers
     assert f"tensors loaded from {nano.pth}" in output
-    row = metrics(out)[-1]
-    assert row["iteration"] == 2 - 1 or row["iteration"] == 2
-    assert row["total_loss"] > 0
-    assert 0 <= row["bbox/AP"] <= 100
+    rows = metrics(out)
+    assert sum("bbox/AP" in row for row in rows) == 1
+    assert any(row.get("total_loss", 0) > 0 for row in rows)
     results = json.loads((out / "inference" / "coco_instances_results.json").read_text())
+    assert results
     assert all({"image_id", "category_id", "bbox", "score"} <= set(result) for result in results)
     checkpoint = weights.read_checkpoint(out / "model_final.pth")
     assert checkpoint["iteration"] == 1
     assert checkpoint["card"] == weights.read(nano.pth).card
 
 
-def test_resume_goes_on_with_optimizer_schedule_and_iteration(trained, coco, tmp_path):
+def test_resume_goes_on_where_it_stopped(trained, coco, tmp_path):
     config, out, _ = trained
-    for name in ("model_0000000.pth", "last_checkpoint"):
-        (tmp_path / name).write_bytes((out / name).read_bytes())
+    (tmp_path / "model_0000000.pth").write_bytes((out / "model_0000000.pth").read_bytes())
     (tmp_path / "last_checkpoint").write_text("model_0000000.pth")
-    code, output = call(config, coco, tmp_path, "--resume")
-    assert code == 0, output
-    assert "Starting training from iteration 1" in output
-    straight, resumed = (torch.load(f / "model_final.pth", weights_only=True) for f in (out, tmp_path))
-    assert resumed["iteration"] == straight["iteration"] == 1
-    assert (
-        resumed["scheduler" if "scheduler" in resumed else "trainer"].keys()
-        == straight["scheduler" if "scheduler" in straight else "trainer"].keys()
+    assert train_net.main(words(config, coco, tmp_path, "--resume")) == 0
+    log = (tmp_path / "log.txt").read_text()
+    assert "Starting training from iteration 1" in log
+    assert "127/127 tensors of the backbone are in the checkpoint" in log
+    first, straight, resumed = (
+        weights.read_checkpoint(path)
+        for path in (out / "model_0000000.pth", out / "model_final.pth", tmp_path / "model_final.pth")
     )
-    momentum = [c["trainer"]["_trainer"]["optimizer"]["state"] for c in (straight, resumed)]
-    assert momentum[0].keys() == momentum[1].keys()
+    assert [checkpoint["iteration"] for checkpoint in (first, straight, resumed)] == [0, 1, 1]
+    # The set is one batch, but for flips: the second step is the same up to the drawn flips, and far from a first one.
+    for checkpoint in (straight, resumed):
+        state = checkpoint["trainer"]
+        assert state["iteration"] == 1
+        assert state["hooks"]["LRScheduler"] == straight["trainer"]["hooks"]["LRScheduler"]
+        moved = {
+            name: not torch.equal(tensor, first["model"][name])
+            for name, tensor in checkpoint["model"].items()
+            if name.endswith("conv_pw.weight")
+        }
+        assert all(moved.values())
+    momenta = [c["trainer"]["_trainer"]["optimizer"]["state"] for c in (first, resumed)]
+    assert momenta[0].keys() == momenta[1].keys()
 
 
 def test_evaluates_a_checkpoint(trained, coco, tmp_path):
     config, out, _ = trained
-    model = out / "model_final.pth"
     # A backbone that is on another machine is not asked for: the checkpoint has all.
-    arguments = ("--eval-only", "MODEL.WEIGHTS", model, "MODEL.TOPONET.PRETRAINED", "elsewhere.pth")
-    code, output = call(config, coco, tmp_path, *arguments)
-    assert code == 0, output
-    assert "tensors of the backbone are in the checkpoint" in output
-    assert (tmp_path / "inference" / "coco_instances_results.json").read_text() == (
-        out / "inference" / "coco_instances_results.json"
-    ).read_text()
+    arguments = ["--eval-only", "MODEL.WEIGHTS", out / "model_final.pth", "MODEL.TOPONET.PRETRAINED", "elsewhere.pth"]
+    assert train_net.main(words(config, coco, tmp_path, *arguments)) == 0
+    found = [(folder / "inference" / "coco_instances_results.json").read_text() for folder in (out, tmp_path)]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("MODEL.TOPONET.ARHC", "toponet50"), "Did you mean 'MODEL.TOPONET.ARCH'"),
         (("MODEL.TOPONET.ARCH", "toponet51"), "unknown arch 'toponet51'. Did you mean 'toponet50'"),
@@ -110,13 +116,13 @@ def test_evaluates_a_checkpoint(trained, coco, tmp_path):
         (("--eval-only", "INPUT.FORMAT", "BGR", "MODEL.WEIGHTS", "{out}/model_final.pth"), "feeds BGR images"),
     ],
 )
-def test_bad_input_is_one_line_and_status_1(arguments, words, trained, coco, tmp_path):
+def test_bad_input_is_one_error_and_status_1(arguments, message, trained, coco, tmp_path, capsys):
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("this machine has the device")
     config, out, _ = trained
-    code, output = call(config, coco, tmp_path, *(word.format(out=out) for word in arguments))
-    assert code == 1, output
-    assert "Traceback" not in output
-    error = output[output.rindex("\nerror: ") :]
-    assert words in error
+    arguments = [word.format(out=out) for word in arguments]
+    assert train_net.main(words(config, coco, tmp_path, *arguments)) == 1
+    captured = capsys.readouterr().err
+    assert captured[captured.index("error: ") :].count("error: ") == 1
+    assert message in captured
     assert not (tmp_path / "metrics.json").exists()
