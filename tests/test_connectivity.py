@@ -98,6 +98,16 @@ def test_penalize_equals_the_penalty_in_the_loss(kind, accumulate, scaler):
     assert (by_hook.stages[0].wiring.alpha[1:] != 1).all()
 
 
+def test_penalize_with_no_penalty_changes_nothing():
+    model = TopoNet(nodes=(3,), width=2, edge_weights="fixed")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = copy.deepcopy(model.state_dict())
+    handle = connectivity.penalize(optimizer, model, "none", 1.0)
+    optimizer.step()
+    handle.remove()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_penalize_can_be_removed_and_fused_optimisers_agree():
     plain = TopoNet(nodes=(3,), width=2, num_classes=2)
     fused = copy.deepcopy(plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -90,7 +91,7 @@ def penalize(optimizer: torch.optim.Optimizer, model: nn.Module, kind: PenaltyKi
             alpha.grad = gradient.to(alpha.dtype) if alpha.grad is None else alpha.grad + gradient
 
     if kind == "none":
-        return RemovableHandle({})
+        return RemovableHandle(OrderedDict())  # of no hook; a plain dict takes no weak reference
     return optimizer.register_step_pre_hook(add_gradient)
 
 
