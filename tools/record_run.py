@@ -14,14 +14,23 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=["pretraining", "detector"])
-    parser.add_argument("folder", type=Path, help="of tools/pretrain.py, or the work folder of mmdet tools/train.py")
-    parser.add_argument("--data", required=True, help='in words; "ImageNet-1k..." and "COCO 2017..." head their tables')
+    parser.add_argument(
+        "folder",
+        type=Path,
+        help="of tools/pretrain.py, or the --work-dir of MMDetection's training, or the OUTPUT_DIR of Detectron2's",
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        help='in words, the same for runs to compare; "ImageNet-1k" and "COCO 2017" at its head choose their tables',
+    )
     parser.add_argument("--command", required=True, help="how to repeat the run")
     parser.add_argument("--weights", default="", help="name of the published backbone that was made or used")
     parser.add_argument("--name", default="", help="pretraining: of the record, if not the run's own")
     parser.add_argument("--config", help="detector: its config in this repository")
     parser.add_argument("--initialisation", choices=["pretrained", "random"], help="detector: of the backbone")
     parser.add_argument("--seed", type=int, help="detector: of the run")
+    parser.add_argument("--note", default="", help="detector: what a reader of its AP must know, e.g. what it was for")
     parser.add_argument("--output", type=Path, default=ROOT / "records" / "runs")
     args = parser.parse_args(argv)
     if args.kind == "detector" and None in (args.config, args.initialisation, args.seed):
@@ -40,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
                 command=args.command,
                 seed=args.seed,
                 weights=args.weights,
+                note=args.note,
             )
         print(records.save(record, args.output))
     except (TopodetError, OSError) as error:

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Generate model_zoo.md from records/; with --check only tell whether it is up to date."""
+"""Generate model_zoo.md and its pictures from records/; with --check only tell whether it is up to date."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from topodet import records
-from topodet.files import atomic_write
+from topodet import records, zoo
+from topodet.files import atomic_path, atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,18 +16,27 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if model_zoo.md is stale")
     args = parser.parse_args(argv)
-    text = records.model_zoo(
-        json.loads((ROOT / "records" / "paper.json").read_text()),
-        records.load_all(ROOT / "records" / "runs"),
-        sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs" / "mmdet").glob("*_coco.py")),
-    )
-    zoo = ROOT / "model_zoo.md"
+    runs = records.load_all(ROOT / "records" / "runs")
+    paper = json.loads((ROOT / "records" / "paper.json").read_text())
+    text = zoo.model_zoo(paper, runs, coco_configs())
+    page, pictures = ROOT / "model_zoo.md", zoo.pictures(runs)
     if args.check:
-        stale = not zoo.exists() or zoo.read_text() != text
+        stale = not page.exists() or page.read_text() != text or not all((ROOT / path).exists() for path in pictures)
         print("model_zoo.md is stale: run tools/update_model_zoo.py" if stale else "model_zoo.md is up to date")
         return int(stale)
-    print(atomic_write(zoo, text))
+    for path, figure in pictures.items():
+        with atomic_path(ROOT / path) as temporary:
+            figure.savefig(temporary, format="png", dpi=130)
+        print(ROOT / path)
+    print(atomic_write(page, text))
     return 0
+
+
+def coco_configs() -> list[str]:
+    """Return the paths of both frameworks' COCO configs."""
+    patterns = ("mmdet/*_coco.py", "detectron2/*_[13]x.yaml", "detectron2/*_[13]x.py")
+    found = [path for pattern in patterns for path in (ROOT / "configs").glob(pattern)]
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Records of runs: what was measured, on what, with which command; and the model zoo that is generated from them.
+"""Records of runs: what was measured, on what, with which command.
 
-A record is a JSON file under records/runs, made from what a run wrote (never typed), and the paper's numbers lie in
-records/paper.json.
+A record is a JSON file under records/runs, made from what a run wrote (never typed). `topodet.zoo` makes
+tables of them.
 """
 
 from __future__ import annotations
@@ -10,24 +10,22 @@ import csv
 import json
 import os
 import platform
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import yaml
 
-from .analysis.results import read_scalars
-from .complexity import multiply_adds, parameters
+from .analysis.results import framework_of, read_evaluations, read_speed
 from .errors import DataError
 from .files import atomic_json
-from .models import ARCHITECTURES
 
-_PACKAGES = ("topodet", "torch", "timm", "mmdet", "onedl-mmdetection", "mmcv", "onedl-mmcv", "detectron2")
-# Rows of Table 4 that are one network trained with another penalty.
-_PENALISED = {"toponet50 + uniform": "toponet50", "toponet50 + adaptive": "toponet50"}
+_PACKAGES = ("topodet", "torch", "timm")
+_FRAMEWORKS = {
+    "mmdetection": ("mmdet", "onedl-mmdetection", "mmcv", "onedl-mmcv"),
+    "detectron2": ("detectron2",),
+}
 
 
 def record_pretraining(
@@ -72,236 +70,91 @@ def record_pretraining(
 
 
 def record_detector(
-    work_dir: str | Path, *, config: str, initialisation: str, data: str, command: str, seed: int, weights: str = ""
+    folder: str | Path,
+    *,
+    config: str,
+    initialisation: str,
+    data: str,
+    command: str,
+    seed: int,
+    weights: str = "",
+    note: str = "",
 ) -> dict[str, Any]:
-    """Make the record of a detector that MMDetection trained, from its work folder.
+    """Make the record of a detector that MMDetection or Detectron2 trained, from the folder it wrote into.
+
+    Both give the same keys: metrics as MMDetection names them, shares of 1 (-1 where there is nothing to average).
 
     Args:
-        work_dir: of tools/train.py.
+        folder: MMDetection's --work-dir, or Detectron2's OUTPUT_DIR (a LazyConfig's train.output_dir).
         config: path of the config in this repository.
         initialisation: "pretrained" or "random".
-        data: which images, in words.
+        data: which images, in words; the same words for runs that are to be compared.
         command: how to repeat it.
         seed: of the run.
         weights: name of the published backbone.
+        note: what a reader of the number must know, e.g. what the run was for.
 
     Raises:
-        DataError: nothing was evaluated yet.
+        DataError: not a folder of either, or nothing was evaluated yet.
     """
-    rows = read_scalars(work_dir)
+    rows = read_evaluations(folder)
+    framework = framework_of(folder)
     return {
         "kind": "detector",
         "name": Path(config).stem,
+        "framework": framework,
         "config": config,
         "initialisation": initialisation,
         "weights": weights,
         "data": data,
+        "note": note,
         "command": command,
         "seed": seed,
         "metrics": {key.removeprefix("coco/"): value for key, value in rows[-1].items() if key.startswith("coco/")},
         "history": [{key: row[key] for key in ("step", "coco/bbox_mAP", "coco/bbox_mAP_50")} for row in rows],
-        **_environment(),
+        "speed": read_speed(folder),
+        **_environment(_FRAMEWORKS[framework]),
     }
 
 
 def save(record: dict[str, Any], folder: str | Path) -> Path:
     """Write a record under its name; a record of the same run is replaced."""
+    return atomic_json(Path(folder) / f"{full_name(record)}.json", record)
+
+
+def full_name(record: dict[str, Any]) -> str:
+    """Return the name that tells a record from those of the same network with another initialisation or seed."""
     parts = [record["name"], record.get("initialisation"), f"seed{record['seed']}"]
-    return atomic_json(Path(folder) / ("_".join(part for part in parts if part) + ".json"), record)
+    return "_".join(part for part in parts if part)
 
 
 def load_all(folder: str | Path) -> list[dict[str, Any]]:
     """Return every record of a folder, in the order of the file names."""
-    return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
-
-
-def model_zoo(paper: dict[str, Any], records: Sequence[dict[str, Any]], detector_configs: Sequence[str]) -> str:
-    """Return model_zoo.md.
-
-    Args:
-        paper: content of records/paper.json.
-        records: what `load_all` returned.
-        detector_configs: paths of the COCO configs in this repository.
-    """
-    lines = [
-        "# Model zoo",
-        "",
-        "Generated by `tools/update_model_zoo.py` from records/; do not edit. Every result is marked: *paper* is what "
-        f"the paper prints ({paper['source']}), *measured* is a recorded run of this repository, *not yet run* is "
-        "neither. Complexity is computed from the networks themselves.",
-        "",
-        "## Backbones on ImageNet",
-        "",
-        "Multiply-adds of convolutions and the classifier at 224 px. The paper prints 23.23M parameters and 3.95G "
-        "multiply-adds for its network.",
-        "",
-    ]
-    lines += _table(
-        (
-            "network",
-            "nodes",
-            "edges",
-            "edge weights",
-            "parameters",
-            "multiply-adds",
-            "top-1 / top-5 (paper)",
-            "top-1 (measured)",
-        ),
-        [_backbone_row(name, paper["backbones"], records) for name in [*paper["backbones"], *_small()]],
-    )
-    lines += ["", "## Backbones on other data", ""]
-    lines += _table(
-        (
-            "run",
-            "network",
-            "data",
-            "epochs",
-            "seed",
-            "top-1 (measured)",
-            "edges below 0.01 / 0.1 (not averaged)",
-            "weights",
-            "record",
-        ),
-        [_pretraining_row(r) for r in records if r["kind"] == "pretraining" and not _imagenet(r)],
-    )
-    lines += ["", "## Detectors on COCO val2017", ""]
-    lines += _table(
-        ("config", "AP AP50 AP75 APs APm APl (paper)", "AP (measured)", "weights", "record"),
-        [_coco_row(config, paper["detectors"], records) for config in detector_configs],
-    )
-    lines += ["", "## Detectors on other data", ""]
-    lines += _table(
-        ("config", "data", "initialisation", "seed", "AP (measured)", "AP50 (measured)", "weights", "record"),
-        [_detector_row(r) for r in records if r["kind"] == "detector" and not _coco(r)],
-    )
-    lines += ["", "## Commands of the measured runs", ""]
-    lines += [] if records else ["None yet."]
+    records = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
     for record in records:
-        lines += [f"{_record_name(record)} ({record['machine']}; {_versions(record)}):", "", "```bash"]
-        lines += [record["command"], "```", ""]
-    return "\n".join(lines).rstrip() + "\n"
+        if record.get("kind") == "detector":
+            record.setdefault("framework", "mmdetection")  # the first records were all of it
+    return records
 
 
-def _backbone_row(name: str, paper: dict[str, Any], records: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    arch = _PENALISED.get(name, name)
-    with torch.device("meta"):  # only counted
-        model = timm.create_model(arch)
-    plain, alphas = parameters(model)
-    graphs = getattr(model, "topologies", ())
-    printed = paper.get(name, {})
-    scores = " / ".join(f"{printed[key]:.2f}" if key in printed else "-" for key in ("top1", "top5"))
-    sparsity = name.partition(" + ")[2] or "none"
-    runs = [
-        r
-        for r in records
-        if r["kind"] == "pretraining" and _imagenet(r) and (r["architecture"], r["sparsity"]) == (arch, sparsity)
-    ]
-    measured = ", ".join(f"{_top1(r):.2f}" for r in runs) or "not yet run"
-    cells = (
-        f"`{arch}`" + name.removeprefix(arch),
-        ",".join(str(graph.num_nodes) for graph in graphs) or "-",
-        str(sum(graph.num_edges for graph in graphs) or "-"),
-        "-" if not graphs else "learned" if alphas else "fixed",
-        f"{plain:,}" + (f" + {alphas:,}" if alphas else ""),
-        f"{multiply_adds(model):,}",
-        scores if printed else "-",
-        measured,
-    )
-    return cells
-
-
-def _pretraining_row(record: dict[str, Any]) -> tuple[str, ...]:
-    metrics = record["metrics"]
-    shares = [metrics.get(f"edges_below_{threshold}") for threshold in ("0.01", "0.1")]
-    return (
-        record["name"],
-        f"`{record['architecture']}`",
-        record["data"],
-        f"{record['epochs']} of {record['of_epochs']}",
-        str(record["seed"]),
-        f"{_top1(record):.2f}",
-        " / ".join(f"{share:.1%}" for share in shares if share is not None) or "-",
-        record["published"] or "-",
-        _record_name(record),
-    )
-
-
-def _coco_row(config: str, paper: dict[str, Any], records: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    stem = Path(config).stem
-    backbone = stem.split("_")[1]
-    # The printed numbers are of Faster R-CNN with Detectron's schedule.
-    printed = paper.get(backbone) if stem.startswith("faster-rcnn") and "_detectron-1x_" in stem else None
-    runs = [r for r in records if r["kind"] == "detector" and r["name"] == stem]
-    return (
-        f"[{stem}]({config})",
-        " ".join(f"{printed[key]:.2f}" for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")) if printed else "-",
-        ", ".join(f"{100 * r['metrics']['bbox_mAP']:.1f}" for r in runs) or "not yet run",
-        ", ".join(r["weights"] for r in runs) or "-",
-        ", ".join(map(_record_name, runs)) or "-",
-    )
-
-
-def _detector_row(record: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        f"[{record['name']}]({record['config']})",
-        record["data"],
-        record["initialisation"],
-        str(record["seed"]),
-        f"{100 * record['metrics']['bbox_mAP']:.1f}",
-        f"{100 * record['metrics']['bbox_mAP_50']:.1f}",
-        record["weights"] or "-",
-        _record_name(record),
-    )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [_row(head), _row(["---"] * len(head)), *map(_row, rows)] if rows else ["Not yet run."]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _small() -> list[str]:
-    return [name for name in ARCHITECTURES if not name.startswith("toponet50")]
-
-
-def _imagenet(record: dict[str, Any]) -> bool:
-    return record["data"].startswith("ImageNet-1k")
-
-
-def _coco(record: dict[str, Any]) -> bool:
-    return record["data"].startswith("COCO 2017")
-
-
-def _top1(record: dict[str, Any]) -> float:
-    metrics = record["metrics"]
-    averaged = metrics.get("ema_eval_top1")
-    return metrics["eval_top1"] if averaged is None else averaged
-
-
-def _record_name(record: dict[str, Any]) -> str:
-    parts = [record["name"], record.get("initialisation"), f"seed{record['seed']}"]
-    name = "_".join(part for part in parts if part)
-    return f"[{name}](records/runs/{name}.json)"
-
-
-def _versions(record: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-
-
-def _environment() -> dict[str, Any]:
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+def _environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
+    versions = {package: _version(package) for package in (*_PACKAGES, *packages)}
     if torch.cuda.is_available():
         machine = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     else:
         machine = f"{os.cpu_count()} CPU cores, {platform.machine()}"
-    return {"machine": machine, "versions": versions}
+    return {"machine": machine, "versions": {package: text for package, text in versions.items() if text}}
+
+
+def _version(package: str) -> str | None:
+    """Return a package's version, with the commit where it was installed from one: Detectron2 is 0.6 since 2021."""
+    try:
+        found = distribution(package)
+    except PackageNotFoundError:
+        return None
+    origin = json.loads(found.read_text("direct_url.json") or "{}")
+    commit = origin.get("vcs_info", {}).get("commit_id", "")
+    return f"{found.version} ({commit[:12]})" if commit else found.version
 
 
 def _number(text: str) -> float | None:

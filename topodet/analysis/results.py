@@ -1,16 +1,99 @@
-"""Results of detectors: the scores that MMDetection writes, curves over training, sheets of drawn detections."""
+"""Results of detectors: the scores that MMDetection and Detectron2 write, curves, sheets of detections."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
+from typing import Any
 
+import numpy as np
+import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
 from ..errors import DataError
 from ..files import atomic_path
+
+# Detectron2's names of COCO's six averages, in MMDetection's words.
+_AVERAGES = {"AP": "mAP", "AP50": "mAP_50", "AP75": "mAP_75", "APs": "mAP_s", "APm": "mAP_m", "APl": "mAP_l"}
+
+
+def framework_of(folder: str | Path) -> str:
+    """Return "detectron2" or "mmdetection", whichever trained into `folder`.
+
+    Raises:
+        DataError: neither did.
+    """
+    folder = Path(folder)
+    if (folder / "metrics.json").is_file():
+        return "detectron2"
+    if any(folder.glob("*/vis_data/scalars.json")):
+        return "mmdetection"
+    raise DataError(
+        f"{folder} holds neither metrics.json (Detectron2's OUTPUT_DIR, a LazyConfig's train.output_dir) nor "
+        "*/vis_data/scalars.json (MMDetection's --work-dir); give the folder that a training wrote into"
+    )
+
+
+def read_evaluations(folder: str | Path) -> list[dict[str, float]]:
+    """Return the evaluations of a training, in order, under the same keys for both frameworks.
+
+    The keys are MMDetection's, e.g. {"coco/bbox_mAP": 0.41, ..., "step": 12}: shares of 1, -1 where there is nothing to
+    average. A step is what the framework counts, epochs in MMDetection's epoch-based configs, iterations in Detectron2.
+
+    Raises:
+        DataError: nothing was evaluated, or several sets were.
+    """
+    if framework_of(folder) == "mmdetection":
+        return read_scalars(folder)
+    path = Path(folder) / "metrics.json"
+    found: list[dict[str, float]] = []
+    for line in _json_lines(path):
+        step = line["iteration"]
+        # The file is only ever appended to: a run that goes on from an earlier iteration repeats what came after it.
+        if "total_loss" in line:
+            found = [row for row in found if row["step"] < step]
+        sets = [key for key in line if key.endswith("/bbox/AP")]
+        if sets:
+            names = ", ".join(key.removesuffix("/bbox/AP") for key in sets)
+            raise DataError(f"{path} has scores of several sets ({names}); record a run with one set in DATASETS.TEST")
+        if "bbox/AP" in line:
+            found.append({**_averages(line), "step": step})
+    if not found:
+        raise DataError(
+            f"no evaluation (bbox/AP) found in {path}; let the run finish with TEST.EVAL_PERIOD set or a set in "
+            "DATASETS.TEST (--eval-only writes no scores there)"
+        )
+    return found
+
+
+def read_speed(folder: str | Path) -> dict[str, float]:
+    """Return what the log of a training tells of its speed, of both frameworks.
+
+    "iterations_per_second" is the median over the log, data loading included; "images_per_second" is there where the
+    folder names the batch over all GPUs (Detectron2's config.yaml), "peak_memory_mb" where a GPU was used.
+    """
+    folder = Path(folder)
+    detectron2 = framework_of(folder) == "detectron2"
+    logs = [folder / "metrics.json"] if detectron2 else sorted(folder.glob("*/vis_data/scalars.json"))
+    lines = [line for path in logs for line in _json_lines(path)]
+    times = [line["time"] for line in lines if line.get("time") and not any(key.startswith("coco/") for key in line)]
+    speed = {"iterations_per_second": 1 / median(times)} if times else {}
+    memory = [line["memory"] for line in lines if "memory" in line]
+    if detectron2:
+        batch = _batch_size(folder / "config.yaml")
+        if times and batch:
+            speed["images_per_second"] = batch / median(times)
+        log = folder / "log.txt"
+        text = log.read_text() if log.is_file() else ""
+        memory = [int(megabytes) for megabytes in re.findall(r"max_mem: (\d+)M", text)]
+    if memory:
+        speed["peak_memory_mb"] = max(memory)
+    return {key: round(value, 3) for key, value in speed.items()}
 
 
 def read_scalars(work_dir: str | Path) -> list[dict[str, float]]:
@@ -24,10 +107,7 @@ def read_scalars(work_dir: str | Path) -> list[dict[str, float]]:
     found = []
     # A resumed run leaves a folder for each start, named by its time.
     for path in sorted(Path(work_dir).glob("*/*.json")) + sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            if "coco/bbox_mAP" in row:
-                found.append(row)
+        found += [row for row in _json_lines(path) if "coco/bbox_mAP" in row]
     if not found:
         raise DataError(f"no evaluation (coco/bbox_mAP) found under {work_dir}; did the run finish an epoch?")
     return found
@@ -50,6 +130,33 @@ def average_precision_curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) 
     return figure
 
 
+def seed_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Figure:
+    """Draw AP over training of several seeds: a thin line for each and a thick one for their mean.
+
+    Steps are shares of each run's last one, so that runs counted in epochs and in iterations lie on one axis.
+
+    Args:
+        runs: for each label the runs, each what `read_evaluations` returned.
+    """
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for k, (label, group) in enumerate(runs.items()):
+        curves = [_curve(rows) for rows in group]
+        for shares, scores in curves:
+            axis.plot(shares, scores, color=f"C{k}", linewidth=0.7, alpha=0.6)
+        grid = np.unique(np.concatenate([shares for shares, _ in curves]))
+        # From where every seed was evaluated.
+        grid = grid[grid >= max(shares[0] for shares, _ in curves)]
+        mean = np.mean([np.interp(grid, shares, scores) for shares, scores in curves], axis=0)
+        axis.plot(grid, mean, color=f"C{k}", linewidth=2, label=f"{label}, mean of {len(group)} seeds")
+    axis.set_xlabel("share of the training, %")
+    axis.set_ylabel("AP, %")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc="lower right")
+    return figure
+
+
 def contact_sheet(images: Sequence[Path], path: str | Path, *, columns: int = 4) -> Path:
     """Paste images of one size into a sheet, row by row, and write it to `path`.
 
@@ -67,3 +174,42 @@ def contact_sheet(images: Sequence[Path], path: str | Path, *, columns: int = 4)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="JPEG" if Path(path).suffix in (".jpg", ".jpeg") else "PNG")
     return Path(path)
+
+
+def _curve(rows: Sequence[Mapping[str, float]]) -> tuple[np.ndarray, np.ndarray]:
+    steps = np.array([row["step"] for row in rows], dtype=float)
+    return 100 * steps / steps[-1], 100 * np.array([row["coco/bbox_mAP"] for row in rows])
+
+
+def _averages(line: Mapping[str, float]) -> dict[str, float]:
+    """Return Detectron2's scores of boxes, and of masks if there are, as MMDetection writes them."""
+    averages = {}
+    for task in ("bbox", "segm"):
+        for theirs, ours in _AVERAGES.items():
+            value = line.get(f"{task}/{theirs}")
+            if value is not None:
+                averages[f"coco/{task}_{ours}"] = -1.0 if math.isnan(value) else round(value / 100, 5)
+    return averages
+
+
+def _batch_size(config: Path) -> int | None:
+    """Return the images of an iteration by the config that Detectron2 left with its run, YAML or lazy."""
+    try:
+        content = yaml.safe_load(config.read_text())
+        if "SOLVER" in content:
+            return content["SOLVER"]["IMS_PER_BATCH"]
+        return content["dataloader"]["train"]["total_batch_size"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}: {error}; a log has one JSON object a line; remove what a killed run left"
+            ) from error
+    return lines
