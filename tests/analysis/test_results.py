@@ -64,7 +64,9 @@ def test_speed_and_memory_are_what_the_logs_say(tmp_path):
 
 def test_the_batch_of_a_lazy_config_counts_too(tmp_path):
     run = detectron2_run(tmp_path, [1.0])
-    (run / "config.yaml").write_text("dataloader:\n  train: {total_batch_size: 4}\n")
+    (run / "config.yaml").write_text(
+        "dataloader:\n  train:\n    total_batch_size: 4\nmodel:\n  input_shape: !!python/object:a.Shape {height: 7}\n"
+    )
     assert read_speed(run)["images_per_second"] == 16
     (run / "config.yaml").unlink()
     assert read_speed(run) == {"iterations_per_second": 4}
