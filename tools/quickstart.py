@@ -2,8 +2,9 @@
 """From a graph to boxes on real handwritten digits, on a CPU, in minutes and without a download.
 
 Pretrains toponet_nano with adaptive sparsity, publishes its backbone, draws a COCO-format set of digit scenes,
-fine-tunes Faster R-CNN with it through MMDetection's own tools/train.py, and once more from random initialisation,
-evaluates both with tools/test.py, and leaves numbers and pictures in runs/quickstart.
+fine-tunes Faster R-CNN with it through MMDetection's own tools/train.py, or with `--framework detectron2` through
+tools/train_net.py, and once more from random initialisation, evaluates both, and leaves numbers and pictures in
+runs/quickstart.
 """
 
 from __future__ import annotations
@@ -17,23 +18,103 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Protocol
 
 from topodet import weights
 from topodet.analysis.plots import save_figures
-from topodet.analysis.results import average_precision_curves, contact_sheet, read_scalars
+from topodet.analysis.results import average_precision_curves, contact_sheet, read_evaluations
 from topodet.datasets.digits import write_digit_folders, write_digit_scenes
 from topodet.errors import ConfigError, TopodetError
 from topodet.files import atomic_json, atomic_path
+from topodet.frameworks import require_framework
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN_RECIPE = "configs/pretrain/toponet_nano_quick.yaml"
-DETECTOR_CONFIG = "configs/mmdet/faster-rcnn_toponet-nano_fpn_digits.py"
 LOADED = re.compile(r"topodet: (\d+)/(\d+) tensors")
+
+
+class Framework(Protocol):
+    """How a framework is told to train and to test. `PROGRESS` picks what to show of a line of its log."""
+
+    MODULE: str
+    PROGRESS: re.Pattern
+
+    def train(self, folder: Path, pretrained: Path | None, *, seed: int, epochs: int | None) -> list:
+        """Return the command that trains into `folder`, from a published backbone or from random initialisation."""
+
+    def test(self, folder: Path) -> list:
+        """Return the command that tests what was trained into `folder` and draws detections under `folder`/test."""
+
+
+class MMDetection:
+    """MMDetection's own tools, as they are installed."""
+
+    MODULE = "mmdet"
+    CONFIG = "configs/mmdet/faster-rcnn_toponet-nano_fpn_digits.py"
+    PROGRESS = re.compile(r"INFO - (.*topodet.*|Epoch\(.*)")
+
+    def __init__(self, scenes: Path):
+        options = [f"{split}_dataloader.dataset.data_root={scenes}/" for split in ("train", "val", "test")]
+        self.data = [*options, *(f"{split}_evaluator.ann_file={scenes}/val.json" for split in ("val", "test"))]
+
+    def train(self, folder: Path, pretrained: Path | None, *, seed: int, epochs: int | None) -> list:
+        options = [*self.data, f"randomness.seed={seed}", f"model.backbone.pretrained={pretrained}"]
+        options += [f"train_cfg.max_epochs={epochs}"] if epochs else []
+        return [*self._tool("train.py"), self.CONFIG, "--work-dir", folder, "--cfg-options", *options]
+
+    def test(self, folder: Path) -> list:
+        last = Path((folder / "last_checkpoint").read_text())
+        command = [*self._tool("test.py"), self.CONFIG, last, "--work-dir", folder / "test"]
+        return [*command, "--show-dir", "detections", "--cfg-options", *self.data]
+
+    def _tool(self, name: str) -> list:
+        import mmdet
+
+        return [sys.executable, Path(mmdet.__file__).parent / ".mim" / "tools" / name]
+
+
+class Detectron2:
+    """tools/train_net.py, which evaluates each epoch and at the end, and tools/demo.py, which draws."""
+
+    MODULE = "detectron2"
+    CONFIG = "configs/detectron2/faster_rcnn_toponet_nano_FPN_digits.yaml"
+    BATCH = 8
+    PROGRESS = re.compile(r"d2\.(?:topodet|utils\.events|evaluation\.testing)\]: +(.*)")
+
+    def __init__(self, scenes: Path):
+        self.scenes = scenes
+        self.data = []
+        for split in ("train", "val"):
+            self.data += ["--dataset", f"digits_{split}", scenes / f"{split}.json", scenes / split]
+
+    def train(self, folder: Path, pretrained: Path | None, *, seed: int, epochs: int | None) -> list:
+        options = ["OUTPUT_DIR", folder, "SEED", seed, "MODEL.TOPONET.PRETRAINED", pretrained or "''"]
+        images = len(json.loads((self.scenes / "train.json").read_text())["images"])
+        if epochs:
+            options += ["SOLVER.MAX_ITER", epochs * -(-images // self.BATCH)]
+        return [*self._tool("train_net.py"), "--config-file", self.CONFIG, *self.data, *self._device(), *options]
+
+    def test(self, folder: Path) -> list:
+        command = [*self._tool("demo.py"), "--weights", folder / "model_final.pth", "--config", folder / "config.yaml"]
+        command += ["--classes", self.scenes / "val.json", "--input", self.scenes / "val"]
+        return [*command, "--output", folder / "test" / "detections"]
+
+    def _tool(self, name: str) -> list:
+        return [sys.executable, ROOT / "tools" / name]
+
+    def _device(self) -> list:
+        import torch
+
+        return [] if torch.cuda.is_available() else ["MODEL.DEVICE", "cpu"]
+
+
+FRAMEWORKS: dict[str, type[Framework]] = {"mmdetection": MMDetection, "detectron2": Detectron2}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder (default: %(default)s)")
+    parser.add_argument("--framework", choices=list(FRAMEWORKS), default="mmdetection", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pretrain-epochs", type=int, help="other than the recipe's")
     parser.add_argument("--epochs", type=int, help="of fine-tuning, other than the config's")
@@ -56,6 +137,7 @@ def main(argv: list[str] | None = None) -> int:
 def quickstart(args: argparse.Namespace) -> dict:
     """Run every step and return the content of summary.json."""
     out: Path = args.output
+    require_framework(FRAMEWORKS[args.framework].MODULE)
     started = time.monotonic()
     # Small networks gain nothing from many threads: half of the cores compute, the others read images or run beside.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
@@ -82,15 +164,13 @@ def quickstart(args: argparse.Namespace) -> dict:
     backbone = weights.build(files.pth)
     print(f"{files.pth}  {files.pth.stat().st_size / 1e6:.1f} MB")
 
-    say(4, "fine-tuning Faster R-CNN FPN with mmdet tools/train.py; from random initialisation beside it")
-    data = data_options(scenes)
+    say(4, f"fine-tuning Faster R-CNN FPN with {args.framework}; from random initialisation beside it")
+    framework = FRAMEWORKS[args.framework](scenes)
     runs = {}
     for name, pretrained in (("random_init", None), ("pretrained", files.pth)):
-        command = [*tool("train.py"), DETECTOR_CONFIG, "--work-dir", out / name, "--cfg-options"]
-        command += [*data, f"randomness.seed={args.seed}", f"model.backbone.pretrained={pretrained}"]
-        if args.epochs:
-            command += [f"train_cfg.max_epochs={args.epochs}"]
-        runs[name] = Logged(command, out / f"{name}.log", show=name == "pretrained", environment=threads)
+        command = framework.train(out / name, pretrained, seed=args.seed, epochs=args.epochs)
+        show = framework.PROGRESS if pretrained else None
+        runs[name] = Logged(command, out / f"{name}.log", show=show, environment=threads)
     try:
         for logged in reversed(runs.values()):
             logged.wait()
@@ -98,17 +178,11 @@ def quickstart(args: argparse.Namespace) -> dict:
         for logged in runs.values():
             logged.process.terminate()
     loaded = LOADED.search((out / "pretrained.log").read_text())
+    histories = {name: read_evaluations(out / name) for name in runs}
+    scores = {name: rows[-1] for name, rows in histories.items()}
 
-    say(5, "evaluating both with mmdet tools/test.py, drawing detections")
-    scores = {}
-    for name in runs:
-        last = Path((out / name / "last_checkpoint").read_text())
-        command = [*tool("test.py"), DETECTOR_CONFIG, last, "--work-dir", out / name / "test"]
-        command += ["--show-dir", "detections"] if name == "pretrained" else []
-        command += ["--cfg-options", *data]
-        Logged(command, out / f"{name}_test.log", show=False, environment=threads).wait()
-        scores[name] = read_scalars(out / name / "test")[-1]
-
+    say(5, "drawing detections and curves")
+    Logged(framework.test(out / "pretrained"), out / "test.log", show=None, environment=threads).wait()
     pictures = out / "pictures"
     shown = sorted((out / "pretrained" / "test").rglob("detections/**/*.jpg"))
     (pictures / "detections").mkdir(parents=True)
@@ -117,8 +191,7 @@ def quickstart(args: argparse.Namespace) -> dict:
     contact_sheet(shown[:8], pictures / "detections.jpg", columns=2)
     save_figures(backbone, pictures, "pretrained")
     with atomic_path(pictures / "ap_curves.png") as temporary:
-        figure = average_precision_curves({name: read_scalars(out / name) for name in runs})
-        figure.savefig(temporary, format="png", dpi=130)
+        average_precision_curves(histories).savefig(temporary, format="png", dpi=130)
 
     sparsity = json.loads(files.card.read_text())["sparsity"]
     summary = {
@@ -133,6 +206,7 @@ def quickstart(args: argparse.Namespace) -> dict:
         "edges_below": sparsity,
         "minutes": round((time.monotonic() - started) / 60, 2),
         "seed": args.seed,
+        "framework": args.framework,
         "backbone": files.pth.name,
     }
     atomic_json(out / "summary.json", summary)
@@ -160,19 +234,6 @@ def say(step: int, text: str) -> None:
     print(f"\n\033[1m[{step}/5] {text}\033[0m", flush=True)
 
 
-def tool(name: str) -> list:
-    """Return the command of one of MMDetection's own tools, as it is installed."""
-    import mmdet
-
-    return [sys.executable, Path(mmdet.__file__).parent / ".mim" / "tools" / name]
-
-
-def data_options(scenes: Path) -> list[str]:
-    """Return the settings that point the config at `scenes`."""
-    options = [f"{split}_dataloader.dataset.data_root={scenes}/" for split in ("train", "val", "test")]
-    return options + [f"{split}_evaluator.ann_file={scenes}/val.json" for split in ("val", "test")]
-
-
 def run(command: list, *, environment: dict[str, str]) -> None:
     """Run a command to its end, its output on the terminal.
 
@@ -183,9 +244,9 @@ def run(command: list, *, environment: dict[str, str]) -> None:
 
 
 class Logged:
-    """A command in the background with its output in a file, and its progress lines on the terminal if `show`."""
+    """A command in the background, its output in a file; what the group of `show` matches is shown on the terminal."""
 
-    def __init__(self, command: list, log: Path, *, show: bool, environment: dict[str, str]):
+    def __init__(self, command: list, log: Path, *, show: re.Pattern | None, environment: dict[str, str]):
         self.command = [str(part) for part in command]
         self.log = log
         self.show = show
@@ -205,8 +266,8 @@ class Logged:
             while True:
                 ended = self.process.poll() is not None
                 for line in file:
-                    if self.show and ("topodet" in line or "Epoch(" in line):
-                        print(line.rstrip().split(" - mmengine - INFO - ")[-1], flush=True)
+                    if self.show and (found := self.show.search(line)):
+                        print(found[1], flush=True)
                 if ended:
                     break
                 time.sleep(0.5)

@@ -7,11 +7,26 @@ from tools import quickstart
 KEYS = {"ap", "ap50", "ap50_random_init", "tensors_loaded", "tensors_total", "edges_near_zero", "minutes"}
 
 
-def test_every_step_on_a_few_images(tmp_path, capfd):
+@pytest.mark.parametrize("framework", quickstart.FRAMEWORKS)
+def test_every_step_on_a_few_images(framework, tmp_path, capfd):
     """The whole way, too short to learn anything: what it must leave behind is there."""
-    pytest.importorskip("mmdet", reason="needs the mmdet extra")
+    module = quickstart.FRAMEWORKS[framework].MODULE
+    pytest.importorskip(module, reason=f"{module} is not installed")
     out = tmp_path / "out"
-    options = ["--pretrain-epochs", "1", "--epochs", "1", "--train-scenes", "8", "--val-scenes", "4", "--copies", "1"]
+    options = [
+        "--framework",
+        framework,
+        "--pretrain-epochs",
+        "1",
+        "--epochs",
+        "1",
+        "--train-scenes",
+        "8",
+        "--val-scenes",
+        "4",
+        "--copies",
+        "1",
+    ]
     assert quickstart.main(["--output", str(out), *options]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary.keys() >= KEYS
@@ -29,7 +44,9 @@ def test_every_step_on_a_few_images(tmp_path, capfd):
         "detections.jpg",
     }
     assert len(list((out / "pictures" / "detections").iterdir())) == 4
-    assert "tensors loaded          147/147" in capfd.readouterr().out
+    output = capfd.readouterr().out
+    assert "tensors loaded          147/147" in output
+    assert {"mmdetection": "Epoch(train)", "detectron2": "iter: "}[framework] in output  # progress is shown
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
@@ -41,7 +58,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
 
 def test_a_failing_step_is_told_with_its_output(tmp_path, capfd):
     failing = quickstart.Logged(
-        ["python", "-c", "print('why it failed'); raise SystemExit(3)"], tmp_path / "log", show=False, environment={}
+        ["python", "-c", "print('why it failed'); raise SystemExit(3)"], tmp_path / "log", show=None, environment={}
     )
     with pytest.raises(quickstart.subprocess.CalledProcessError):
         failing.wait()
