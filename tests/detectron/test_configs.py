@@ -1,0 +1,308 @@
+import gc
+import importlib.util
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data.datasets import load_coco_json
+from detectron2.data.samplers import TrainingSampler
+from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import build_model
+from detectron2.solver import LRMultiplier, build_lr_scheduler
+from detectron2.utils.events import EventStorage
+from omegaconf import ListConfig
+from torch import nn
+
+from tests.detection import IMAGENET
+from topodet import connectivity
+from topodet.detectron2 import Trainer, load_config
+from topodet.detectron2.check import backbones
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs" / "detectron2"
+ZOO = Path(importlib.util.find_spec("detectron2.model_zoo").submodule_search_locations[0]) / "configs"
+# Arch and sparsity of Table 5's rows.
+ROWS = {
+    "R_50": (None, "none"),
+    "toponet50_residual2": ("toponet50_residual2", "none"),
+    "toponet50_alpha": ("toponet50", "none"),
+    "toponet50_uniform": ("toponet50", "uniform"),
+    "toponet50_adaptive": ("toponet50", "adaptive"),
+}
+PAIRS = [f"faster_rcnn_{row}_FPN_{schedule}" for row in ROWS for schedule in ("1x", "noaug_1x")] + [
+    "faster_rcnn_toponet50_adaptive_FPN_3x",
+    *(f"{model}_toponet50_adaptive_FPN_1x" for model in ("mask_rcnn", "cascade_rcnn", "retinanet")),
+]
+SMALL = [f"faster_rcnn_toponet_nano_FPN_{data}" for data in ("bccd", "coco_mini", "digits")]
+# Detectron2's own configs, which ours should be but for the backbone.
+ZOO_CONFIGS = {
+    "faster_rcnn_R_50_FPN_1x": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+    "faster_rcnn_R_50_FPN_noaug_1x": "Detectron1-Comparisons/faster_rcnn_R_50_FPN_noaug_1x.yaml",
+    "faster_rcnn_toponet50_adaptive_FPN_3x": "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
+    "mask_rcnn_toponet50_adaptive_FPN_1x": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    "cascade_rcnn_toponet50_adaptive_FPN_1x": "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
+    "retinanet_toponet50_adaptive_FPN_1x": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+}
+# How a TopoNet differs from ResNet-50; prefixes.
+OF_THE_BACKBONE = (
+    *("MODEL.BACKBONE.NAME", "MODEL.TOPONET.", "MODEL.RESNETS.", "MODEL.WEIGHTS"),
+    *("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT"),
+)
+PERIODS = {"SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"}
+GROUP = ("lr", "weight_decay", "momentum", "dampening", "nesterov")
+
+
+def yaml_config(name, *options):
+    return load_config(CONFIGS / f"{name}.yaml", ["MODEL.DEVICE", "cpu", *map(str, options)])
+
+
+def differences(one, other):
+    """Keys of two configs, or descriptions, that have not the same value."""
+    missing = object()
+    return {key for key in one.keys() | other.keys() if one.get(key, missing) != other.get(key, missing)}
+
+
+def flat(cfg, prefix=""):
+    for key, value in cfg.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def settings(name):
+    return dict(flat(yaml_config(name)))
+
+
+def describe(value, name=""):
+    """Yield all that a module or another object holds, buffers excepted: thresholds, sizes, classes."""
+    if isinstance(value, nn.Module):
+        yield name, type(value)
+        own = {key: held for key, held in vars(value).items() if key not in vars(nn.Module())}
+        yield from describe({**own, **value._modules}, name)
+    elif isinstance(value, dict):
+        for key, held in value.items():
+            yield from describe(held, f"{name}.{key}")
+    elif isinstance(value, list | tuple | ListConfig):
+        yield f"{name}.length", len(value)
+        for k, held in enumerate(value):
+            yield from describe(held, f"{name}.{k}")
+    elif isinstance(value, torch.Tensor):
+        yield name, value.tolist()
+    elif callable(value):
+        yield name, getattr(value, "__qualname__", type(value))
+    elif hasattr(value, "__dict__"):
+        yield name, type(value)
+        yield from describe(vars(value), name)
+    else:
+        yield name, value
+
+
+def description(model):
+    # A weight of 1 is said in two ways.
+    return {key: value for key, value in describe(model) if not (key.endswith("loss_weight.loss_cls") and value == 1)}
+
+
+def small_batch(cfg, coco):
+    """Return the set's images at their own size, as the config's detector takes them."""
+    small = cfg.clone()
+    small.INPUT.MIN_SIZE_TRAIN = (64,)
+    return list(map(DatasetMapper(small, is_train=True), load_coco_json(coco / "all.json", coco / "images")))
+
+
+def train_a_step(model, optimizer, batch):
+    """Return the losses, and the trained parameters without gradient."""
+    if hasattr(model, "roi_heads"):
+        model.roi_heads.batch_size_per_image = 32  # 512 take most of the time
+    model.train()
+    torch.manual_seed(1)
+    with EventStorage():  # some heads count in it
+        losses = model(batch)
+    sum(losses.values()).backward()
+    idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    optimizer.step()
+    return {name: loss.item() for name, loss in losses.items()}, idle
+
+
+def groups(model, optimizer):
+    of = {id(p): {key: group[key] for key in GROUP} for group in optimizer.param_groups for p in group["params"]}
+    return {name: of[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def pair(request, backbone_files):
+    """A YAML and its LazyConfig, and the models and optimisers they build."""
+    name = request.param
+    cfg, lazy = yaml_config(name), LazyConfig.load(str(CONFIGS / f"{name}.py"))
+    if cfg.MODEL.BACKBONE.NAME != "build_resnet_fpn_backbone":
+        file = str(backbone_files(cfg.MODEL.TOPONET.ARCH))
+        cfg.MODEL.TOPONET.PRETRAINED = lazy.model.backbone.bottom_up.pretrained = file
+    sides = SimpleNamespace(name=name, cfg=cfg, lazy=lazy)
+    torch.manual_seed(0)
+    sides.models = [build_model(cfg)]
+    torch.manual_seed(0)
+    sides.models.append(instantiate(lazy.model))
+    # As Detectron2's script does it.
+    lazy.optimizer.params.model = sides.models[1]
+    sides.optimizers = [Trainer.build_optimizer(cfg, sides.models[0]), instantiate(lazy.optimizer)]
+    yield sides
+    sides.__dict__.clear()
+    gc.collect()
+
+
+def test_the_list_of_configs():
+    bases = ["Base-RCNN-FPN", "Base-RCNN-R50-FPN"]
+    bases += [f"Base-{model}-TopoNet{size}-FPN" for model, size in (("RCNN", ""), ("RCNN", "-nano"), ("RetinaNet", ""))]
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*PAIRS, *SMALL, *bases}
+    assert {path.stem for path in CONFIGS.glob("*.py")} == set(PAIRS)
+
+
+@pytest.mark.parametrize("name", ZOO_CONFIGS)
+def test_is_detectron2s_own_config_but_for_the_backbone(name):
+    theirs = load_config("", ["MODEL.DEVICE", "cpu"])
+    theirs.merge_from_file(str(ZOO / ZOO_CONFIGS[name]))
+    expected = PERIODS | ({"MODEL.MASK_ON"} if "cascade" in name else set())
+    found = differences(settings(name), dict(flat(theirs)))
+    assert {key for key in found if "R_50" in name or not key.startswith(OF_THE_BACKBONE)} == expected
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_of_table_5_differ_in_nothing_but_the_backbone(row):
+    for schedule in ("1x", "noaug_1x"):
+        ours = settings(f"faster_rcnn_{row}_FPN_{schedule}")
+        found = differences(ours, settings(f"faster_rcnn_R_50_FPN_{schedule}"))
+        assert {key for key in found if not key.startswith(OF_THE_BACKBONE)} == set()
+        assert ours["MODEL.BACKBONE.FREEZE_AT"] == 2
+        assert ours["MODEL.TOPONET.SPARSITY"] == ROWS[row][1]
+        if row != "R_50":
+            assert ours["MODEL.TOPONET.ARCH"] == ROWS[row][0]
+            assert ours["INPUT.FORMAT"] == "RGB"
+            for key, values in (("MODEL.PIXEL_MEAN", IMAGENET["mean"]), ("MODEL.PIXEL_STD", IMAGENET["std"])):
+                assert ours[key] == pytest.approx([255 * value for value in values])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_stock_script_can_save_a_lazy_config(name, tmp_path):
+    config = LazyConfig.load(str(CONFIGS / f"{name}.py"))
+    LazyConfig.save(config, str(tmp_path / "config.yaml"))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]  # else a pickle lies beside it
+    saved = LazyConfig.load(str(tmp_path / "config.yaml"))
+    assert saved.keys() == {"dataloader", "lr_multiplier", "model", "optimizer", "train"}
+    assert saved.optimizer.lr == config.optimizer.lr
+    assert saved.dataloader.test.mapper.image_format == config.model.input_format
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_configs_train_a_step(name, coco, nano):
+    cfg = yaml_config(name, "MODEL.TOPONET.PRETRAINED", nano.pth)
+    model = build_model(cfg)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    for parameter, group in groups(model, optimizer).items():
+        assert group["weight_decay"] == (0 if parameter.endswith("wiring.alpha") else 1e-4)
+    losses, idle = train_a_step(model, optimizer, small_batch(cfg, coco))
+    assert idle == []
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses.values())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert backbones(model)[0].card["architecture"] == "toponet_nano"
+
+
+def test_a_pair_is_the_same_model(pair):
+    ours, theirs = pair.models
+    assert differences(description(ours), description(theirs)) == set()
+    for kind in ("named_parameters", "named_buffers"):
+        one, other = dict(getattr(ours, kind)()), dict(getattr(theirs, kind)())
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            assert tensor.shape == other[name].shape, name
+            assert tensor.requires_grad == other[name].requires_grad, name
+            # From the same seed, but the parts of a cascade are made in another order.
+            if not torch.equal(tensor, other[name]):
+                assert "cascade" in pair.name, name
+                assert tensor.std().item() == pytest.approx(other[name].std().item(), rel=0.2), name
+
+
+def test_a_pair_has_the_same_optimizer(pair):
+    both = [groups(model, optimizer) for model, optimizer in zip(pair.models, pair.optimizers)]
+    assert both[0] == both[1]
+    for name, group in both[0].items():
+        assert group["weight_decay"] == (0 if name.endswith("wiring.alpha") else 1e-4), name
+        assert (group["lr"], group["momentum"]) == (0.01 if "retinanet" in pair.name else 0.02, 0.9)
+    node, optimizer = pair.cfg.MODEL.TOPONET, pair.lazy.optimizer
+    assert optimizer.get("sparsity", "none") == node.SPARSITY
+    assert node.SPARSITY_WEIGHT == optimizer.get("sparsity_weight", 1e-4) == 1e-4
+
+
+def test_a_pair_has_the_same_schedule(pair):
+    cfg, train = pair.cfg, pair.lazy.train
+    assert train.max_iter == cfg.SOLVER.MAX_ITER
+    assert train.checkpointer.period == cfg.SOLVER.CHECKPOINT_PERIOD
+    assert train.eval_period == cfg.TEST.EVAL_PERIOD
+    assert train.init_checkpoint == cfg.MODEL.WEIGHTS
+    assert train.amp.enabled == cfg.SOLVER.AMP.ENABLED
+    assert train.output_dir == cfg.OUTPUT_DIR
+    # Schedulers note the rate of an optimiser when they are made: not of the ones that the other tests use.
+    sgds = [
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr) for lr in (cfg.SOLVER.BASE_LR, pair.lazy.optimizer.lr)
+    ]
+    ours = build_lr_scheduler(cfg, sgds[0])
+    theirs = LRMultiplier(sgds[1], multiplier=instantiate(pair.lazy.lr_multiplier), max_iter=train.max_iter)
+    last = train.max_iter - 1
+    steps = (0, 1, 500, 999, 1000, 1001, *(k + d for k in cfg.SOLVER.STEPS for d in (-1, 0, 1)), last)
+    for iteration in steps:
+        ours.last_epoch = theirs.last_epoch = iteration
+        assert ours.get_lr() == pytest.approx(theirs.get_lr(), rel=1e-9), iteration
+
+
+def test_a_pair_reads_the_same_images(pair, coco):
+    cfg, loaders = pair.cfg, pair.lazy.dataloader
+    assert list(cfg.DATASETS.TRAIN) == [loaders.train.dataset.names]
+    assert list(cfg.DATASETS.TEST) == [loaders.test.dataset.names] == [loaders.evaluator.dataset_name]
+    assert loaders.train.total_batch_size == cfg.SOLVER.IMS_PER_BATCH
+    assert cfg.DATALOADER.NUM_WORKERS == loaders.train.num_workers == loaders.test.num_workers
+    assert loaders.evaluator["_target_"] is COCOEvaluator
+    for is_train, loader in ((True, loaders.train), (False, loaders.test)):
+        ours = dict(describe(DatasetMapper(cfg, is_train=is_train)))
+        assert differences(ours, dict(describe(instantiate(loader.mapper)))) == set()
+    assert cfg.INPUT.FORMAT == loaders.test.mapper.image_format == pair.lazy.model.input_format
+    images = load_coco_json(coco / "all.json", coco / "images")
+    batches = []
+    for make, is_lazy in ((build_detection_train_loader, False), (instantiate, True)):
+        np.random.seed(3)  # noqa: NPY002 - what Detectron2's flips are drawn from
+        small = {"dataset": images, "total_batch_size": 2, "num_workers": 0}
+        small["sampler"] = TrainingSampler(len(images), seed=0)
+        if is_lazy:
+            loader = make({**{key: value for key, value in loaders.train.items() if key != "dataset"}, **small})
+        else:
+            loader = make(cfg, mapper=DatasetMapper(cfg, is_train=True), **small)
+        batches.append(next(iter(loader)))
+    for one, other in zip(*batches):
+        assert one["file_name"] == other["file_name"]
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["instances"].gt_boxes.tensor, other["instances"].gt_boxes.tensor)
+        assert one["instances"].has("gt_masks") == other["instances"].has("gt_masks") == ("mask" in pair.name)
+
+
+def test_a_pair_trains_the_same_step(pair, coco):
+    cfg, models, optimizers = pair.cfg, pair.models, pair.optimizers
+    models[1].load_state_dict(models[0].state_dict())
+    # A heavy penalty, which shows beside the losses' gradient.
+    if backbones(models[1]):
+        pair.lazy.optimizer.sparsity_weight = 100.0
+        optimizers[1] = instantiate(pair.lazy.optimizer)
+    connectivity.penalize(optimizers[0], models[0], cfg.MODEL.TOPONET.SPARSITY, 100.0)
+    batch = small_batch(cfg, coco)
+    (losses, idle), other = (train_a_step(model, optimizer, batch) for model, optimizer in zip(models, optimizers))
+    assert idle == []  # DDP would wait for them
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses.values())
+    assert other[0] == pytest.approx(losses, rel=1e-5)
+    state = models[1].state_dict()
+    for name, tensor in models[0].state_dict().items():
+        torch.testing.assert_close(tensor, state[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert [backbone.card["architecture"] for backbone in backbones(models[0])] == (
+        [] if "R_50" in pair.name else [cfg.MODEL.TOPONET.ARCH]
+    )
