@@ -37,6 +37,7 @@ class Framework(Protocol):
     """How a framework is told to train and to test. `PROGRESS` picks what to show of a line of its log."""
 
     MODULE: str
+    STEP: str  # what it counts
     PROGRESS: re.Pattern
 
     def train(self, folder: Path, pretrained: Path | None, *, seed: int, epochs: int | None) -> list:
@@ -50,6 +51,7 @@ class MMDetection:
     """MMDetection's own tools, as they are installed."""
 
     MODULE = "mmdet"
+    STEP = "epoch"
     CONFIG = "configs/mmdet/faster-rcnn_toponet-nano_fpn_digits.py"
     PROGRESS = re.compile(r"INFO - (.*topodet.*|Epoch\(.*)")
 
@@ -77,6 +79,7 @@ class Detectron2:
     """tools/train_net.py, which evaluates each epoch and at the end, and tools/demo.py, which draws."""
 
     MODULE = "detectron2"
+    STEP = "iteration"
     CONFIG = "configs/detectron2/faster_rcnn_toponet_nano_FPN_digits.yaml"
     BATCH = 8
     PROGRESS = re.compile(r"d2\.(?:topodet|utils\.events|evaluation\.testing)\]: +(.*)")
@@ -191,7 +194,7 @@ def quickstart(args: argparse.Namespace) -> dict:
     contact_sheet(shown[:8], pictures / "detections.jpg", columns=2)
     save_figures(backbone, pictures, "pretrained")
     with atomic_path(pictures / "ap_curves.png") as temporary:
-        average_precision_curves(histories).savefig(temporary, format="png", dpi=130)
+        average_precision_curves(histories, step=framework.STEP).savefig(temporary, format="png", dpi=130)
 
     sparsity = json.loads(files.card.read_text())["sparsity"]
     summary = {

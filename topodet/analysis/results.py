@@ -112,8 +112,13 @@ def read_scalars(work_dir: str | Path) -> list[dict[str, float]]:
     return found
 
 
-def average_precision_curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Draw AP (solid) and AP50 (dashed) over training of several runs, by what `read_scalars` returned."""
+def average_precision_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], *, step: str = "epoch") -> Figure:
+    """Draw AP (solid) and AP50 (dashed) over training of several runs, by what `read_evaluations` returned.
+
+    Args:
+        runs: the evaluations of each, by its name.
+        step: what the runs count.
+    """
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axis = figure.subplots()
     for k, (name, rows) in enumerate(runs.items()):
@@ -122,7 +127,7 @@ def average_precision_curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) 
             axis.plot(
                 steps, [row[key] for row in rows], style, color=f"C{k}", label=f"{name.replace('_', ' ')}, {label}"
             )
-    axis.set_xlabel("epoch")
+    axis.set_xlabel(step)
     axis.set_ylim(0, 1)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
