@@ -20,15 +20,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from topodet import weights
 from topodet.errors import ConfigError, DataError, TopodetError
-from topodet.files import atomic_json, atomic_path
+from topodet.files import atomic_json
 from topodet.frameworks import require_framework
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+from topodet.images import SUFFIXES, read_image, write_image
 
 
 class Found(NamedTuple):
@@ -178,25 +176,6 @@ def mmdet_detector(args: argparse.Namespace) -> Detector:
         return Found(instances.bboxes, instances.scores, instances.labels, picture)
 
     return Detector(model.dataset_meta["classes"], find)
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Return an image as RGB [H, W, 3] uint8, upright as its camera says.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the image {path}: {error}") from error
-
-
-def write_image(picture: np.ndarray, path: Path) -> None:
-    """Write an RGB image whole or not at all."""
-    with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, format=Image.registered_extensions()[path.suffix.lower()])
 
 
 def predictions(found: Found, number: int, path: Path, classes: list[str]) -> list[dict]:

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.detection import IMAGENET, write_coco
 from tools import demo
 from topodet.errors import DataError, WeightsError
+from topodet.images import read_image
 
 SIZE = (96, 64)
 CLASSES = [str(digit) for digit in range(10)]
@@ -158,7 +159,7 @@ def test_an_image_is_read_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    read = demo.read_image(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
     assert read.shape == (8, 4, 3)
     assert (read[:4] == 255).all()
 
