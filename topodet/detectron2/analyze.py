@@ -1,0 +1,162 @@
+"""Where a detector spends its multiply-adds, activations and parameters; counted by fvcore, as Detectron2 counts."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import transforms
+from detectron2.export import TracingAdapter
+from detectron2.modeling import build_model
+from detectron2.utils.analysis import FlopCountAnalysis
+from fvcore.nn import ActivationCountAnalysis, flop_count_table
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..models.stage import TopoStage
+from .check import backbones
+from .config import load_config
+
+NOT_COUNTED = ("aten::batch_norm", "aten::addcmul")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What images cost a detector.
+
+    Attributes:
+        flops: multiply-adds, one entry an image. Convolutions, linear layers and matrix products count, and what else
+            fvcore has a formula for (upsampling, group normalisation); batch normalisation, activation functions and
+            the weighted sums of a TopoNet do not, as in the paper's tables.
+        operators: mean multiply-adds by kind of operator.
+        backbone: mean multiply-adds of the TopoNet; 0 without one.
+        weighted_sums: mean multiply-adds of the TopoNet's weighted sums, one an edge and element, counted apart.
+        activations: mean number of elements that convolutions, linear layers and matrix products put out.
+        backbone_activations: the TopoNet's.
+        uncounted: operators without a formula, and how often they ran for the last image.
+        table: parameters, multiply-adds and activations by module, for the last image.
+    """
+
+    flops: list[float]
+    operators: dict[str, float]
+    backbone: float
+    weighted_sums: float
+    activations: float
+    backbone_activations: float
+    uncounted: dict[str, int]
+    table: str
+
+
+def build_detector(config_file: str | os.PathLike, opts: Sequence[str] = ()) -> tuple[nn.Module, str]:
+    """Build a detector from a .yaml or a LazyConfig on the CPU, without a dataset or MODEL.WEIGHTS.
+
+    Args:
+        config_file: of the detector.
+        opts: KEY VALUE pairs for a .yaml, KEY=VALUE each for a LazyConfig.
+
+    Returns:
+        the detector, for inference, and the channel order that it reads.
+
+    Raises:
+        ConfigError: no such config, or one of another kind.
+    """
+    path = Path(config_file)
+    if path.suffix not in (".yaml", ".yml", ".py"):
+        raise ConfigError(f"--config-file {path}: a .yaml or a LazyConfig .py is needed")
+    if path.suffix != ".py":
+        cfg = load_config(path, opts)
+        cfg.MODEL.DEVICE = "cpu"
+        return build_model(cfg).eval(), cfg.INPUT.FORMAT
+    if not path.is_file():
+        raise ConfigError(f"no config file at {path} (working folder {Path.cwd()}); check --config-file")
+    wrong = [option for option in opts if "=" not in option]
+    if wrong:
+        raise ConfigError(f"{wrong[0]}: with a LazyConfig an option is KEY=VALUE")
+    config = LazyConfig.apply_overrides(LazyConfig.load(str(path)), list(opts))
+    if "model" not in config:
+        raise ConfigError(f"{path} has no `model`: it is no LazyConfig of a detector")
+    model = instantiate(config.model).cpu().eval()
+    return model, getattr(model, "input_format", "BGR")
+
+
+def synthetic_images(count: int, height: int, width: int) -> list[Tensor]:
+    """Return `count` images of noise, float32 [3, height, width] in 0..255, the same ones at each call."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(3, height, width, generator=generator) * 255 for _ in range(count)]
+
+
+def prepare(image: np.ndarray, *, short_side: int, long_side: int, input_format: str) -> Tensor:
+    """Return an RGB image [H, W, 3] uint8 as a detector's input, float32 [3, h, w], resized as Detectron2 does."""
+    resize = transforms.ResizeShortestEdge([short_side, short_side], long_side)
+    image = resize.get_transform(image).apply_image(image)
+    image = image[:, :, ::-1] if input_format == "BGR" else image
+    return torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
+
+
+@torch.no_grad()
+def count(model: nn.Module, images: Sequence[Tensor], *, depth: int = 4) -> Counts:
+    """Count what images cost a detector.
+
+    The number of proposals and detections depends on image and weights, and with it what the heads cost.
+
+    Args:
+        model: a detector, for inference.
+        images: at least one, float32 [3, H, W].
+        depth: of the modules that the table lists.
+    """
+    flops, operators, sums = [], Counter(), []
+    activations, of_backbone, activations_of_backbone = [], [], []
+    names = {module: name for name, module in model.named_modules()}
+    inside = [f"model.{names[backbone]}".rstrip(".") for backbone in backbones(model)]
+    for image in images:
+        # A handle and not None, which fvcore passes over where it has a formula of its own.
+        analysis = FlopCountAnalysis(model, [{"image": image}]).set_op_handle(**dict.fromkeys(NOT_COUNTED, _nothing))
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        with _weighted_sums(model) as edges:
+            flops.append(float(analysis.total()))
+        sums.append(sum(edges))
+        operators.update(analysis.by_operator())
+        of_backbone.append(sum(analysis.by_module()[name] for name in inside))
+        wrapper = TracingAdapter(model, [{"image": image}], allow_non_tensor=True)
+        outputs = ActivationCountAnalysis(wrapper, wrapper.flattened_inputs)
+        outputs.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        activations.append(outputs.total())
+        activations_of_backbone.append(sum(outputs.by_module()[name] for name in inside))
+    return Counts(
+        flops=flops,
+        operators={name: value / len(images) for name, value in operators.most_common()},
+        backbone=float(np.mean(of_backbone)),
+        weighted_sums=float(np.mean(sums)),
+        activations=float(np.mean(activations)),
+        backbone_activations=float(np.mean(activations_of_backbone)),
+        uncounted=dict(analysis.unsupported_ops()),
+        table=flop_count_table(analysis, max_depth=depth, activations=outputs, show_param_shapes=False),
+    )
+
+
+def _nothing(inputs: list, outputs: list) -> Counter:
+    return Counter()
+
+
+@contextmanager
+def _weighted_sums(model: nn.Module) -> Iterator[list[int]]:
+    """Yield a list that gets each TopoNet stage's multiply-adds of weighted sums when the model runs."""
+    counts: list[int] = []
+
+    def add(stage: TopoStage, _: object, output: Tensor) -> None:
+        counts.append(stage.wiring.topology.num_edges * int(np.prod([int(n) for n in output.shape])))
+
+    stages = [module for module in model.modules() if isinstance(module, TopoStage)]
+    hooks = [stage.register_forward_hook(add) for stage in stages]
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
