@@ -1,6 +1,8 @@
 import gc
 import importlib.util
+import inspect
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,9 +58,28 @@ OF_THE_BACKBONE = (
 PERIODS = {"SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"}
 GROUP = ("lr", "weight_decay", "momentum", "dampening", "nesterov")
 
+# MMDetection's names of a detector's parts, and Detectron2's.
+RENAMED = [
+    (r"^backbone\.", "backbone.bottom_up."),
+    *((rf"^neck\.lateral_convs\.{k}\.conv", f"backbone.fpn_lateral{k + 2}") for k in range(4)),
+    *((rf"^neck\.fpn_convs\.{k}\.conv", f"backbone.fpn_output{k + 2}") for k in range(4)),
+    (r"^rpn_head\.rpn_conv", "proposal_generator.rpn_head.conv"),
+    (r"^rpn_head\.rpn_cls", "proposal_generator.rpn_head.objectness_logits"),
+    (r"^rpn_head\.rpn_reg", "proposal_generator.rpn_head.anchor_deltas"),
+    *((rf"^roi_head\.bbox_head\.shared_fcs\.{k}", f"roi_heads.box_head.fc{k + 1}") for k in range(2)),
+    (r"^roi_head\.bbox_head\.fc_cls", "roi_heads.box_predictor.cls_score"),
+    (r"^roi_head\.bbox_head\.fc_reg", "roi_heads.box_predictor.bbox_pred"),
+]
+
 
 def yaml_config(name, *options):
     return load_config(CONFIGS / f"{name}.yaml", ["MODEL.DEVICE", "cpu", *map(str, options)])
+
+
+def renamed(key):
+    for old, new in RENAMED:
+        key = re.sub(old, new, key)
+    return key
 
 
 def differences(one, other):
@@ -94,8 +115,8 @@ def describe(value, name=""):
             yield from describe(held, f"{name}.{k}")
     elif isinstance(value, torch.Tensor):
         yield name, value.tolist()
-    elif callable(value):
-        yield name, getattr(value, "__qualname__", type(value))
+    elif inspect.isroutine(value) or isinstance(value, type):
+        yield name, value.__qualname__
     elif hasattr(value, "__dict__"):
         yield name, type(value)
         yield from describe(vars(value), name)
@@ -152,7 +173,7 @@ def pair(request, backbone_files):
     sides.optimizers = [Trainer.build_optimizer(cfg, sides.models[0]), instantiate(lazy.optimizer)]
     yield sides
     sides.__dict__.clear()
-    gc.collect()
+    gc.collect()  # a gigabyte
 
 
 def test_the_list_of_configs():
@@ -265,9 +286,12 @@ def test_a_pair_reads_the_same_images(pair, coco):
     assert loaders.train.total_batch_size == cfg.SOLVER.IMS_PER_BATCH
     assert cfg.DATALOADER.NUM_WORKERS == loaders.train.num_workers == loaders.test.num_workers
     assert loaders.evaluator["_target_"] is COCOEvaluator
-    for is_train, loader in ((True, loaders.train), (False, loaders.test)):
+    # The one size of test images is chosen from a list in one, drawn from a range in the other; no test reads masks.
+    same = {f".augmentations.augs.0.{key}" for key in ("is_range", "sample_style")}
+    same |= {".use_instance_mask"} if "mask" in pair.name else set()
+    for is_train, loader, expected in ((True, loaders.train, set()), (False, loaders.test, same)):
         ours = dict(describe(DatasetMapper(cfg, is_train=is_train)))
-        assert differences(ours, dict(describe(instantiate(loader.mapper)))) == set()
+        assert differences(ours, dict(describe(instantiate(loader.mapper)))) == expected
     assert cfg.INPUT.FORMAT == loaders.test.mapper.image_format == pair.lazy.model.input_format
     images = load_coco_json(coco / "all.json", coco / "images")
     batches = []
@@ -306,3 +330,80 @@ def test_a_pair_trains_the_same_step(pair, coco):
     assert [backbone.card["architecture"] for backbone in backbones(models[0])] == (
         [] if "R_50" in pair.name else [cfg.MODEL.TOPONET.ARCH]
     )
+
+
+@pytest.fixture(scope="module", params=["bccd", "digits"])
+def small_pair(request):
+    """A small config of MMDetection, and Detectron2's."""
+    pytest.importorskip("topodet.mmdet", reason="MMDetection is not installed")
+    from mmengine.config import Config
+
+    path = ROOT / "configs" / "mmdet" / f"faster-rcnn_toponet-nano_fpn_{request.param}.py"
+    return Config.fromfile(path, format_python_code=False), yaml_config(f"faster_rcnn_toponet_nano_FPN_{request.param}")
+
+
+def test_a_small_config_detects_as_mmdetections_does(small_pair, nano):
+    from mmdet.registry import MODELS
+    from mmdet.structures import DetDataSample
+    from mmengine.registry import DefaultScope
+
+    config, cfg = small_pair
+    cfg.MODEL.TOPONET.PRETRAINED = str(nano.pth)
+    ours = build_model(cfg).eval()
+    nn.init.normal_(ours.roi_heads.box_predictor.cls_score.weight, std=0.3)  # scores that are not all alike
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        theirs = MODELS.build(config.model).eval()
+    state = ours.state_dict()
+    theirs.load_state_dict({key: state.pop(renamed(key)) for key in theirs.state_dict()})
+    assert state == {}
+    image = torch.randint(0, 255, (3, 128, 160), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    shape = tuple(image.shape[1:])
+    sample = DetDataSample(metainfo={"img_shape": shape, "ori_shape": shape, "scale_factor": (1.0, 1.0)})
+    with torch.no_grad():
+        found = ours([{"image": image}])[0]["instances"]
+        expected = theirs.test_step({"inputs": [image.flip(0)], "data_samples": [sample]})[0].pred_instances
+    assert len(found) == len(expected) > 10
+    torch.testing.assert_close(found.scores, expected.scores)
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.bboxes, rtol=1e-4, atol=1e-3)
+    assert torch.equal(found.pred_classes, expected.labels)
+
+
+def test_a_small_config_trains_as_mmdetections_does(small_pair):
+    from mmengine.optim import LinearLR, MultiStepLR
+
+    config, cfg = small_pair
+    optimizer = config.optim_wrapper.optimizer
+    an_epoch = cfg.TEST.EVAL_PERIOD
+    assert config.train_cfg.max_epochs * an_epoch == cfg.SOLVER.MAX_ITER
+    assert config.train_dataloader.batch_size == cfg.SOLVER.IMS_PER_BATCH
+    mine, other = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr) for lr in (cfg.SOLVER.BASE_LR, optimizer.lr))
+    scheduler = build_lr_scheduler(cfg, mine)
+    warmup, decay = config.param_scheduler
+    assert (warmup.type, decay.type) == ("LinearLR", "MultiStepLR")
+    # The runner turns epochs into iterations, too.
+    milestones = [int(epoch * an_epoch) for epoch in decay.milestones]
+    theirs = [
+        LinearLR(other, start_factor=warmup.start_factor, by_epoch=False, begin=warmup.begin, end=warmup.end),
+        MultiStepLR(other, milestones=milestones, gamma=decay.gamma, by_epoch=False),
+    ]
+    rates = []
+    for _ in range(cfg.SOLVER.MAX_ITER):
+        rates.append((mine.param_groups[0]["lr"], other.param_groups[0]["lr"]))
+        for stepped in (mine, other, scheduler, *theirs):
+            stepped.step()
+    assert [rate for rate, _ in rates] == pytest.approx([rate for _, rate in rates])
+    assert optimizer.type == "SGD"
+    assert optimizer.momentum == cfg.SOLVER.MOMENTUM
+    assert optimizer.weight_decay == cfg.SOLVER.WEIGHT_DECAY == cfg.SOLVER.WEIGHT_DECAY_NORM
+    assert set(config.optim_wrapper.paramwise_cfg) == {"custom_keys"}  # which spares the edge weights alone
+    train = config.model.train_cfg
+    assert train.rpn.sampler.num == cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE
+    assert train.rcnn.sampler.num == cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+    assert train.rpn_proposal.nms_pre == cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN
+    assert train.rpn_proposal.max_per_img == cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN
+    [penalty] = [hook for hook in config.custom_hooks if hook["type"] == "SparsityHook"]
+    assert (penalty["kind"], penalty["weight"]) == (cfg.MODEL.TOPONET.SPARSITY, cfg.MODEL.TOPONET.SPARSITY_WEIGHT)
+    steps = {step.type: step for step in config.train_dataloader.dataset.pipeline}
+    assert (cfg.INPUT.MAX_SIZE_TRAIN, *cfg.INPUT.MIN_SIZE_TRAIN) == tuple(steps["Resize"].scale)
+    assert tuple(steps["Resize"].scale) == (cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST)
+    assert (cfg.INPUT.RANDOM_FLIP != "none") == ("RandomFlip" in steps)
