@@ -10,7 +10,7 @@ from tests.detectron.test_inference import RETINANET
 from tools import analyze_model
 from topodet.complexity import multiply_adds, parameters
 from topodet.detectron2 import TopoNet
-from topodet.detectron2.analyze import build_detector, count, synthetic_images
+from topodet.detectron2.analyze import build_detector, count, settle_statistics, synthetic_images
 from topodet.errors import ConfigError
 
 
@@ -99,9 +99,17 @@ def test_a_yaml_and_its_lazy_config_cost_the_same():
     name = "faster_rcnn_toponet50_adaptive_FPN_1x"
     models = [build_detector(folder / f"{name}{suffix}") for suffix in (".yaml", ".py")]
     assert {input_format for _, input_format in models} == {"RGB"}
-    costs = [count(model, synthetic_images(1, 64, 64)) for model, _ in models]
+    costs = []
+    for model, _ in models:
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        image = synthetic_images(1, 64, 64)
+        settle_statistics(model, image[0])
+        costs.append(count(model, image))
     assert costs[0].flops == costs[1].flops
     assert costs[0].table == costs[1].table
+    assert costs[0].operators["linear"] > 0  # proposals reach the heads
 
 
 def test_options_of_a_lazy_config():
