@@ -10,6 +10,8 @@ from detectron2.config import CfgNode, get_cfg
 
 from ..errors import ConfigError, did_you_mean
 
+# Where each meta-architecture keeps its number of classes and its score threshold.
+HEADS = {"GeneralizedRCNN": "ROIHEADS", "PanopticFPN": "ROIHEADS", "RetinaNet": "RETINANET"}
 _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
 
 
@@ -65,6 +67,18 @@ def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
     if len(opts) % 2:
         raise ConfigError(f"options at the end come in pairs of KEY VALUE, got {len(opts)} words: {' '.join(opts)}")
     _merge(cfg, lambda: cfg.merge_from_list(list(opts)), "the options at the end of the command")
+
+
+def head_name(cfg: CfgNode) -> str:
+    """Return the node of `MODEL` that holds a detector's NUM_CLASSES and SCORE_THRESH_TEST.
+
+    Raises:
+        ConfigError: a meta-architecture that predicts no boxes with classes.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in HEADS:
+        raise ConfigError(f"MODEL.META_ARCHITECTURE {name} predicts no boxes with classes; known: {', '.join(HEADS)}")
+    return HEADS[name]
 
 
 def _merge(cfg: CfgNode, merge, place: str) -> None:

@@ -13,6 +13,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from ..datasets.coco import check_coco
 from ..errors import ConfigError, DataError, did_you_mean
+from .config import HEADS, head_name
 
 
 def register_dataset(
@@ -75,16 +76,16 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
 
 
 def _check_classes(cfg: CfgNode, name: str, annotation_file: str) -> None:
-    key = {"RetinaNet": "RETINANET", "FCOS": "FCOS"}.get(cfg.MODEL.META_ARCHITECTURE, "ROI_HEADS")
-    ours = cfg.MODEL.get(key, {}).get("NUM_CLASSES")
-    metadata = MetadataCatalog.get(name)
+    if cfg.MODEL.META_ARCHITECTURE not in HEADS:
+        return  # a detector of the user's own, or one without classes
+    key = f"MODEL.{head_name(cfg)}.NUM_CLASSES"
+    ours = cfg.MODEL[head_name(cfg)].NUM_CLASSES
     # Detectron2's own COCO knows its classes; for others only the file tells, which is read again for training.
-    classes = metadata.get("thing_classes")
+    classes = MetadataCatalog.get(name).get("thing_classes")
     if classes is None:
         classes = [category["name"] for category in json.loads(Path(annotation_file).read_text())["categories"]]
-    if ours is not None and ours != len(classes):
+    if ours != len(classes):
         raise ConfigError(
-            f"MODEL.{key}.NUM_CLASSES is {ours}, but the dataset {name} has {len(classes)} classes "
-            f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}): "
-            f"add MODEL.{key}.NUM_CLASSES {len(classes)}"
+            f"{key} is {ours}, but the dataset {name} has {len(classes)} classes "
+            f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}): add {key} {len(classes)}"
         )

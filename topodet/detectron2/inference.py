@@ -23,10 +23,7 @@ from torch import nn
 from .. import weights
 from ..errors import ConfigError, WeightsError
 from .check import backbones, check_detector
-from .config import load_config, merge_options
-
-# Where each meta-architecture keeps its number of classes and its score threshold.
-_HEADS = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "RetinaNet": "RETINANET"}
+from .config import head_name, load_config, merge_options
 
 
 def publish_detector(
@@ -130,7 +127,7 @@ def build_predictor(
     cfg = _on(cfg, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not 0 <= score_threshold <= 1:
         raise ConfigError(f"score_threshold={score_threshold} must lie in 0..1")
-    cfg.MODEL[_head(cfg)].SCORE_THRESH_TEST = float(score_threshold)
+    cfg.MODEL[head_name(cfg)].SCORE_THRESH_TEST = float(score_threshold)
     merge_options(cfg, opts)
     names = _class_names(cfg, classes)
     dataset = _register_classes(names)
@@ -202,8 +199,8 @@ def _class_names(cfg: CfgNode, classes: Sequence[str]) -> list[str]:
     known = [name for name in cfg.DATASETS.TRAIN if name in DatasetCatalog.list()]
     if not names and known:
         names = list(MetadataCatalog.get(known[0]).get("thing_classes", ()))
-    key = f"MODEL.{_head(cfg)}.NUM_CLASSES"
-    count = cfg.MODEL[_head(cfg)].NUM_CLASSES
+    key = f"MODEL.{head_name(cfg)}.NUM_CLASSES"
+    count = cfg.MODEL[head_name(cfg)].NUM_CLASSES
     if len(names) != count:
         given = f"{len(names)} given ({', '.join(names[:5])})" if names else "none are known"
         raise ConfigError(
@@ -230,13 +227,6 @@ def _names_of_annotations(path: Path) -> list[str]:
         return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--classes {path}: no COCO annotations with categories ({error!r})") from error
-
-
-def _head(cfg: CfgNode) -> str:
-    name = cfg.MODEL.META_ARCHITECTURE
-    if name not in _HEADS:
-        raise ConfigError(f"MODEL.META_ARCHITECTURE {name} predicts no boxes with classes; known: {', '.join(_HEADS)}")
-    return _HEADS[name]
 
 
 def _on(cfg: CfgNode, device: str) -> CfgNode:
