@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 from ..errors import ConfigError, did_you_mean
 
 # Where each meta-architecture keeps its number of classes and its score threshold.
-HEADS = {"GeneralizedRCNN": "ROIHEADS", "PanopticFPN": "ROIHEADS", "RetinaNet": "RETINANET"}
+HEADS = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "RetinaNet": "RETINANET"}
 _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
 
 
