@@ -236,6 +236,17 @@ def test_the_tool(run, tmp_path, capsys):
         publish_model.main([])
 
 
+def test_masks_are_drawn(tmp_path, nano, image):
+    folder = write_run(tmp_path / "masks", nano, MODEL__MASK_ON=True)
+    path = publish_detector(folder / "model_final.pth", folder / "config.yaml", tmp_path, classes=CLASSES)
+    made = predictor(path, score_threshold=0.0, device="cpu")
+    instances = made(image)["instances"][:1]
+    instances.pred_masks[:] = False
+    outlined = draw(image, instances, made.metadata)
+    instances.pred_masks[:, 20:40, 30:60] = True
+    assert (draw(image, instances, made.metadata) != outlined)[20:40, 30:60].mean() > 0.5
+
+
 @pytest.fixture
 def pictures(tmp_path, image):
     folder = tmp_path / "in"

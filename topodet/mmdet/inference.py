@@ -43,8 +43,13 @@ def read_checkpoint(source: str | os.PathLike) -> weights.WeightsFile:
 
     Raises:
         WeightsError: what `weights.read` raises.
+        ConfigError: torch is too old to leave something out.
     """
     path = weights.fetch(source)
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+        raise ConfigError(
+            f"reading MMEngine's checkpoints safely needs torch 2.6 or later, this is {torch.__version__}"
+        )
     try:
         objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError):
