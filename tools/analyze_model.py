@@ -76,7 +76,8 @@ def print_flops(counts) -> None:
     kinds = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in counts.operators.items() if value)
     print(f"multiply-adds: {total / 1e9:.3f} +- {np.std(counts.flops) / 1e9:.3f} G ({kinds})")
     print(f"backbone: {counts.backbone / 1e9:.3f} G, {share(counts.backbone, total)} of them")
-    print(f"weighted sums of the backbone, not among them: {counts.weighted_sums / 1e9:.3f} G")
+    if counts.weighted_sums:
+        print(f"weighted sums of the backbone, not among them: {counts.weighted_sums / 1e9:.3f} G")
     missing = ", ".join(f"{name} x{times}" for name, times in sorted(counts.uncounted.items()))
     print(f"not counted, for want of a formula: {missing or 'nothing'}")
 
@@ -85,11 +86,11 @@ def print_parameters(model, depth: int) -> None:
     from detectron2.utils.analysis import parameter_count_table
 
     from topodet.complexity import parameters
-    from topodet.detectron2.check import backbones
+    from topodet.detectron2.analyze import bottom_up
 
     print(parameter_count_table(model, max_depth=depth))
     plain, alphas = parameters(model)
-    own = sum(sum(parameters(backbone)) for backbone in backbones(model))
+    own = sum(parameters(bottom_up(model)))
     part = share(own, plain + alphas)
     print(f"parameters: {plain:,} and {alphas:,} edge weights that learn; backbone {own:,}, {part} of them")
 

@@ -13,6 +13,8 @@ from topodet.detectron2 import TopoNet
 from topodet.detectron2.analyze import build_detector, count, settle_statistics, synthetic_images
 from topodet.errors import ConfigError
 
+FEATURES = ["res2", "res3", "res4", "res5"]
+
 
 class OnlyBackbone(torch.nn.Module):
     """Takes what a detector takes."""
@@ -62,6 +64,14 @@ def test_parts_of_a_detector(changes):
     assert 0 < counts.backbone_activations < counts.activations
     assert "backbone.bottom_up" in counts.table
     assert "torchvision::nms" not in counts.uncounted  # Detectron2's word for what costs nothing
+
+
+def test_a_detector_without_toponet():
+    changes = {"MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone", "MODEL__RESNETS__OUT_FEATURES": FEATURES}
+    model = build_model(small_config(**changes)).eval()
+    counts = count(model, synthetic_images(1, 64, 96))
+    assert counts.backbone == multiply_adds(model.backbone.bottom_up, (3, 64, 96))
+    assert counts.weighted_sums == 0
 
 
 def test_mean_over_images():

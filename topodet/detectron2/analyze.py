@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..models.stage import TopoStage
-from .check import backbones
 from .config import load_config
 
 NOT_COUNTED = ("aten::batch_norm", "aten::addcmul")
@@ -37,10 +36,10 @@ class Counts:
             fvcore has a formula for (upsampling, group normalisation); batch normalisation, activation functions and
             the weighted sums of a TopoNet do not, as in the paper's tables.
         operators: mean multiply-adds by kind of operator.
-        backbone: mean multiply-adds of the TopoNet; 0 without one.
-        weighted_sums: mean multiply-adds of the TopoNet's weighted sums, one an edge and element, counted apart.
+        backbone: mean multiply-adds of the network below the FPN.
+        weighted_sums: mean multiply-adds of a TopoNet's weighted sums, one an edge and element, counted apart.
         activations: mean number of elements that convolutions, linear layers and matrix products put out.
-        backbone_activations: the TopoNet's.
+        backbone_activations: those of the network below the FPN.
         uncounted: operators without a formula, and how often they ran for the last image.
         table: parameters, multiply-adds and activations by module, for the last image.
     """
@@ -85,6 +84,11 @@ def build_detector(config_file: str | os.PathLike, opts: Sequence[str] = ()) -> 
         raise ConfigError(f"{path} has no `model`: it is no LazyConfig of a detector")
     model = instantiate(config.model).cpu().eval()
     return model, getattr(model, "input_format", "BGR")
+
+
+def bottom_up(model: nn.Module) -> nn.Module:
+    """Return a detector's network below the FPN, or its whole backbone if it has none."""
+    return getattr(model.backbone, "bottom_up", model.backbone)
 
 
 def synthetic_images(count: int, height: int, width: int) -> list[Tensor]:
@@ -133,8 +137,8 @@ def count(model: nn.Module, images: Sequence[Tensor], *, depth: int = 4) -> Coun
     """
     flops, operators, sums = [], Counter(), []
     activations, of_backbone, activations_of_backbone = [], [], []
-    names = {module: name for name, module in model.named_modules()}
-    inside = [f"model.{names[backbone]}".rstrip(".") for backbone in backbones(model)]
+    # Both counts are of a wrapper around the model.
+    inside = "model." + next(name for name, module in model.named_modules() if module is bottom_up(model))
     for image in images:
         # A handle and not None, which fvcore passes over where it has a formula of its own.
         analysis = FlopCountAnalysis(model, [{"image": image}]).set_op_handle(**dict.fromkeys(NOT_COUNTED, _nothing))
@@ -143,12 +147,12 @@ def count(model: nn.Module, images: Sequence[Tensor], *, depth: int = 4) -> Coun
             flops.append(float(analysis.total()))
         sums.append(sum(edges))
         operators.update(analysis.by_operator())
-        of_backbone.append(sum(analysis.by_module()[name] for name in inside))
+        of_backbone.append(analysis.by_module()[inside])
         wrapper = TracingAdapter(model, [{"image": image}], allow_non_tensor=True)
         outputs = ActivationCountAnalysis(wrapper, wrapper.flattened_inputs)
         outputs.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         activations.append(outputs.total())
-        activations_of_backbone.append(sum(outputs.by_module()[name] for name in inside))
+        activations_of_backbone.append(outputs.by_module()[inside])
     return Counts(
         flops=flops,
         operators={name: value / len(images) for name, value in operators.most_common()},
