@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from topodet.errors import ConfigError, TopodetError
+from topodet.errors import ConfigError, exit_status
 from topodet.frameworks import require_framework
 from topodet.images import read_image
 
@@ -35,12 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--depth", type=int, default=4, help="of the modules in the tables (default: %(default)s)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... or, LazyConfig, KEY=VALUE ...")
     args = parser.parse_args(argv)
-    try:
-        analyze(args)
-    except (TopodetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(analyze, args)
 
 
 def analyze(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from topodet import weights
-from topodet.errors import ConfigError, DataError, TopodetError
+from topodet.errors import ConfigError, DataError, exit_status
 from topodet.files import atomic_json
 from topodet.frameworks import require_framework
 from topodet.images import SUFFIXES, read_image, write_image
@@ -58,11 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         "--opts", nargs="+", default=[], help="over the config: KEY VALUE ... or, MMDetection, KEY=VALUE ..."
     )
     args = parser.parse_args(argv)
-    try:
-        return demo(args)
-    except (TopodetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_status(demo, args)
 
 
 def demo(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from topodet import weights
-from topodet.errors import TopodetError
+from topodet.errors import exit_status
 from topodet.frameworks import require_framework
 from topodet.images import read_image
 
@@ -33,12 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="TorchScript stays on the one it was traced on (default: cpu)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... over the config")
     args = parser.parse_args(argv)
-    try:
-        export(args)
-    except (TopodetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(export, args)
 
 
 def export(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from topodet import weights
-from topodet.errors import TopodetError
+from topodet.errors import exit_status
 from topodet.frameworks import require_framework
 
 
@@ -39,15 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--hub is for backbones")
     if args.checkpoint and (args.config or args.classes):
         parser.error("--config and --classes go with --detector")
-    try:
-        if args.detector:
-            publish_detector(args)
-        else:
-            publish_backbone(args)
-    except (TopodetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(publish_detector if args.detector else publish_backbone, args)
 
 
 def publish_backbone(args: argparse.Namespace) -> None:

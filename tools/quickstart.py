@@ -24,7 +24,7 @@ from topodet import weights
 from topodet.analysis.plots import save_figures
 from topodet.analysis.results import average_precision_curves, contact_sheet, read_evaluations
 from topodet.datasets.digits import write_digit_folders, write_digit_scenes
-from topodet.errors import ConfigError, TopodetError
+from topodet.errors import ConfigError, exit_status
 from topodet.files import atomic_json, atomic_path
 from topodet.frameworks import require_framework
 
@@ -127,18 +127,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     os.chdir(ROOT)
     try:
-        quickstart(args)
+        return exit_status(quickstart, args)
     except subprocess.CalledProcessError as error:
         print(f"error: {' '.join(map(str, error.cmd))} failed; its output is above", file=sys.stderr)
         return 1
-    except (TopodetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
-def quickstart(args: argparse.Namespace) -> dict:
-    """Run every step and return the content of summary.json."""
+def quickstart(args: argparse.Namespace) -> None:
+    """Run every step and write summary.json."""
     out: Path = args.output
     require_framework(FRAMEWORKS[args.framework].MODULE)
     started = time.monotonic()
@@ -214,7 +210,6 @@ def quickstart(args: argparse.Namespace) -> dict:
     }
     atomic_json(out / "summary.json", summary)
     print(table(summary, out))
-    return summary
 
 
 def make_room(out: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from topodet import records
-from topodet.errors import TopodetError
+from topodet.errors import exit_status
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,27 +35,26 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.kind == "detector" and None in (args.config, args.initialisation, args.seed):
         parser.error("a detector's record needs --config, --initialisation and --seed")
-    try:
-        if args.kind == "pretraining":
-            record = records.record_pretraining(
-                args.folder, data=args.data, command=args.command, published=args.weights, name=args.name
-            )
-        else:
-            record = records.record_detector(
-                args.folder,
-                config=args.config,
-                initialisation=args.initialisation,
-                data=args.data,
-                command=args.command,
-                seed=args.seed,
-                weights=args.weights,
-                note=args.note,
-            )
-        print(records.save(record, args.output))
-    except (TopodetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(make, args)
+
+
+def make(args: argparse.Namespace) -> None:
+    if args.kind == "pretraining":
+        record = records.record_pretraining(
+            args.folder, data=args.data, command=args.command, published=args.weights, name=args.name
+        )
+    else:
+        record = records.record_detector(
+            args.folder,
+            config=args.config,
+            initialisation=args.initialisation,
+            data=args.data,
+            command=args.command,
+            seed=args.seed,
+            weights=args.weights,
+            note=args.note,
+        )
+    print(records.save(record, args.output))
 
 
 if __name__ == "__main__":

@@ -16,24 +16,13 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from topodet.detectron2 import TopoNetCheckpointer, Trainer, check_datasets, load_config, register_dataset
-from topodet.errors import ConfigError, TopodetError
+from topodet.errors import ConfigError, exit_status
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        launch(
-            run,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except TopodetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    options = {"num_machines": args.num_machines, "machine_rank": args.machine_rank, "dist_url": args.dist_url}
+    return exit_status(lambda: launch(run, args.num_gpus, **options, args=(args,)))
 
 
 def parser() -> argparse.ArgumentParser:

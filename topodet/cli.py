@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from topodet.errors import TopodetError
+from topodet.errors import exit_status
 
 # Takes the parsed arguments, returns the exit status: 0 for success, 1 for problems found.
 Run = Callable[[argparse.Namespace], int]
@@ -88,11 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         subparser.set_defaults(run=command(subparser))
     args = parser.parse_args(argv)
-    try:
-        return args.run(args)
-    except TopodetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_status(args.run, args)
 
 
 if __name__ == "__main__":

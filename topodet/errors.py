@@ -7,7 +7,9 @@ command line tool can print them without a traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class TopodetError(Exception):
@@ -40,3 +42,17 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """Return the sentence for a name that is not in `known`: what was given, the nearest names, and all of them."""
     known = sorted(known)
     return f"unknown {kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}"
+
+
+def exit_status(run: Callable[..., int | None], *args: Any) -> int:
+    """Call `run` as a command line tool: return its status, or print what is wrong with the input and return 1.
+
+    Args:
+        run: returns the exit status; None is 0.
+        args: of `run`.
+    """
+    try:
+        return run(*args) or 0
+    except (TopodetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
