@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.common import ToIterableDataset
 from detectron2.data.datasets import register_coco_instances
+from torch.utils.data import Sampler
 
 from ..datasets.coco import check_coco
 from ..errors import ConfigError, DataError, did_you_mean
@@ -89,3 +93,27 @@ def _check_classes(cfg: CfgNode, name: str, annotation_file: str) -> None:
             f"{key} is {ours}, but the dataset {name} has {len(classes)} classes "
             f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}): add {key} {len(classes)}"
         )
+
+
+def skip_samples(data_loader: Any, number: int) -> None:
+    """Let a loader of Detectron2 that has not been read yet begin `number` samples later, without reading them.
+
+    Args:
+        data_loader: what `build_detection_train_loader` made of a dataset with a sampler; another is left as it is.
+        number: of this process.
+    """
+    while data_loader is not None and not isinstance(data_loader, ToIterableDataset):
+        data_loader = getattr(data_loader, "dataset", None)
+    if data_loader is not None and number:
+        data_loader.sampler = _Remaining(data_loader.sampler, number)
+
+
+class _Remaining(Sampler[int]):
+    """A sampler's indices after the first `skipped`."""
+
+    def __init__(self, sampler: Sampler[int], skipped: int):
+        self.sampler = sampler
+        self.skipped = skipped
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(iter(self.sampler), self.skipped, None)

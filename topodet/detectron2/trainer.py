@@ -11,12 +11,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.utils import comm
 from torch import nn
 
 from ..errors import ConfigError
 from .check import check_detector
 from .checkpoint import TopoNetCheckpointer
-from .data import check_datasets
+from .data import check_datasets, skip_samples
 from .hooks import AlphaLogHook, SparsityHook
 from .optim import set_edge_weight_decay
 
@@ -60,6 +61,16 @@ class Trainer(DefaultTrainer):
         """
         _require_coco(dataset_name)
         return COCOEvaluator(dataset_name, output_dir=output_folder or str(Path(cfg.OUTPUT_DIR) / "inference"))
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load the last checkpoint or `MODEL.WEIGHTS`, and when resuming go on in the sequence of images too.
+
+        Detectron2 begins its seeded sequence again, so that the images of the first iterations come twice. (What a
+        drawn flip or size makes of them is not repeated exactly.)
+        """
+        super().resume_or_load(resume)
+        world_size = comm.get_world_size()
+        skip_samples(self.data_loader, self.start_iter * (self.cfg.SOLVER.IMS_PER_BATCH // world_size))
 
     def build_hooks(self) -> list[HookBase | None]:
         """Return Detectron2's hooks, the checkpointer made strict, sparsity and the record of the edges added."""
