@@ -124,7 +124,8 @@ def test_frameworks_are_compared_by_welchs_interval():
     half = t.ppf(0.975, freedom) * error
     text = page(*theirs, *ours)
     assert (
-        "**BCCD, pretrained.** AP in MMDetection 50.5 ± 0.7 (50.0 to 51.0), 2 seeds; in Detectron2 53.0 ± 1.4 (52.0 to "
+        "**BCCD, pretrained:** faster-rcnn_toponet-nano_fpn_bccd against faster_rcnn_toponet_nano_FPN_bccd. "
+        "AP in MMDetection 50.5 ± 0.7 (50.0 to 51.0), 2 seeds; in Detectron2 53.0 ± 1.4 (52.0 to "
         f"54.0), 2 seeds. Detectron2 less MMDetection is +2.5, 95% interval {2.5 - half:+.1f} to {2.5 + half:+.1f}: "
         "within the spread of the seeds."
     ) in text
@@ -151,6 +152,18 @@ def test_without_a_second_seed_or_the_same_weights_nothing_is_compared():
     for ours in ([detector("detectron2", 0, 0.5)], [detector("detectron2", s, 0.5, weights="y.pth") for s in (0, 1)]):
         assert "against Detectron2" not in page(*theirs, *ours)
         assert zoo.pictures([*theirs, *ours]) == {}
+
+
+def test_variants_of_a_config_are_compared_too():
+    variant = {"name": "faster-rcnn_toponet-nano_fpn_bccd-pillow", "config": "configs/mmdet/variant.py"}
+    runs = [detector("mmdetection", seed, 0.5) for seed in (0, 1)]
+    runs += [detector("mmdetection", seed, 0.52, **variant) for seed in (0, 1)]
+    runs += [detector("detectron2", seed, 0.52) for seed in (0, 1)]
+    text = page(*runs)
+    assert "faster-rcnn_toponet-nano_fpn_bccd against faster_rcnn_toponet_nano_FPN_bccd." in text
+    assert "faster-rcnn_toponet-nano_fpn_bccd-pillow against faster_rcnn_toponet_nano_FPN_bccd." in text
+    assert text.count("Detectron2 less MMDetection is") == 2
+    assert len(zoo.pictures(runs)) == 2
 
 
 def test_the_picture_has_every_seed():

@@ -253,10 +253,12 @@ def _comparisons(records: Sequence[Record]) -> list[str]:
     lines = []
     for mmdet, detectron2 in _pairs(records):
         data = re.split(r" \(|,", mmdet[0]["data"])[0]
-        lines += ["", f"**{data}, {mmdet[0]['initialisation']}.** {_compare(mmdet, detectron2)}", ""]
+        names = f"{mmdet[0]['name']} against {detectron2[0]['name']}"
+        lines += ["", f"**{data}, {mmdet[0]['initialisation']}:** {names}. {_compare(mmdet, detectron2)}", ""]
         lines += [f"![AP over training, seed by seed]({_picture(mmdet)})"]
     if lines:
-        text = "The same detector, weights, data and initialisation in both, each with several seeds. A difference is "
+        text = "The same detector, weights, data and initialisation in both, each with several seeds; a name with "
+        text += "something at its end is a variant, which its config describes. A difference is "
         text += "called larger than the spread when 0 is outside of its 95% interval by Welch's t."
         lines = ["", "## MMDetection against Detectron2", "", text, *lines]
     return lines
@@ -278,15 +280,24 @@ def _compare(mmdet: Sequence[Record], detectron2: Sequence[Record]) -> str:
 
 
 def _pairs(records: Sequence[Record]) -> list[tuple[list[Record], list[Record]]]:
-    """Return the groups of several seeds that MMDetection and Detectron2 have of the same detector and data."""
-    found: dict[tuple, dict[str, list[Record]]] = {}
-    for group in _seed_groups([r for r in records if r["kind"] == "detector"]):
-        first = group[0]
-        scored = min(record["metrics"]["bbox_mAP"] for record in group) >= 0
-        if len(group) > 1 and scored:
-            key = (_plain(first["name"]), first["weights"], first["data"], first["initialisation"])
-            found.setdefault(key, {})[first["framework"]] = group
-    return [(pair["mmdetection"], pair["detectron2"]) for pair in found.values() if len(pair) == 2]
+    """Return the groups of several seeds that MMDetection and Detectron2 have of the same detector and data.
+
+    A config whose name is another one's with something at the end (...-pillow) is a variant of it, and compared too.
+    """
+    groups = [
+        group
+        for group in _seed_groups([r for r in records if r["kind"] == "detector"])
+        if len(group) > 1 and min(record["metrics"]["bbox_mAP"] for record in group) >= 0
+    ]
+    alike = ("weights", "data", "initialisation")
+    return [
+        (mmdet, detectron2)
+        for mmdet in groups
+        for detectron2 in groups
+        if (mmdet[0]["framework"], detectron2[0]["framework"]) == ("mmdetection", "detectron2")
+        and all(mmdet[0][key] == detectron2[0][key] for key in alike)
+        and _plain(mmdet[0]["name"]).startswith(_plain(detectron2[0]["name"]))
+    ]
 
 
 def _picture(group: Sequence[Record]) -> str:

@@ -34,6 +34,7 @@ def test_the_list_of_configs():
         *(f"{row}_detectron-1x_coco" for row in ROWS),
         *(f"{model}_toponet50-adaptive_fpn_1x_coco" for model in ("mask-rcnn", "retinanet", "cascade-rcnn")),
         "faster-rcnn_toponet-nano_fpn_bccd",
+        "faster-rcnn_toponet-nano_fpn_bccd-pillow",
         "faster-rcnn_toponet-nano_fpn_digits",
     }
 
