@@ -8,6 +8,7 @@ import sys
 from .errors import ConfigError
 
 _GUIDES = {
+    "cv2": "Detectron2 draws with it: pip install opencv-python-headless",
     "detectron2": "it is on no package index: https://detectron2.readthedocs.io/en/latest/tutorials/install.html",
     "mmdet": "pip install 'topodet[mmdet]', or see the README for its operators",
 }
@@ -17,7 +18,7 @@ def require_framework(module: str) -> None:
     """Return if a framework can be imported.
 
     Args:
-        module: "detectron2" or "mmdet".
+        module: "detectron2", "mmdet", or "cv2", which Detectron2 draws with but does not install.
 
     Raises:
         ConfigError: it is not installed in this Python; says how it is.

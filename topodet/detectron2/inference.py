@@ -17,11 +17,11 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
 from .. import weights
 from ..errors import ConfigError, WeightsError
+from ..frameworks import require_framework
 from .check import backbones, check_detector
 from .config import head_name, load_config, merge_options
 
@@ -160,7 +160,13 @@ def draw(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndar
         image: RGB, [H, W, 3] uint8.
         instances: a predictor's, on the CPU.
         metadata: the predictor's.
+
+    Raises:
+        ConfigError: OpenCV is not installed, which Detectron2 draws with.
     """
+    require_framework("cv2")
+    from detectron2.utils.visualizer import ColorMode, Visualizer  # the only part that needs OpenCV
+
     picture = Visualizer(image, metadata, instance_mode=ColorMode.SEGMENTATION)  # a colour a class
     return picture.draw_instance_predictions(instances).get_image()
 
