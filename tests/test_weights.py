@@ -287,6 +287,8 @@ def test_preprocessing_is_compared_with_the_card():
     (problem,) = weights.preprocessing_problems(card, **swapped, channel_order="BGR")
     assert "feeds BGR images, the weights were trained on RGB" in problem
     assert weights.preprocessing_problems({"mean": None}, **swapped, channel_order="BGR")  # an older card
+    unknown = {"mean": None, "std": None, "channel_order": None}  # a detector from random weights, published before
+    assert weights.preprocessing_problems(unknown, **swapped, channel_order="BGR") == []
     caffe = {"mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0]}
     problems = weights.preprocessing_problems(card, **caffe, channel_order="RGB")
     assert "mean is [103.53, 116.28, 123.675], the weights were trained with [123.675, 116.28, 103.53]" in problems[0]

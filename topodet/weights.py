@@ -344,7 +344,7 @@ def publish_detector(
         "framework": framework,
         "config": config,
         "classes": list(classes),
-        # What the backbone's card says of the images, which the detector must go on to show it.
+        # What the file's card says of the images, which the detector must go on to show its backbone.
         **{key: file.card.get(key) for key in ("architecture", "mean", "std", "channel_order")},
         "backbone": file.card.get("name"),
         "tensors": len(state_dict),
@@ -396,13 +396,13 @@ def preprocessing_problems(
     """Compare a detector's preprocessing with the card; return a sentence for each disagreement.
 
     Args:
-        card: of the published backbone.
+        card: of the published backbone or detector. None for mean, std or channel_order: not known, nothing to compare.
         mean, std: of the detector, in 0..255 and in the detector's channel order.
         channel_order: "RGB" or "BGR", as the network sees the image.
     """
     problems = []
     trained_on = card.get("channel_order", "RGB")
-    if channel_order != trained_on:
+    if trained_on is not None and channel_order != trained_on:
         problems.append(f"the detector feeds {channel_order} images, the weights were trained on {trained_on}")
         mean, std = list(mean)[::-1], list(std)[::-1]
     for what, theirs in (("mean", mean), ("std", std)):

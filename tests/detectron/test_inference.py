@@ -10,10 +10,10 @@ from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from tests.detectron.helpers import small_config
+from tests.detectron.helpers import small_config, trainable_config
 from tools import demo, publish_model
 from topodet import weights
-from topodet.detectron2 import TopoNetCheckpointer, common_config, load_config, predictor
+from topodet.detectron2 import TopoNetCheckpointer, Trainer, common_config, load_config, predictor
 from topodet.detectron2.inference import draw, publish_detector
 from topodet.errors import ConfigError, WeightsError
 from topodet.files import sha256
@@ -284,3 +284,75 @@ def test_the_demo_of_a_training(run, pictures, tmp_path, capsys):
     assert "--classes NAME" in capsys.readouterr().err
     assert call() == 1
     assert "or give --config" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module", params=["RGB", "BGR"])
+def from_random(request, coco, tmp_path_factory):
+    """What two steps from random weights leave, with preprocessing that is nobody's default; and its config."""
+    folder = tmp_path_factory.mktemp(f"random_{request.param}")
+    shown = {"INPUT__FORMAT": request.param, "MODEL__PIXEL_MEAN": [90.0, 100.0, 110.0]}
+    cfg = trainable_config(coco, folder, **shown, MODEL__PIXEL_STD=[50.0, 60.0, 70.0], MODEL__TOPONET__NORM="BN")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published_from_random(from_random):
+    return publish_detector(
+        from_random / "model_final.pth", from_random / "config.yaml", from_random / "published", classes=CLASSES
+    )
+
+
+def stock_prediction(run, image):
+    cfg = load_config(run / "config.yaml")
+    cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    return DefaultPredictor(cfg)(image)["instances"]
+
+
+def test_a_detector_from_random_weights_is_published_with_its_own_preprocessing(
+    from_random, published_from_random, image
+):
+    theirs = load_config(from_random / "config.yaml")
+    card = weights.read(published_from_random).card
+    assert card["channel_order"] == theirs.INPUT.FORMAT
+    for key, value in (("mean", theirs.MODEL.PIXEL_MEAN), ("std", theirs.MODEL.PIXEL_STD)):
+        assert [255 * number for number in card[key]] == pytest.approx(value)
+    made = predictor(published_from_random, score_threshold=0.0, device="cpu")
+    assert_same(made(image)["instances"], stock_prediction(from_random, image))
+    other = {"RGB": "BGR", "BGR": "RGB"}[theirs.INPUT.FORMAT]
+    with pytest.raises(ConfigError, match=f"feeds {other} images, the weights were trained on {theirs.INPUT.FORMAT}"):
+        predictor(published_from_random, device="cpu", opts=["INPUT.FORMAT", other])
+    with pytest.raises(ConfigError, match=r"mean is \[1.0, 1.0, 1.0\], .* trained with \[90.0, 100.0, 110.0\]"):
+        predictor(published_from_random, device="cpu", opts=["MODEL.PIXEL_MEAN", "[1.0, 1.0, 1.0]"])
+
+
+def test_it_starts_another_training_and_can_be_published_again(published_from_random, from_random, tmp_path):
+    cfg = load_config(from_random / "config.yaml")
+    TopoNetCheckpointer(build_model(cfg)).load(str(published_from_random))
+    again = publish_detector(published_from_random, from_random / "config.yaml", tmp_path, classes=CLASSES)
+    assert weights.read(again).card["mean"] == weights.read(published_from_random).card["mean"]
+
+
+def test_a_file_that_says_nothing_of_its_images_is_read_by_its_config(
+    from_random, published_from_random, image, tmp_path
+):
+    """As they were published before their cards had it."""
+    path = with_card(tmp_path, published_from_random, mean=None, std=None, channel_order=None)
+    made = predictor(path, score_threshold=0.0, device="cpu")
+    assert_same(made(image)["instances"], stock_prediction(from_random, image))
+    TopoNetCheckpointer(build_model(load_config(from_random / "config.yaml"))).load(str(path))
+
+
+def test_what_nobody_can_read_is_not_published(tmp_path):
+    """Detectron2 trains on grey images, and has no predictor for them."""
+    grey = {"INPUT__FORMAT": "L", "MODEL__PIXEL_MEAN": [128.0], "MODEL__PIXEL_STD": [64.0]}
+    cfg = small_config(OUTPUT_DIR=str(tmp_path), **grey)
+    TopoNetCheckpointer(build_model(cfg), str(tmp_path)).save("model_final")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    with pytest.raises(ConfigError, match="INPUT.FORMAT is L, but Detectron2's predictor reads only RGB and BGR"):
+        publish_detector(tmp_path / "model_final.pth", tmp_path / "config.yaml", tmp_path / "out", classes=CLASSES)
+    assert not list((tmp_path / "out").iterdir())

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,8 @@ def publish_detector(
         the path of NAME-<hash>.pth.
 
     Raises:
-        ConfigError: a config of another kind, or class names that are missing or too many.
+        ConfigError: a config of another kind, class names that are missing or too many, or images that no `predictor`
+            reads.
         WeightsError: a checkpoint that is damaged, unsafe, or does not fill the config's model whole.
     """
     cfg = _load_yaml(config_file)
@@ -63,8 +65,8 @@ def publish_detector(
     cfg.OUTPUT_DIR = load_config().OUTPUT_DIR
     model = build_model(_on(cfg, "cpu"))
     fill(model, file)
-    return weights.publish_detector(
-        file,
+    path = weights.publish_detector(
+        _with_preprocessing(file, cfg),
         folder,
         name=name or file.path.resolve().parent.name or "detector",
         framework="detectron2",
@@ -73,6 +75,12 @@ def publish_detector(
         licence=licence,
         notes=notes,
     )
+    try:
+        predictor(path, device="cpu")  # as its readers will, with all their checks
+    except BaseException:
+        path.unlink()  # what nobody can read is not published
+        raise
+    return path
 
 
 def predictor(
@@ -94,7 +102,7 @@ def predictor(
         the predictor; its `metadata.thing_classes` are the detector's.
 
     Raises:
-        ConfigError: options that do not exist, a threshold or device that cannot be.
+        ConfigError: options that do not exist, a threshold, device or image format that cannot be.
         WeightsError: no published Detectron2 detector, or a damaged one.
     """
     file = weights.read_detector(source, "detectron2")
@@ -129,6 +137,8 @@ def build_predictor(
         raise ConfigError(f"score_threshold={score_threshold} must lie in 0..1")
     cfg.MODEL[head_name(cfg)].SCORE_THRESH_TEST = float(score_threshold)
     merge_options(cfg, opts)
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but Detectron2's predictor reads only RGB and BGR")
     names = _class_names(cfg, classes)
     dataset = _register_classes(names)
     cfg.DATASETS.TEST = (dataset,)
@@ -169,6 +179,20 @@ def draw(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndar
 
     picture = Visualizer(image, metadata, instance_mode=ColorMode.SEGMENTATION)  # a colour a class
     return picture.draw_instance_predictions(instances).get_image()
+
+
+def _with_preprocessing(file: weights.WeightsFile, cfg: CfgNode) -> weights.WeightsFile:
+    """Return a checkpoint whose card says of the images what it said before, and where it said nothing, what cfg says.
+
+    A detector that started from random weights has no backbone's card: it was trained on what its own config shows it.
+    """
+    own = {
+        "mean": [value / 255 for value in cfg.MODEL.PIXEL_MEAN],
+        "std": [value / 255 for value in cfg.MODEL.PIXEL_STD],
+        "channel_order": cfg.INPUT.FORMAT,
+    }
+    known = {key: value for key, value in file.card.items() if value is not None}
+    return replace(file, card={**own, **known})
 
 
 def _load_yaml(config_file: str | os.PathLike) -> CfgNode:
