@@ -94,9 +94,11 @@ def test_preprocessing_against_the_card_of_a_checkpoint(nano, tmp_path):
     model = build_model(small_config(MODEL__TOPONET__PRETRAINED=str(nano.pth)))
     TopoNetCheckpointer(model, str(tmp_path)).save("model_final")
     for file in (nano.pth, tmp_path / "model_final.pth"):
-        with pytest.raises(ConfigError, match="feeds BGR images, the weights were trained on RGB"):
+        with pytest.raises(
+            ConfigError, match="^set INPUT.FORMAT RGB,.* feeds BGR images, the weights were trained on RGB"
+        ):
             TopoNetCheckpointer(build_model(small_config(INPUT__FORMAT="BGR"))).load(str(file))
-        with pytest.raises(ConfigError, match=r"mean is \[1.0, 2.0, 3.0\].*MODEL.PIXEL_MEAN \[123.675"):
+        with pytest.raises(ConfigError, match=r"^set .*MODEL.PIXEL_MEAN \[123.675.*mean is \[1.0, 2.0, 3.0\]"):
             TopoNetCheckpointer(build_model(small_config(MODEL__PIXEL_MEAN=[1.0, 2.0, 3.0]))).load(str(file))
 
 

@@ -42,20 +42,19 @@ def check_preprocessing(
     """Refuse preprocessing that the weights of `card` were not trained with; an empty card passes.
 
     Raises:
-        ConfigError: names both sides of each disagreement and the keys to set.
+        ConfigError: names the keys to set and both sides of each disagreement.
     """
     if not card:
         return
     problems = weights.preprocessing_problems(card, mean=mean, std=std, channel_order=input_format)
     if problems:
-        order = card.get("channel_order", "RGB")
-        parts = [f"INPUT.FORMAT {order}"]
+        parts = [f"INPUT.FORMAT {card.get('channel_order', 'RGB') or input_format}"]
         for key, name in (("MODEL.PIXEL_MEAN", "mean"), ("MODEL.PIXEL_STD", "std")):
             if card.get(name):
                 parts.append(f"{key} {[round(255 * value, 3) for value in card[name]]}")
         raise ConfigError(
-            f"the detector does not fit its TopoNet: {'; '.join(problems)}; set {', '.join(parts)} (in a LazyConfig "
-            "dataloader.train.mapper.image_format, model.input_format, model.pixel_mean and model.pixel_std)"
+            f"set {', '.join(parts)} (in a LazyConfig dataloader.train.mapper.image_format, model.input_format, "
+            f"model.pixel_mean and model.pixel_std): the detector does not fit its TopoNet, {'; '.join(problems)}"
         )
 
 

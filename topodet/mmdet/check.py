@@ -70,7 +70,7 @@ def _preprocessing_problems(detector: nn.Module) -> list[str]:
         std=preprocessor.std.flatten().tolist(),
         channel_order="RGB" if preprocessor._channel_conversion else "BGR",
     )
-    return [*problems, f"set model.data_preprocessor to {_in_words(card)}"] if problems else []
+    return [f"set model.data_preprocessor to {_in_words(card)}", *problems] if problems else []
 
 
 def _in_words(card: dict) -> str:
