@@ -49,6 +49,11 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> dict | None:
     """What each process does."""
     for name, annotations, images in args.dataset:
+        if not (name and annotations and images):
+            raise ConfigError(
+                f"--dataset {name!r} {annotations!r} {images!r}: one of the three is empty (a shell variable that was "
+                "not set?); give NAME ANN.json IMAGES/"
+            )
         register_dataset(name, annotations, images, allow=args.allow)
     cfg = setup(args)
     if args.eval_only:

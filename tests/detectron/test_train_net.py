@@ -113,6 +113,8 @@ def test_evaluates_a_checkpoint(trained, coco, tmp_path):
         (("MODEL.ROI_HEADS.NUM_CLASSES", "80"), "add MODEL.ROI_HEADS.NUM_CLASSES 2"),
         (("MODEL.DEVICE", "cuda"), "add MODEL.DEVICE cpu"),
         (("--dataset", "other", "nowhere.json", "nowhere"), "nowhere.json"),
+        (("--dataset", "other", "", "nowhere"), "--dataset 'other' '' 'nowhere': one of the three is empty"),
+        (("--dataset", "other", "nowhere.json", ""), "'nowhere.json' '': one of the three is empty"),
         (("--eval-only", "INPUT.FORMAT", "BGR", "MODEL.WEIGHTS", "{out}/model_final.pth"), "feeds BGR images"),
     ],
 )
