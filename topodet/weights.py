@@ -166,7 +166,8 @@ def load(
         quiet: do not print (other processes than the first never do).
 
     Raises:
-        WeightsError: what `read` raises; a missing, unexpected or mis-shaped tensor; another topology.
+        WeightsError: what `read` raises; a missing, unexpected or mis-shaped tensor; another topology; a whole
+            detector where a backbone is wanted.
     """
     file = source if isinstance(source, WeightsFile) else read(source)
     own = model.state_dict()
@@ -183,13 +184,22 @@ def load(
         if (head or not name.startswith(_HEAD)) and (name in offered or not is_update_counter(name))
     }
     problems = _differences(own, wanted, offered)
-    if problems:
-        known = f" ({file.card['architecture']})" if file.card.get("architecture") else ""
+    if problems and "stem.conv.weight" in own and any(name.startswith("backbone.") for name in offered):
         raise WeightsError(
-            f"{file.path}{known} does not fit {type(model).__name__}: {'; '.join(problems)}. Choose the architecture, "
+            f"{file.path} is a whole detector, not a backbone: load it with MODEL.WEIGHTS (Detectron2) or load_from "
+            "(MMDetection), in the framework it was trained with, or give a backbone's file here"
+        )
+    known = f" ({file.card['architecture']})" if file.card.get("architecture") else ""
+    misfit = f"{file.path}{known} does not fit {type(model).__name__}: {_other_architecture(model, file.card)}"
+    if problems:
+        raise WeightsError(
+            f"{misfit}{'; '.join(problems)}. Choose the architecture, "
             "norm and classes that the file was trained with, or rebuild the network from it: topodet.weights.build"
         )
-    model.load_state_dict(offered, strict=False)  # names are checked above; `strict` would ask for the classifier
+    try:
+        model.load_state_dict(offered, strict=False)  # names are checked above; `strict` would ask for the classifier
+    except WeightsError as error:  # another topology, which the wiring reports edge by edge
+        raise WeightsError(f"{misfit}{error}") from error
     left_out = tuple(sorted({name.rpartition(".")[0] for name in own.keys() - wanted if not is_update_counter(name)}))
     report = LoadReport(len(offered), len(wanted), left_out, file.card)
     if not quiet and _first_process():
@@ -536,6 +546,12 @@ def _differences(own: Mapping[str, Tensor], wanted: set[str], offered: Mapping[s
     if shapes:
         problems.append(some(shapes))
     return problems
+
+
+def _other_architecture(model: nn.Module, card: Mapping[str, Any]) -> str:
+    """Return the names of both architectures where the card and a framework's backbone have different ones, or ""."""
+    theirs, ours = card.get("architecture"), getattr(model, "arch", None)
+    return f"the file is {theirs}, the config asks for {ours}; " if theirs and ours and theirs != ours else ""
 
 
 def _is_unbuilt_stage(name: str, model: nn.Module) -> bool:

@@ -130,8 +130,11 @@ def test_activation_checkpointing_changes_nothing(nano):
     ("arguments", "words"),
     [
         ({"arch": "toponet_nan"}, "unknown arch 'toponet_nan'. Did you mean 'toponet_nano'"),
-        ({"out_features": ["res2", "res6"]}, "unknown feature in out_features 'res6'. Did you mean 'res"),
-        ({"out_features": []}, "out_features=[] must list"),
+        (
+            {"out_features": ["res2", "res6"]},
+            "unknown feature in out_features (MODEL.TOPONET.OUT_FEATURES) 'res6'. Did you mean 'res",
+        ),
+        ({"out_features": []}, "out_features=[] (MODEL.TOPONET.OUT_FEATURES) must list"),
         ({"out_features": ["res2", "res2"]}, "each once"),
         ({"norm": "FrozenBatch"}, "unknown norm 'FrozenBatch'. Did you mean 'FrozenBN'"),
         ({"freeze_at": 6}, "freeze_at=6 (MODEL.BACKBONE.FREEZE_AT), but toponet_nano was built with 4 stages"),
@@ -199,8 +202,12 @@ def test_random_weights_are_said_once(nano, log):
 
 
 def test_files_of_other_networks_are_refused(nano, tmp_path):
-    with pytest.raises(WeightsError, match=r"\(toponet_nano\) does not fit TopoNet"):
+    first = r"\(toponet_nano\) does not fit TopoNet: the file is toponet_nano, the config asks for "
+    with pytest.raises(WeightsError, match=rf"{first}toponet_small; missing in the file: "):
         TopoNet("toponet_small", pretrained=nano.pth)
+    paper = {"nodes": [4, 5, 6, 4], "width": 16, "topology": "residual"}  # every tensor but the edges as in the file
+    with pytest.raises(WeightsError, match=rf"{first}toponet50; stages.0.wiring.edges: the file has another topology"):
+        TopoNet("toponet50", **paper, pretrained=nano.pth)
     other = published(tmp_path, "toponet_nano", topology={"name": "residual", "interval": 2})
     with pytest.raises(WeightsError, match="another topology than the model"):
         TopoNet("toponet_nano", pretrained=other.pth)

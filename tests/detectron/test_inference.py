@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 from detectron2.config import LazyConfig
 from detectron2.data.detection_utils import read_image
@@ -181,6 +182,18 @@ def test_files_that_are_no_published_detector(run, published, nano, tmp_path):
     damaged.write_bytes(published.read_bytes()[:-1] + b"!")
     with pytest.raises(WeightsError, match="damaged or was changed"):
         predictor(damaged)
+
+
+def test_a_detector_is_no_backbone(run, published):
+    words = r"is a whole detector, not a backbone: load it with MODEL.WEIGHTS \(Detectron2\) or load_from \(MMDet"
+    for file in (published, run / "model_final.pth"):
+        with pytest.raises(WeightsError, match=f"{file} {words}"):
+            build_model(small_config(MODEL__TOPONET__PRETRAINED=str(file)))
+        with pytest.raises(WeightsError, match=words):
+            weights.load(timm.create_model("toponet_nano"), file)
+    mmdet = pytest.importorskip("topodet.mmdet")
+    with pytest.raises(WeightsError, match=words):
+        mmdet.TopoNet("toponet_nano", pretrained=str(published)).init_weights()
 
 
 def test_a_config_of_strangers_is_only_data(published, tmp_path):

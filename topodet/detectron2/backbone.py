@@ -183,7 +183,9 @@ def _num_stages(out_features: Sequence[str], nodes: Sequence[int] | None) -> int
     known = [f"res{k + 2}" for k in range(total)]
     for name in out_features:
         if name not in known:
-            raise ConfigError(unknown_name("feature in out_features", name, known))
+            raise ConfigError(unknown_name("feature in out_features (MODEL.TOPONET.OUT_FEATURES)", name, known))
     if not out_features or len(set(out_features)) != len(out_features):
-        raise ConfigError(f"out_features={list(out_features)} must list some of {known}, each once")
+        raise ConfigError(
+            f"out_features={list(out_features)} (MODEL.TOPONET.OUT_FEATURES) must list some of {known}, each once"
+        )
     return 1 + max(known.index(name) for name in out_features)
