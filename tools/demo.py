@@ -139,6 +139,7 @@ def load_detector(args: argparse.Namespace) -> Detector:
 
 def detectron2_detector(args: argparse.Namespace) -> Detector:
     require_framework("detectron2")
+    require_framework("cv2")
     from topodet.detectron2 import load_config, predictor
     from topodet.detectron2.inference import build_predictor, draw
 

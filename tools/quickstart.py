@@ -34,11 +34,12 @@ LOADED = re.compile(r"topodet: (\d+)/(\d+) tensors")
 
 
 class Framework(Protocol):
-    """How a framework is told to train and to test. `PROGRESS` picks what to show of a line of its log."""
+    """How a framework is told to train and to test."""
 
-    MODULE: str
+    MODULES: tuple[str, ...]  # what must be installed
     STEP: str  # what it counts
-    PROGRESS: re.Pattern
+    PROGRESS: re.Pattern  # what to show of a line of its log
+    PICTURES: str  # what the drawn scenes show
 
     def train(self, folder: Path, pretrained: Path | None, *, seed: int, epochs: int | None) -> list:
         """Return the command that trains into `folder`, from a published backbone or from random initialisation."""
@@ -50,10 +51,11 @@ class Framework(Protocol):
 class MMDetection:
     """MMDetection's own tools, as they are installed."""
 
-    MODULE = "mmdet"
+    MODULES = ("mmdet",)
     STEP = "epoch"
     CONFIG = "configs/mmdet/faster-rcnn_toponet-nano_fpn_digits.py"
     PROGRESS = re.compile(r"INFO - (.*topodet.*|Epoch\(.*)")
+    PICTURES = "the ground truth left, detections right"
 
     def __init__(self, scenes: Path):
         options = [f"{split}_dataloader.dataset.data_root={scenes}/" for split in ("train", "val", "test")]
@@ -78,11 +80,12 @@ class MMDetection:
 class Detectron2:
     """tools/train_net.py, which evaluates each epoch and at the end, and tools/demo.py, which draws."""
 
-    MODULE = "detectron2"
+    MODULES = ("detectron2", "cv2")
     STEP = "iteration"
     CONFIG = "configs/detectron2/faster_rcnn_toponet_nano_FPN_digits.yaml"
     BATCH = 8
     PROGRESS = re.compile(r"d2\.(?:topodet|utils\.events|evaluation\.testing)\]: +(.*)")
+    PICTURES = "detections, without the ground truth beside them"
 
     def __init__(self, scenes: Path):
         self.scenes = scenes
@@ -136,7 +139,8 @@ def main(argv: list[str] | None = None) -> int:
 def quickstart(args: argparse.Namespace) -> None:
     """Run every step and write summary.json."""
     out: Path = args.output
-    require_framework(FRAMEWORKS[args.framework].MODULE)
+    for module in (*FRAMEWORKS[args.framework].MODULES, "sklearn"):
+        require_framework(module)
     started = time.monotonic()
     # Small networks gain nothing from many threads: half of the cores compute, the others read images or run beside.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
@@ -286,7 +290,8 @@ def table(summary: dict, out: Path) -> str:
         f"{'tensors loaded':24}{summary['tensors_loaded']}/{summary['tensors_total']}",
         f"{'edges with |alpha|<0.01':24}{summary['edges_near_zero']:.1%}",
         f"{'minutes':24}{summary['minutes']:.1f}",
-        f"numbers: {out / 'summary.json'}; pictures: {out / 'pictures'}; curves: tensorboard --logdir {out}",
+        f"numbers: {out / 'summary.json'}; curves: tensorboard --logdir {out}",
+        f"pictures: {out / 'pictures'} ({FRAMEWORKS[summary['framework']].PICTURES})",
     ]
     return "\n" + "\n".join(lines)
 

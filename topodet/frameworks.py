@@ -1,4 +1,4 @@
-"""Whether a detection framework is installed: topodet itself needs none."""
+"""Whether a detection framework, or what one tool needs beside it, is installed: topodet itself needs none."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ _GUIDES = {
     "cv2": "Detectron2 draws with it: pip install opencv-python-headless",
     "detectron2": "it is on no package index: https://detectron2.readthedocs.io/en/latest/tutorials/install.html",
     "mmdet": "pip install 'topodet[mmdet]', or see the README for its operators",
+    "sklearn": "the handwritten digits come with it: pip install scikit-learn",
 }
 
 
@@ -18,7 +19,7 @@ def require_framework(module: str) -> None:
     """Return if a framework can be imported.
 
     Args:
-        module: "detectron2", "mmdet", or "cv2", which Detectron2 draws with but does not install.
+        module: "detectron2" or "mmdet"; "cv2", which Detectron2 draws with but does not install; or "sklearn".
 
     Raises:
         ConfigError: it is not installed in this Python; says how it is.

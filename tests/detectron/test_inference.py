@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -284,6 +285,16 @@ def test_the_demo_of_a_published_detector(published, pictures, tmp_path):
         assert len(ours) == len(boxes) > 0
         assert torch.allclose(torch.tensor([row["bbox"] for row in ours]), boxes, atol=0.01)
         assert [row["category_name"] for row in ours] == [CLASSES[k] for k in theirs.pred_classes]
+
+
+def test_the_demo_without_what_draws(published, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    arguments = ["--weights", published, "--input", pictures, "--output", tmp_path / "out", "--device", "cpu"]
+    assert demo.main([*map(str, arguments)]) == 1
+    printed = capsys.readouterr()
+    assert "this needs cv2, which" in printed.err
+    assert "opencv-python-headless" in printed.err
+    assert "loaded from" not in printed.out  # before the detector
 
 
 def test_the_demo_of_a_training(run, pictures, tmp_path, capsys):

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 
@@ -10,8 +11,8 @@ KEYS = {"ap", "ap50", "ap50_random_init", "tensors_loaded", "tensors_total", "ed
 @pytest.mark.parametrize("framework", quickstart.FRAMEWORKS)
 def test_every_step_on_a_few_images(framework, tmp_path, capfd):
     """The whole way, too short to learn anything: what it must leave behind is there."""
-    module = quickstart.FRAMEWORKS[framework].MODULE
-    pytest.importorskip(module, reason=f"{module} is not installed")
+    for module in quickstart.FRAMEWORKS[framework].MODULES:
+        pytest.importorskip(module, reason=f"{module} is not installed")
     out = tmp_path / "out"
     options = [
         "--framework",
@@ -47,6 +48,22 @@ def test_every_step_on_a_few_images(framework, tmp_path, capfd):
     output = capfd.readouterr().out
     assert "tensors loaded          147/147" in output
     assert {"mmdetection": "Epoch(train)", "detectron2": "iter: "}[framework] in output  # progress is shown
+    assert ("without the ground truth" in output) == (framework == "detectron2")
+
+
+@pytest.mark.parametrize(
+    ("framework", "module"), [("mmdetection", "sklearn"), ("detectron2", "sklearn"), ("detectron2", "cv2")]
+)
+def test_what_is_missing_is_said_before_the_first_step(framework, module, tmp_path, capsys, monkeypatch):
+    for name in quickstart.FRAMEWORKS[framework].MODULES:
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    monkeypatch.setitem(sys.modules, module, None)  # Python's own way to say that there is none
+    assert quickstart.main(["--framework", framework, "--output", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert f"this needs {module}, which" in printed.err
+    assert "pip install" in printed.err
+    assert "[1/5]" not in printed.out
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
