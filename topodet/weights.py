@@ -44,6 +44,8 @@ from .topology import Topology
 
 FORMAT = 1
 _HEAD = "head."
+# What a detector's card says of its backbone, besides its name.
+_OF_THE_BACKBONE = ("architecture", "mean", "std", "channel_order")
 _NAME_HASH = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt)$")
 
 
@@ -355,7 +357,7 @@ def publish_detector(
         "config": config,
         "classes": list(classes),
         # What the file's card says of the images, which the detector must go on to show its backbone.
-        **{key: file.card.get(key) for key in ("architecture", "mean", "std", "channel_order")},
+        **{key: file.card.get(key) for key in _OF_THE_BACKBONE},
         "backbone": file.card.get("name"),
         "tensors": len(state_dict),
         "iteration": _plain(file.checkpoint.get("iteration")),
@@ -370,6 +372,14 @@ def publish_detector(
     if back.card != card or _tensors_sha256(back.state_dict) != _tensors_sha256(state_dict):
         raise WeightsError(f"{path} does not read back as it was written; do not use it, publish again")
     return path
+
+
+def backbone_card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file's card says of the backbone: all of a backbone's own card, little of a detector's."""
+    if card.get("kind") != "detector":
+        return dict(card)
+    known = {key: card.get(key) for key in _OF_THE_BACKBONE} | {"name": card.get("backbone")}
+    return {key: value for key, value in known.items() if value is not None}
 
 
 def read_detector(source: str | os.PathLike, framework: str) -> WeightsFile:

@@ -197,6 +197,18 @@ def test_a_detector_is_no_backbone(run, published):
         mmdet.TopoNet("toponet_nano", pretrained=str(published)).init_weights()
 
 
+def test_what_is_trained_from_a_detector_is_no_published_detector_itself(published, nano, tmp_path):
+    """It may have other classes; what is known of the backbone goes on."""
+    model = build_model(small_config())
+    TopoNetCheckpointer(model, str(tmp_path)).load(str(published))
+    TopoNetCheckpointer(model, str(tmp_path)).save("model_final")
+    with pytest.raises(WeightsError, match="without config and class names, not a published detector"):
+        predictor(tmp_path / "model_final.pth")
+    backbone = weights.read(nano.pth).card
+    kept = ("architecture", "mean", "std", "channel_order", "name")
+    assert weights.read(tmp_path / "model_final.pth").card == {key: backbone[key] for key in kept}
+
+
 def test_a_config_of_strangers_is_only_data(published, tmp_path):
     mark = tmp_path / "ran"
     base = tmp_path / "base.yaml"

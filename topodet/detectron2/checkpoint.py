@@ -44,7 +44,8 @@ class TopoNetCheckpointer(DetectionCheckpointer):
         return weights.read_checkpoint(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        card = checkpoint.get("card")
+        # A published detector's config and classes are not those of what is trained from it.
+        card = weights.backbone_card(checkpoint.get("card") or {})
         if card:
             for backbone in backbones(self.model):
                 backbone.card = card
