@@ -1,21 +1,11 @@
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.strategies import topologies
 from topodet.errors import ConfigError, WeightsError
-from topodet.models import TopoStage, Wiring, weighted_sum
+from topodet.models import TopoStage, Wiring
 from topodet.topology import Topology, complete, residual
-
-
-@given(st.integers(1, 6), st.integers(0, 10**6))
-def test_weighted_sum_against_a_stack(terms, seed):
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(terms, 2, 3, 4, 4, generator=generator, dtype=torch.float64)
-    weights = torch.randn(terms, generator=generator, dtype=torch.float64)
-    expected = torch.einsum("k,kbchw->bchw", weights, features)
-    torch.testing.assert_close(weighted_sum(list(features), list(weights)), expected)
 
 
 @given(topologies(max_nodes=5))

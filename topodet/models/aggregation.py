@@ -1,23 +1,227 @@
-"""The weighted sum over the predecessors of a node: the inner sum of Eq. 1."""
+"""The weighted sums of a stage (the inner sum of Eq. 1), forward and backward, at the price of reading their terms.
+
+Edge by edge, as `y = y + alpha * x`, autograd would multiply, add and write once an edge and direction. Here a sum is
+one pass over its terms, and so is the gradient of a feature: `_Read` gives every reader a view of its own, so that
+the readers' gradients arrive together instead of being added up one by one as they come. They are the gradients g_i of
+the whole sums; from them `_Read` computes `sum_i alpha_ji * g_i` and, with the feature at hand, the gradients
+`<g_i, x_j>` of the weights of all edges that leave it. Only the features are kept for the backward pass.
+
+`kernel` names what computes these passes:
+
+- `fused`, in the CPU's memory: adds into one buffer, multiplies what it has just read, and passes over edges whose
+  weight is exactly 0. torch.compile takes it as it is, because its own loops over many inputs are slower.
+- `torch`, elsewhere: the same passes made of torch's operators, which a compiler turns into one loop each; also for a
+  second differentiation.
+- `plain`: edge by edge, for what follows operators and not functions: tracing, export, functorch, forward-mode AD.
+
+All accumulate in float32 or wider and are deterministic.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..errors import ConfigError, unknown_name
+from ..topology import Topology
+
+Kernel = Literal["fused", "torch", "plain"]
+
+_forced: Kernel | None = None
 
 
-def weighted_sum(features: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Return `sum_j weights[j] * features[j]`.
+def kernel(x: Tensor) -> Kernel:
+    """Return the name of the kernel that sums tensors like `x` here and now."""
+    if _must_be_plain(x):
+        return "plain"
+    return _forced or ("fused" if x.device.type == "cpu" else "torch")
+
+
+def _must_be_plain(x: Tensor) -> bool:
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    return (
+        torch.compiler.is_compiling()  # torch.export
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or type(x) not in (Tensor, nn.Parameter)  # distributed and other tensors that stand for something else
+    )
+
+
+@contextmanager
+def use_kernel(name: Kernel) -> Iterator[None]:
+    """Use a kernel where not only "plain" can be used, e.g. to compare; in all threads. "fused" is for the CPU alone.
+
+    Raises:
+        ConfigError: no such kernel.
+    """
+    global _forced
+    if name not in get_args(Kernel):
+        raise ConfigError(unknown_name("kernel", name, get_args(Kernel)))
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+class Sums:
+    """The weighted sums of one pass through a stage. Every node's feature is put in before a later node reads.
 
     Args:
-        features: at least one tensor [B, C, H, W], all of one shape and dtype.
-        weights: as many 0-dim tensors of the same dtype.
-
-    One multiply-add an edge: no product is kept for the backward pass beyond the features themselves.
+        topology: the stage's graph.
+        alpha: [E], the weights of its edges.
+        by_source: [E] int64, the edges ordered by source, then target, as indices into `alpha`.
+        like: a feature; all have its shape, dtype and device.
     """
-    total = features[0] * weights[0]
-    for feature, weight in zip(features[1:], weights[1:]):
-        total = torch.addcmul(total, feature, weight)
-    return total
+
+    def __init__(self, topology: Topology, alpha: Tensor, by_source: Tensor, like: Tensor):
+        self.topology = topology
+        self.kernel = kernel(like)
+        self.backward = torch.is_grad_enabled() and self.kernel != "plain"
+        self.incoming = (alpha if self.kernel == "plain" else alpha.detach()).split(topology.in_degree)
+        self.outgoing = alpha[by_source].split(topology.out_degree) if self.backward else None
+        # What each node reads of each of its sources.
+        self.views: list[dict[int, Tensor]] = [{} for _ in range(topology.num_nodes)]
+
+    def put(self, j: int, feature: Tensor) -> None:
+        """Take the feature of node j, [B, C, H, W]."""
+        readers = self.topology.successors[j]
+        views = _Read.apply(self.kernel, feature, self.outgoing[j]) if self.backward else [feature] * len(readers)
+        for i, view in zip(readers, views):
+            self.views[i][j] = view
+
+    def read(self, i: int) -> Tensor:
+        """Return the sum that node i reads, in a tensor of its own; nothing else refers to it."""
+        terms = [self.views[i][j] for j in self.topology.predecessors[i]]
+        if not torch.is_grad_enabled():
+            self.views[i].clear()  # a feature goes with its last reader
+        if self.backward:
+            return _Sum.apply(self.kernel, self.incoming[i], *terms)
+        return _ADD_UP[self.kernel](terms, self.incoming[i])
+
+
+class _Sum(torch.autograd.Function):
+    """`sum_j weights[j] * terms[j]`, where each term's gradient is that of the whole sum; `_Read` weighs it."""
+
+    @staticmethod
+    def forward(ctx, kernel: Kernel, weights: Tensor, *terms: Tensor) -> Tensor:
+        ctx.terms = len(terms)
+        return _ADD_UP[kernel](terms, weights)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *[gradient] * ctx.terms)
+
+
+class _Read(torch.autograd.Function):
+    """A view of `feature` for each of the `weights`, to be read by `_Sum`."""
+
+    @staticmethod
+    def forward(ctx, kernel: Kernel, feature: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.kernel = kernel
+        # Fixed weights have no gradient that would need the feature.
+        ctx.save_for_backward(weights, *([feature] if ctx.needs_input_grad[2] else []))
+        return tuple(feature.view_as(feature) for _ in range(len(weights)))
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *feature = ctx.saved_tensors
+        # Differentiable operators where the gradients are to be differentiated themselves.
+        kernel = "torch" if torch.is_grad_enabled() else ctx.kernel
+        if not feature:
+            return None, _ADD_UP[kernel](gradients, weights), None
+        total, products = _ADD_UP_AND_DOT[kernel](gradients, weights, *feature)
+        return None, total if ctx.needs_input_grad[1] else None, products.to(weights.dtype)
+
+
+def weighted_sum(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return `sum_j weights[j] * terms[j]`, by operators that everything in torch can follow.
+
+    Args:
+        terms: at least one tensor, all of one shape and dtype.
+        weights: [len(terms)].
+    """
+    scalars = weights.to(_wide(terms[0].dtype)).unbind()
+    total = _cast(terms[0], scalars[0].dtype) * scalars[0]
+    for term, scalar in zip(terms[1:], scalars[1:]):
+        total = torch.addcmul(total, _cast(term, scalar.dtype), scalar)
+    return _cast(total, terms[0].dtype)  # a float32 weight must not lift what autocast made bfloat16
+
+
+def _weighted_sum_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+    wide = _wide(feature.dtype)
+    products = [(_cast(term, wide) * _cast(feature, wide)).sum() for term in terms]
+    return weighted_sum(terms, weights), torch.stack(products)
+
+
+# Operators, so that a compiler calls these functions instead of tracing them; it may choose the memory format.
+_library = torch.library.Library("topodet", "DEF")
+for _schema in (
+    "add_up(Tensor[] terms, Tensor weights) -> Tensor",
+    "add_up_and_dot(Tensor[] terms, Tensor weights, Tensor feature) -> (Tensor, Tensor)",
+):
+    _library.define(_schema, tags=(torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag))
+
+
+@torch.library.register_fake("topodet::add_up")
+def _(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    return torch.empty_like(terms[0])
+
+
+@torch.library.register_fake("topodet::add_up_and_dot")
+def _(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(terms[0]), feature.new_empty(len(terms), dtype=_wide(feature.dtype))
+
+
+def _add_up(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    total = None
+    for term, weight in zip(terms, weights.tolist()):
+        total = _add(total, term, weight)
+    return _narrow(total, terms[0])
+
+
+def _add_up_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+    # In the order of memory, so that dense tensors of any memory format are flat without a copy.
+    order = sorted(range(feature.ndim), key=feature.stride, reverse=True)
+    flat, total, products = _flat(feature, order), None, []
+    for term, weight in zip(terms, weights.tolist()):
+        total = _add(total, term, weight)
+        products.append(torch.dot(_flat(term, order), flat))  # now, while the term is in the cache
+    return _narrow(total, terms[0]), torch.stack(products)
+
+
+def _add(total: Tensor | None, term: Tensor, weight: float) -> Tensor | None:
+    if weight == 0:
+        return total
+    return _cast(term, _wide(term.dtype)) * weight if total is None else total.add_(term, alpha=weight)
+
+
+def _narrow(total: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if total is None else _cast(total, like.dtype)
+
+
+def _flat(x: Tensor, order: Sequence[int]) -> Tensor:
+    """Return the elements, dimensions in `order`, in float32 or wider; without a copy where memory has that order."""
+    return _cast(x.permute(order).reshape(-1), _wide(x.dtype))
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # `x.to` of the same dtype is x itself; in an autograd.Function this makes torch.compile (2.11) lose gradients.
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+for _name, _function in (("add_up", _add_up), ("add_up_and_dot", _add_up_and_dot)):
+    _library.impl(_name, _function, "CPU")
+
+_ADD_UP = {"fused": torch.ops.topodet.add_up, "torch": weighted_sum, "plain": weighted_sum}
+_ADD_UP_AND_DOT = {"fused": torch.ops.topodet.add_up_and_dot, "torch": _weighted_sum_and_dot}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..topology import Topology
-from .aggregation import weighted_sum
+from .aggregation import Sums
 from .wiring import EdgeWeights, Wiring
 
 NormLayer = Callable[[int], nn.Module]
@@ -18,19 +18,28 @@ NormLayer = Callable[[int], nn.Module]
 class Node(nn.Module):
     """The operation o_i: ReLU, 3x3 depthwise, 1x1 pointwise, normalisation.
 
-    Maps [B, in_chs, H, W] to [B, out_chs, ceil(H / stride), ceil(W / stride)].
+    Maps [B, in_chs, H, W] to [B, out_chs, ceil(H / stride), ceil(W / stride)]; with `inplace` the ReLU overwrites
+    its input.
     """
 
-    def __init__(self, in_chs: int, out_chs: int, *, stride: int = 1, norm_layer: NormLayer = nn.BatchNorm2d):
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        *,
+        stride: int = 1,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        inplace: bool = False,
+    ):
         super().__init__()
+        self.inplace = inplace
         self.conv_dw = nn.Conv2d(in_chs, in_chs, 3, stride=stride, padding=1, groups=in_chs, bias=False)
         self.conv_pw = nn.Conv2d(in_chs, out_chs, 1, bias=False)
         self.norm = norm_layer(out_chs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the node on the sum of its inputs."""
-        # Not in place: the input of a stage is also a feature map that others read.
-        return self.norm(self.conv_pw(self.conv_dw(F.relu(x))))
+        return self.norm(self.conv_pw(self.conv_dw(F.relu(x, inplace=self.inplace))))
 
 
 class TopoStage(nn.Module):
@@ -61,7 +70,10 @@ class TopoStage(nn.Module):
         super().__init__()
         self.wiring = Wiring(topology, edge_weights)
         self.nodes = nn.ModuleList(
-            Node(in_chs if i == 0 else out_chs, out_chs, stride=2 if i == 0 else 1, norm_layer=norm_layer)
+            # Sums belong to the node that reads them, the input of a stage is also a feature map that others read.
+            Node(out_chs, out_chs, norm_layer=norm_layer, inplace=True)
+            if i
+            else Node(in_chs, out_chs, stride=2, norm_layer=norm_layer)
             for i in range(topology.num_nodes)
         )
         self.out_chs = out_chs
@@ -69,18 +81,17 @@ class TopoStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the nodes in topological order and return the last one's output."""
-        features = [self.nodes[0](x)]
-        weights = self.wiring.weights(features[0].dtype)
-        for i, sources in enumerate(self.wiring.topology.predecessors[1:], start=1):
-            inputs = [features[j] for j in sources]
+        x = self.nodes[0](x)
+        sums = self.wiring.sums(x)
+        for i in range(1, len(self.nodes)):
+            sums.put(i - 1, x)
             if self.grad_checkpointing and self.training:
-                # The inputs are kept anyway, for the other nodes that read them; what is recomputed is the inside.
-                x = checkpoint(_compute, self.nodes[i], inputs, weights[i], use_reentrant=False)
+                # The features are kept anyway, for the other nodes that read them; what is recomputed is the inside.
+                x = checkpoint(_compute, self.nodes[i], sums, i, use_reentrant=False)
             else:
-                x = _compute(self.nodes[i], inputs, weights[i])
-            features.append(x)
-        return features[-1]
+                x = _compute(self.nodes[i], sums, i)
+        return x
 
 
-def _compute(node: Node, inputs: list[Tensor], weights: tuple[Tensor, ...]) -> Tensor:
-    return node(weighted_sum(inputs, weights))
+def _compute(node: Node, sums: Sums, i: int) -> Tensor:
+    return node(sums.read(i))

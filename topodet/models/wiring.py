@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, WeightsError, unknown_name
 from ..topology import Topology
+from .aggregation import Sums
 
 EdgeWeights = Literal["learned", "fixed"]
 
@@ -49,13 +50,10 @@ class Wiring(nn.Module):
         """Set every edge weight to 1, as the paper does."""
         nn.init.ones_(self.alpha)
 
-    def weights(self, dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
-        """Return for each node the weights of its incoming edges as 0-dim tensors of `dtype`.
-
-        The cast comes first: under autocast a float32 factor would lift every feature map to float32.
-        """
-        scalars = self.alpha.to(dtype).unbind()
-        return [scalars[part] for part in self.topology.incoming]
+    def sums(self, like: Tensor) -> Sums:
+        """Return the weighted sums of one pass, over features that have the shape, dtype and device of `like`."""
+        by_source = self.edges[:, 0].argsort(stable=True)
+        return Sums(self.topology, self.alpha, by_source, like)
 
     def extra_repr(self) -> str:
         """Show the graph in the printed module."""
