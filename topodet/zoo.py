@@ -259,11 +259,13 @@ def _score(group: Sequence[Record], key: str) -> str:
 
 def _speed(benchmarks: Sequence[Record]) -> list[str]:
     text = (
-        "How many times a chain of the same nodes the model takes, and of ResNet-50 where the whole network was timed: "
+        "Time of a training step (train), of inference (eval) and peak memory of the model, over those of a chain of "
     )
-    text += "medians of a training step and of inference, peaks of memory. [docs/performance.md](docs/performance.md) "
-    text += "says what is timed, and has each contestant's numbers."
-    head = ("record", "what", "ratios (training, inference, memory)", "machine", "command")
+    text += (
+        "the same nodes, which is the floor, and of ResNet-50. [docs/performance.md](docs/performance.md) says what "
+    )
+    text += "is timed, and has every contestant's numbers."
+    head = ("record", "what", "ratios (measured)", "machine", "command")
     lines = ["", "## Speed", "", text, ""]
     return lines + (_table(head, list(map(_speed_row, benchmarks))) if benchmarks else ["Not yet measured."])
 

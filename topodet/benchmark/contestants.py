@@ -110,13 +110,11 @@ def build(settings: Settings, name: str) -> Contestant:
     with torch.no_grad():
         for wiring in wirings(module).values():
             wiring.alpha.uniform_(0.5, 1.0)  # no two alike, as in a trained network
-    if name == "fused":
-        module = models.fuse_for_inference(module.eval())
     return _on_device(module, settings, name)
 
 
 def detectors(framework: str) -> Any:
-    """Import what builds the detectors of a framework; nothing else here needs one."""
+    """Import what builds the detectors of a framework: by name, because imports run from here to there."""
     return importlib.import_module(f"topodet.{_PACKAGES[framework][1]}.benchmark")
 
 
@@ -169,21 +167,23 @@ def _on_device(module: nn.Module, settings: Settings, name: str) -> Contestant:
     x = torch.randn(settings.batch, settings.in_chs if stage else 3, settings.size, settings.size, generator=generator)
     # A stage stands behind others, which want its input's gradient; an image has none.
     x = x.to(settings.device, memory_format=layout).requires_grad_(stage)
-    # The whole of a compiled graph is for these shapes.
-    compiled = torch.compile(module, dynamic=False) if settings.compile else module
 
-    def forward(called: nn.Module = compiled) -> Tensor:
+    def forward(called: nn.Module) -> Tensor:
         with torch.autocast(x.device.type, settings.precision, enabled=settings.dtype != "float32"):
             return called(x)
 
     output = settle_statistics(module.eval(), forward, module)
+    if name == "fused":  # with the statistics in it
+        module = models.fuse_for_inference(module).to(settings.device, memory_format=layout)
+    # Shapes never change: a graph that could take others would be slower.
+    called = torch.compile(module, dynamic=False) if settings.compile else module
     _check_output(output, settings, name)
     # A loss that is the plain sum or mean of a normalised output has next to no gradient to propagate: rounding, and
     # denormal numbers, which are slow on a CPU. So each element has a random weight in it.
     weights = torch.randn_like(output, dtype=torch.float32)
     inputs = (x,) if stage else ()
-    loss = None if name == "fused" else lambda: (forward().float() * weights).sum()
-    return Contestant(module, loss, forward, inputs)
+    loss = None if name == "fused" else lambda: (forward(called).float() * weights).sum()
+    return Contestant(module, loss, lambda: forward(called), inputs)
 
 
 def _check_output(output: Any, settings: Settings, name: str) -> None:

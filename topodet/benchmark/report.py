@@ -13,6 +13,12 @@ from ..errors import DataError
 START, END = "<!-- records: begin -->", "<!-- records: end -->"
 NOT_YET = "Not yet measured."
 
+_PANELS = (
+    ("train_us_per_edge", "training, us per edge"),
+    ("eval_us_per_edge", "inference, us per edge"),
+    ("train_peak_mb", "peak memory, training, MB"),
+)
+
 Record = dict[str, Any]
 
 
@@ -29,19 +35,20 @@ def tables(record: Record) -> str:
 
 
 def contestants_table(record: Record) -> str:
-    """Return one line for each contestant: medians [quartiles] in ms, peaks in MB, and each over the chain's."""
+    """Return one line for each contestant: medians [quartiles] in ms, peaks in MB, over the chain (or R50)."""
     rows = record["contestants"]
-    floor = "chain" if "chain" in rows else ""
+    floors = {name: _floor(name, rows) for name in rows}
+    below = "chain" if "chain" in rows else "r50"
     head = ["contestant", "parameters", "edges", "training step, ms", "inference, ms"]
     head += ["peak memory, training, MB", "inference, MB"]
-    head += ["training / chain", "inference / chain", "memory / chain"] if floor else []
+    head += [f"training / {below}", f"inference / {below}", f"memory / {below}"] if any(floors.values()) else []
     lines = []
     for name, row in rows.items():
         memory = row.get("memory", {})
         cells = [name, f"{row['parameters']:,}", _number(row["edges"], "{:,}"), _time(row, "train"), _time(row, "eval")]
         cells += [_number(memory.get(f"{mode}_peak_mb"), "{:,.0f}") for mode in ("train", "eval")]
-        if floor:
-            base = rows[floor]
+        if any(floors.values()):
+            base = rows.get(floors[name], {})
             cells += [_over(_median(row, mode), _median(base, mode)) for mode in ("train", "eval")]
             cells.append(_over(memory.get("train_peak_mb"), base.get("memory", {}).get("train_peak_mb")))
         lines.append(cells)
@@ -97,11 +104,8 @@ def growth_table(record: Record) -> str:
 def growth_figure(record: Record) -> Figure:
     """Draw the time of an edge and the peak of memory over the number of nodes, one line a contestant."""
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
-    panels = (
-        ("train_us_per_edge", "training, us per edge"),
-        ("eval_us_per_edge", "inference, us per edge"),
-        ("train_peak_mb", "peak memory, training, MB"),
-    )
+    measured = {key for row in record["growth"] for cells in row["contestants"].values() for key in cells}
+    panels = [(key, label) for key, label in _PANELS if key in measured]
     nodes = [row["nodes"] for row in record["growth"]]
     for axis, (key, label) in zip(figure.subplots(1, len(panels)), panels):
         for k, name in enumerate(record["growth"][0]["contestants"]):
@@ -115,7 +119,7 @@ def growth_figure(record: Record) -> Figure:
         axis.set_xlabel("nodes")
         axis.set_ylabel(label)
         axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)  # memory has a line for every contestant
+    axis.legend(frameon=False, fontsize=8)  # the last panel, memory, has a line for every contestant
     return figure
 
 
@@ -164,6 +168,12 @@ def _measured(records: Sequence[Record]) -> str:
             blocks.append(f"![time of an edge and peak memory over the number of nodes]({_picture(record)})")
         blocks += [f"{circumstances(record)}:", f"```bash\n{record['command']}\n```"]
     return "\n\n".join(blocks) or NOT_YET
+
+
+def _floor(name: str, rows: Record) -> str:
+    """Return the contestant that another one is compared with, "" for none."""
+    floor = "chain" if "chain" in rows else f"{name.rpartition('_')[0]}_r50"
+    return floor if floor in rows else ""
 
 
 def _picture(record: Record) -> str:

@@ -35,7 +35,7 @@ def benchmark(settings: Settings, say: Callable[[str], None] = lambda _: None) -
         # Every contestant and mode is a recompilation of the same code; beyond the limit torch falls back silently.
         torch._dynamo.config.cache_size_limit = 256
     if settings.cuda:
-        torch.cuda.set_device(settings.device)
+        torch.cuda.set_device(torch.device(settings.device).index or 0)
         torch.backends.cudnn.benchmark = True
     playing = names(settings)
     if (settings.keep < 1 or settings.growth) and not {"model", "chain"} <= set(playing):

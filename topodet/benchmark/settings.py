@@ -119,6 +119,12 @@ def _check(settings: Settings) -> None:
         for count in counts:
             if count < 2:
                 raise ConfigError(f"{option} {count}: a stage needs at least 2 nodes, its input and its output")
+    smallest = -(-settings.size // {"stage": 2, "network": 32, "detector": 1}[settings.what])
+    if settings.batch * smallest**2 < 2:
+        raise ConfigError(
+            f"--batch {settings.batch} --size {settings.size}: the smallest feature map has one value a channel, which "
+            "batch normalisation cannot train on; give a larger --batch or --size"
+        )
     if not 0 < settings.keep <= 1:
         raise ConfigError(f"--keep {settings.keep}: the share of edges that stay lies in (0, 1], e.g. 0.2")
     if settings.what != "stage" and settings.growth:
