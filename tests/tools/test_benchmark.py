@@ -71,7 +71,9 @@ def test_tables_have_every_number(record):
     text = report.tables(record)
     for name in ("model", "plain", "chain", "pruned"):
         assert f"\n| {name} " in text
-    assert f"{record['contestants']['model']['train']['median_ms']:.4g} [" in text
+    times = {"median_ms": 1234.5, "q1_ms": 99.94, "q3_ms": 12345.6}
+    slow = {"contestants": {"model": {"parameters": 1, "edges": 1, "train": times}}}
+    assert "| 1,234 [99.9, 12,346] | -" in report.tables(slow)
     assert f"| {record['train_ratio_to_chain']:.2f} " in text
     assert "| 4 of 6 edges (67%) | training step |" in text
     assert re.search(r"^\| 3 +\| 3 +\| ", text, flags=re.MULTILINE)  # nodes, edges

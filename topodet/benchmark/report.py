@@ -184,7 +184,12 @@ def _time(row: Record, mode: str) -> str:
     if mode not in row:
         return "-"
     part = row[mode]
-    return f"{part['median_ms']:.4g} [{part['q1_ms']:.4g}, {part['q3_ms']:.4g}]"
+    return f"{_digits(part['median_ms'])} [{_digits(part['q1_ms'])}, {_digits(part['q3_ms'])}]"
+
+
+def _digits(value: float) -> str:
+    """Return a number with at least three digits, and no exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _median(row: Record, mode: str) -> float | None:
