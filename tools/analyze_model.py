@@ -42,7 +42,8 @@ def analyze(args: argparse.Namespace) -> None:
     if min(args.num_inputs, args.depth, *args.size) < 1:
         raise ConfigError("--num-inputs, --depth and --size must be positive")
     require_framework("detectron2")
-    from topodet.detectron2.analyze import build_detector, count, prepare, settle_statistics, synthetic_images
+    from topodet.detectron2.analyze import build_detector, count, prepare, synthetic_images
+    from topodet.statistics import settle_statistics
 
     height, width = args.size
     files = [read_image(path) for path in args.input or ()]
@@ -55,7 +56,7 @@ def analyze(args: argparse.Namespace) -> None:
         images = synthetic_images(args.num_inputs, height, width)
         if files:
             images = [prepare(f, short_side=height, long_side=width, input_format=input_format) for f in files]
-        settle_statistics(model, images[0])
+        settle_statistics(model, model, [{"image": images[0]}])
         counts = count(model, images, depth=args.depth)
         print(counts.table)
         print(f"images: {len(images)}, the table's {images[-1].shape[1]} x {images[-1].shape[2]}")

@@ -18,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     runs = records.load_all(ROOT / "records" / "runs")
     paper = json.loads((ROOT / "records" / "paper.json").read_text())
-    text = zoo.model_zoo(paper, runs, coco_configs())
+    benchmarks = records.load_all(ROOT / "records" / "benchmarks")
+    text = zoo.model_zoo(paper, runs, coco_configs(), benchmarks)
     page, pictures = ROOT / "model_zoo.md", zoo.pictures(runs)
     if args.check:
         stale = not page.exists() or page.read_text() != text or not all((ROOT / path).exists() for path in pictures)

@@ -1,7 +1,7 @@
 """Records of runs: what was measured, on what, with which command.
 
-A record is a JSON file under records/runs, made from what a run wrote (never typed). `topodet.zoo` makes
-tables of them.
+A record is a JSON file under records/runs, made from what a run wrote (never typed), or under records/benchmarks, from
+what `topodet.benchmark` measured. `topodet.zoo` makes tables of them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import platform
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,35 @@ def record_detector(
     }
 
 
+def record_benchmark(results: dict[str, Any], *, name: str, command: str) -> dict[str, Any]:
+    """Make the record of what `topodet.benchmark.benchmark` returned, in the process that measured it.
+
+    Args:
+        results: settings, contestants and ratios.
+        name: of the record, and of its file.
+        command: how to repeat it.
+    """
+    packages = [package for names in _FRAMEWORKS.values() for package in names]
+    environment = _environment(("torchvision", *(packages if results["settings"]["what"] == "detector" else ())))
+    machine = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    if torch.device(results["settings"]["device"]).type == "cuda":
+        machine = f"{torch.cuda.get_device_name()}, {machine}"
+    return {
+        "kind": "benchmark",
+        "name": name,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "command": command,
+        **results,
+        "machine": machine,
+        "versions": {**environment["versions"], "python": platform.python_version()},
+    }
+
+
+def save_benchmark(record: dict[str, Any], folder: str | Path) -> Path:
+    """Write a benchmark's record under its name; one of the same name is replaced."""
+    return atomic_json(Path(folder) / f"{record['name']}.json", record)
+
+
 def save(record: dict[str, Any], folder: str | Path) -> Path:
     """Write a record under its name; a record of the same run is replaced."""
     return atomic_json(Path(folder) / f"{full_name(record)}.json", record)
@@ -144,6 +174,14 @@ def _environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
     else:
         machine = f"{os.cpu_count()} CPU cores, {platform.machine()}"
     return {"machine": machine, "versions": {package: text for package, text in versions.items() if text}}
+
+
+def _processor() -> str:
+    """Return the name of the CPU; where the system does not tell it, of its kind."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_ind
 
 from .analysis.results import seed_curves
+from .benchmark.report import subject
 from .complexity import multiply_adds, parameters
 from .models import ARCHITECTURES
 from .records import full_name
@@ -34,13 +35,19 @@ _SPEED = {
 Record = dict[str, Any]
 
 
-def model_zoo(paper: dict[str, Any], records: Sequence[Record], detector_configs: Sequence[str]) -> str:
+def model_zoo(
+    paper: dict[str, Any],
+    records: Sequence[Record],
+    detector_configs: Sequence[str],
+    benchmarks: Sequence[Record] = (),
+) -> str:
     """Return model_zoo.md.
 
     Args:
         paper: content of records/paper.json.
         records: what `load_all` returned.
         detector_configs: paths of the COCO configs in this repository; a YAML and its LazyConfig twin are one row.
+        benchmarks: what `load_all` returned of the benchmarks' folder.
     """
     lines = [
         "# Model zoo",
@@ -115,6 +122,7 @@ def model_zoo(paper: dict[str, Any], records: Sequence[Record], detector_configs
     for note, names in _notes(groups).items():
         lines += ["", f"{', '.join(names)}: {note}"]
     lines += _comparisons(records)
+    lines += _speed(benchmarks)
     lines += ["", "## Commands of the measured runs", ""]
     lines += [] if records else ["None yet."]
     for record in records:
@@ -247,6 +255,36 @@ def _score(group: Sequence[Record], key: str) -> str:
     if len(scores) == 1:
         return f"{scores[0]:.1f}"
     return f"{mean(scores):.1f} ± {stdev(scores):.1f} ({min(scores):.1f} to {max(scores):.1f})"
+
+
+def _speed(benchmarks: Sequence[Record]) -> list[str]:
+    text = (
+        "Time of a training step (train), of inference (eval) and peak memory of the model, over those of a chain of "
+    )
+    text += (
+        "the same nodes, which is the floor, and of ResNet-50. [docs/performance.md](docs/performance.md) says what "
+    )
+    text += "is timed, and has every contestant's numbers."
+    head = ("record", "what", "ratios (measured)", "machine", "command")
+    lines = ["", "## Speed", "", text, ""]
+    return lines + (_table(head, list(map(_speed_row, benchmarks))) if benchmarks else ["Not yet measured."])
+
+
+def _speed_row(record: Record) -> tuple[str, ...]:
+    found: dict[str, list[str]] = {}
+    for key in ("train", "eval", "memory"):
+        for name, value in record.items():
+            match = re.fullmatch(rf"(.*_)?{key}_ratio_to_(chain|resnet50|r50)", name)
+            if match and match[1] != "eval_":  # the memory of inference stands in the record
+                ours = f"{match[1].strip('_')} toponet50" if match[1] else "model"
+                found.setdefault(f"{ours} / {match[2]}", []).append(f"{key} {value:.2f}")
+    return (
+        f"[{record['name']}](records/benchmarks/{record['name']}.json)",
+        subject(record),
+        "; ".join(f"{pair}: {', '.join(values)}" for pair, values in found.items()) or "-",
+        record["machine"],
+        f"`{record['command']}`",
+    )
 
 
 def _comparisons(records: Sequence[Record]) -> list[str]:

@@ -10,8 +10,9 @@ from tests.detectron.test_inference import RETINANET
 from tools import analyze_model
 from topodet.complexity import multiply_adds, parameters
 from topodet.detectron2 import TopoNet
-from topodet.detectron2.analyze import build_detector, count, settle_statistics, synthetic_images
+from topodet.detectron2.analyze import build_detector, count, synthetic_images
 from topodet.errors import ConfigError
+from topodet.statistics import settle_statistics
 
 FEATURES = ["res2", "res3", "res4", "res5"]
 
@@ -115,7 +116,7 @@ def test_a_yaml_and_its_lazy_config_cost_the_same():
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
         image = synthetic_images(1, 64, 64)
-        settle_statistics(model, image[0])
+        settle_statistics(model, model, [{"image": image[0]}])
         costs.append(count(model, image))
     assert costs[0].flops == costs[1].flops
     assert costs[0].table == costs[1].table

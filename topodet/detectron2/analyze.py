@@ -14,7 +14,6 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import transforms
 from detectron2.export import TracingAdapter
-from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.utils.analysis import FlopCountAnalysis
 from fvcore.nn import ActivationCountAnalysis, flop_count_table
@@ -103,25 +102,6 @@ def prepare(image: np.ndarray, *, short_side: int, long_side: int, input_format:
     image = resize.get_transform(image).apply_image(image)
     image = image[:, :, ::-1] if input_format == "BGR" else image
     return torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
-
-
-@torch.no_grad()
-def settle_statistics(model: nn.Module, image: Tensor) -> None:
-    """Give batch normalisation the statistics of one image, in place.
-
-    Random weights without it overflow in a deep network, no proposal is finite, and the heads would cost nothing.
-    """
-
-    def settle(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-        variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
-
-    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d | FrozenBatchNorm2d)]
-    hooks = [norm.register_forward_pre_hook(settle) for norm in norms]
-    model([{"image": image}])
-    for hook in hooks:
-        hook.remove()
 
 
 @torch.no_grad()

@@ -1,0 +1,195 @@
+"""What takes part in a benchmark, and what one step of it is."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet50
+
+from .. import models
+from ..connectivity import wirings
+from ..errors import ConfigError, unknown_name
+from ..frameworks import require_framework
+from ..models import TopoNet, TopoStage, architecture_arguments, init_weights
+from ..statistics import settle_statistics
+from ..topology import Topology, make_topology
+from .peer import build_peer
+from .pruned import keep_edges
+from .settings import FRAMEWORKS, Settings
+from .stages import Chain, PlainLoop, rebuilt
+
+NUM_CLASSES = 1000
+MODES = ("train", "eval")
+# Name of the package to import, and of topodet's own.
+_PACKAGES = {"mmdetection": ("mmdet", "mmdet"), "detectron2": ("detectron2", "detectron2")}
+_BACKBONES = ("toponet50", "r50")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A module with the two things that are timed; None where it has no such step.
+
+    Attributes:
+        module: its parameters, and what switches between training and evaluation.
+        loss: computes a scalar from the module's output.
+        predict: computes the module's output.
+        inputs: tensors with a gradient of their own.
+    """
+
+    module: nn.Module
+    loss: Callable[[], Tensor] | None
+    predict: Callable[[], Any] | None
+    inputs: Sequence[Tensor] = ()
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Those of `MODES` that it has a step for."""
+        return tuple(mode for mode, step in zip(MODES, (self.loss, self.predict)) if step)
+
+    @property
+    def edges(self) -> int | None:
+        """Number of edges that are summed over, None for a network without a wiring."""
+        return sum(wiring.topology.num_edges for wiring in wirings(self.module).values()) or None
+
+    def step(self, mode: str) -> None:
+        """Do what is timed: drop the gradients, forward and backward ("train"), or forward alone ("eval").
+
+        The module must be in that mode.
+        """
+        if mode == "eval":
+            with torch.inference_mode():
+                self.predict()
+        else:
+            self.drop_gradients()
+            self.loss().backward()
+
+    def drop_gradients(self) -> None:
+        """Set every gradient to None."""
+        self.module.zero_grad(set_to_none=True)
+        for tensor in self.inputs:
+            tensor.grad = None
+
+
+def names(settings: Settings) -> tuple[str, ...]:
+    """Return the names of those that take part.
+
+    Raises:
+        ConfigError: `settings.contestants` has an unknown name, or a framework is not installed.
+    """
+    if settings.what == "detector":
+        known = [f"{framework}_{backbone}" for framework in _frameworks(settings) for backbone in _BACKBONES]
+    else:
+        known = ["model", "plain", "chain"]
+        known += ["resnet50"] if settings.what == "network" else []
+        known += ["fused"] if hasattr(models, "fuse_for_inference") else []
+        known += ["pruned"] if settings.keep < 1 else []
+        known += ["module"] if settings.module else []
+    for name in settings.contestants:
+        if name not in known:
+            raise ConfigError(unknown_name("--contestants", name, known))
+    return tuple(name for name in known if not settings.contestants or name in settings.contestants)
+
+
+def build(settings: Settings, name: str) -> Contestant:
+    """Build a contestant on its device; all start from the same seed, so that the same nodes have the same weights.
+
+    Raises:
+        ConfigError: a module or a choice of edges that cannot be made, or an output of another shape.
+    """
+    torch.manual_seed(settings.seed)
+    if settings.what == "detector":
+        framework, _, backbone = name.rpartition("_")
+        return Contestant(*detectors(framework).training_step(backbone, settings), predict=None)
+    module = _module(settings, name)
+    with torch.no_grad():
+        for wiring in wirings(module).values():
+            wiring.alpha.uniform_(0.5, 1.0)  # no two alike, as in a trained network
+    return _on_device(module, settings, name)
+
+
+def detectors(framework: str) -> Any:
+    """Import what builds the detectors of a framework: by name, because imports run from here to there."""
+    return importlib.import_module(f"topodet.{_PACKAGES[framework][1]}.benchmark")
+
+
+def topologies(settings: Settings) -> list[Topology]:
+    """Return the graph of each stage of the model."""
+    if settings.what == "stage":
+        return [make_topology(settings.topology, settings.nodes, seed=settings.seed)]
+    with torch.device("meta"):
+        return list(TopoNet(**architecture_arguments(settings.arch)).topologies)
+
+
+def _frameworks(settings: Settings) -> Sequence[str]:
+    for framework in settings.frameworks:
+        require_framework(_PACKAGES[framework][0])
+    found = [name for name in FRAMEWORKS if importlib.util.find_spec(_PACKAGES[name][0])]
+    if not found:
+        require_framework("mmdet")
+    return settings.frameworks or found
+
+
+def _module(settings: Settings, name: str) -> nn.Module:
+    if name == "resnet50":
+        return resnet50(num_classes=NUM_CLASSES)
+    graphs = topologies(settings)
+    if name == "module":
+        return build_peer(settings.module, peer_arguments(settings))
+    if name == "pruned":
+        graphs = [keep_edges(graph, settings.keep, seed=settings.seed) for graph in graphs]
+    if settings.what == "stage":
+        model = TopoStage(settings.in_chs, settings.out_chs, graphs[0])
+        init_weights(model)
+    else:
+        model = TopoNet(**architecture_arguments(settings.arch, topology=graphs), num_classes=NUM_CLASSES)
+    return rebuilt(model, {"chain": Chain, "plain": PlainLoop}[name]) if name in ("chain", "plain") else model
+
+
+def peer_arguments(settings: Settings) -> dict[str, Any]:
+    """Return what the function of `--module` is called with."""
+    if settings.what == "network":
+        return {"num_classes": NUM_CLASSES}
+    [graph] = topologies(settings)
+    return {"in_chs": settings.in_chs, "out_chs": settings.out_chs, "nodes": graph.num_nodes, "edges": graph.edges}
+
+
+def _on_device(module: nn.Module, settings: Settings, name: str) -> Contestant:
+    layout = torch.channels_last if settings.memory_format == "channels_last" else torch.contiguous_format
+    module = module.to(settings.device, memory_format=layout)
+    stage = settings.what == "stage"
+    generator = torch.Generator().manual_seed(settings.seed)
+    x = torch.randn(settings.batch, settings.in_chs if stage else 3, settings.size, settings.size, generator=generator)
+    # A stage stands behind others, which want its input's gradient; an image has none.
+    x = x.to(settings.device, memory_format=layout).requires_grad_(stage)
+
+    def forward(called: nn.Module) -> Tensor:
+        with torch.autocast(x.device.type, settings.precision, enabled=settings.dtype != "float32"):
+            return called(x)
+
+    output = settle_statistics(module.eval(), forward, module)
+    if name == "fused":  # with the statistics in it
+        module = models.fuse_for_inference(module).to(settings.device, memory_format=layout)
+    # Shapes never change: a graph that could take others would be slower.
+    called = torch.compile(module, dynamic=False) if settings.compile else module
+    _check_output(output, settings, name)
+    # A loss that is the plain sum or mean of a normalised output has next to no gradient to propagate: rounding, and
+    # denormal numbers, which are slow on a CPU. So each element has a random weight in it.
+    weights = torch.randn_like(output, dtype=torch.float32)
+    inputs = (x,) if stage else ()
+    loss = None if name == "fused" else lambda: (forward(called).float() * weights).sum()
+    return Contestant(module, loss, lambda: forward(called), inputs)
+
+
+def _check_output(output: Any, settings: Settings, name: str) -> None:
+    half = -(-settings.size // 2)
+    stage = (settings.batch, settings.out_chs, half, half)
+    expected = stage if settings.what == "stage" else (settings.batch, NUM_CLASSES)
+    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if found != expected:
+        raise ConfigError(f"{name}: its output is {found}, but must be a tensor of {expected} to do the same work")

@@ -1,0 +1,178 @@
+"""From settings to the results of one benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError
+from ..models import architecture_arguments
+from ..topology import Topology
+from .contestants import MODES, Contestant, build, names, topologies
+from .measure import copy_bandwidth, gpu_memory, interleaved, process_memory, summary
+from .settings import Settings
+
+Results = dict[str, Any]
+
+
+def benchmark(settings: Settings, say: Callable[[str], None] = lambda _: None) -> Results:
+    """Measure all that `settings` asks for.
+
+    Returns:
+        what a record holds beside its circumstances: "settings", "contestants" (see `compare`), the ratios of the model
+        to every other contestant (`train_ratio_to_chain`, ...), and "keep", "bandwidth", "growth" where they were
+        measured.
+
+    Raises:
+        ConfigError: settings that cannot be measured here.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.compile:
+        # Every contestant and mode is a recompilation of the same code; beyond the limit torch falls back silently.
+        torch._dynamo.config.cache_size_limit = 256
+    if settings.cuda:
+        torch.cuda.set_device(torch.device(settings.device).index or 0)
+        torch.backends.cudnn.benchmark = True
+    playing = names(settings)
+    if (settings.keep < 1 or settings.growth) and not {"model", "chain"} <= set(playing):
+        raise ConfigError(f"--keep and --growth compare with model and chain; --contestants has {', '.join(playing)}")
+    rows = compare(settings, say)
+    results: Results = {"settings": asdict(settings), **ratios(rows), "contestants": rows}
+    if "pruned" in rows:
+        results["keep"] = keep_results(rows)
+    if settings.cuda and {"model", "chain"} <= set(rows):
+        results["bandwidth"] = bandwidth_results(rows, settings)
+    if settings.growth:
+        results["growth"] = [growth_results(settings, nodes, say) for nodes in settings.growth]
+    return results
+
+
+def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Results]:
+    """Return for each contestant its parameters, edges, times ("train" and "eval") and "memory"."""
+    contestants: dict[str, Contestant] = {}
+    rows: dict[str, Results] = {}
+    for name in names(settings):
+        say(f"building {name}")
+        before = torch.cuda.memory_allocated() if settings.cuda else 0
+        contestants[name] = made = build(settings, name)
+        rows[name] = {"parameters": sum(p.numel() for p in made.module.parameters()), "edges": made.edges}
+        if settings.cuda and settings.memory:
+            rows[name]["memory"] = gpu_memory(made, before)
+    for mode in MODES:
+        say(f"timing {mode}: {settings.warmup} + {settings.rounds} rounds")
+        counts = {"rounds": settings.rounds, "warmup": settings.warmup}
+        for name, durations in interleaved(contestants, mode, cuda=settings.cuda, **counts).items():
+            rows[name][mode] = summary(durations)
+    contestants.clear()
+    if settings.memory and not settings.cuda:
+        for name, row in rows.items():
+            say(f"memory of {name}, in a process of its own")
+            row["memory"] = process_memory(settings, name)
+    return rows
+
+
+def ratios(rows: dict[str, Results]) -> dict[str, float]:
+    """Return how many times the model takes of every other contestant: medians of time, peaks of memory.
+
+    A detector with toponet50 is compared with its framework's R50.
+    """
+    found: dict[str, float] = {}
+    for subject, other, prefix in _pairs(rows):
+        ours, theirs = rows[subject], rows[other]
+        to = f"ratio_to_{other.rpartition('_')[2] if prefix else other}"
+        for mode in MODES:
+            if mode in ours and mode in theirs:
+                found[f"{prefix}{mode}_{to}"] = ours[mode]["median_ms"] / theirs[mode]["median_ms"]
+        if "memory" not in ours:
+            continue
+        ours, theirs = ours["memory"], theirs["memory"]
+        for key, mode in (("memory", "train"), ("eval_memory", "eval")):
+            peak = f"{mode}_peak_mb"
+            if peak in ours and peak in theirs:
+                found[f"{prefix}{key}_{to}"] = ours[peak] / theirs[peak]
+                above = [memory[peak] - memory["baseline_mb"] for memory in (ours, theirs)]
+                if above[1] > 0:
+                    found[f"{prefix}{key}_above_baseline_{to}"] = above[0] / above[1]
+    return found
+
+
+def keep_results(rows: dict[str, Results]) -> Results:
+    """Return what fewer edges bring, beside what the removed work promises.
+
+    The promise: what a step takes beyond the chain shrinks with the number of edges, the nodes cost what they did.
+    """
+    share = rows["pruned"]["edges"] / rows["model"]["edges"]
+    found: Results = {"share": share, "edges": rows["pruned"]["edges"], "full_edges": rows["model"]["edges"]}
+    for mode in MODES:
+        full, floor, pruned = (rows[name][mode]["median_ms"] for name in ("model", "chain", "pruned"))
+        found[mode] = {"promised_ratio": (floor + share * (full - floor)) / full, "measured_ratio": pruned / full}
+    return found
+
+
+def bandwidth_results(rows: dict[str, Results], settings: Settings) -> Results:
+    """Return which share of the memory's bandwidth aggregation reaches: None where the chain was not faster.
+
+    Bytes that must move, in feature maps, for N nodes and E edges. Forward: E reads, N - 1 sums written. Backward: E
+    reads of a sum's gradient, and every node but the last read once (for the gradient of alpha) and its gradient
+    written once.
+    """
+    peak = copy_bandwidth(settings.device)
+    element = torch.finfo(settings.precision).bits // 8
+    forward = backward = 0
+    for graph, elements in _feature_maps(settings):
+        forward += element * elements * (graph.num_edges + graph.num_nodes - 1)
+        backward += element * elements * (graph.num_edges + 2 * (graph.num_nodes - 1))
+    found: Results = {"peak_gb_per_s": peak / 1e9}
+    for mode, size in (("train", forward + backward), ("eval", forward)):
+        seconds = (rows["model"][mode]["median_ms"] - rows["chain"][mode]["median_ms"]) / 1e3
+        reached = size / seconds if seconds > 0 else None
+        found[mode] = {
+            "gb_moved": size / 1e9,
+            "gb_per_s": reached and reached / 1e9,
+            "share_of_peak": reached and reached / peak,
+        }
+    return found
+
+
+def growth_results(settings: Settings, nodes: int, say: Callable[[str], None]) -> Results:
+    """Return one row of the growth table: a stage of so many nodes, and the time of aggregation for an edge."""
+    say(f"{nodes} nodes")
+    playing = tuple(name for name in settings.contestants if name != "pruned")
+    rows = compare(replace(settings, nodes=nodes, keep=1.0, growth=(), contestants=playing), say)
+    edges = rows["model"]["edges"]
+    found: Results = {"nodes": nodes, "edges": edges, "contestants": {}}
+    for name, row in rows.items():
+        cells = {f"{mode}_ms": row[mode]["median_ms"] for mode in MODES if mode in row}
+        for mode in MODES:
+            if mode in row and name != "chain":
+                extra = row[mode]["median_ms"] - rows["chain"][mode]["median_ms"]
+                cells[f"{mode}_us_per_edge"] = 1e3 * extra / edges
+        cells |= {key: value for key, value in row.get("memory", {}).items() if key != "baseline_mb"}
+        found["contestants"][name] = cells
+    return found
+
+
+def _pairs(rows: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return (subject, other, prefix of the keys) of each ratio."""
+    if "model" in rows:
+        return [("model", other, "") for other in rows if other != "model"]
+    frameworks = [name.removesuffix("_toponet50") for name in rows if name.endswith("_toponet50")]
+    return [(f"{name}_toponet50", f"{name}_r50", f"{name}_") for name in frameworks if f"{name}_r50" in rows]
+
+
+def _feature_maps(settings: Settings) -> list[tuple[Topology, int]]:
+    """Return each stage's graph and the elements of one node's feature map."""
+    graphs = topologies(settings)
+    if settings.what == "stage":
+        shapes = [(settings.out_chs, 2)]
+    else:
+        width = architecture_arguments(settings.arch).get("width", 64)
+        shapes = [(width * 2 ** (k + 1), 4 * 2**k) for k in range(len(graphs))]
+    return [
+        (graph, settings.batch * channels * (-(-settings.size // stride)) ** 2)
+        for graph, (channels, stride) in zip(graphs, shapes)
+    ]

@@ -1,0 +1,31 @@
+"""Images and boxes of noise for the detectors' training iterations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .settings import Settings
+
+CLASSES = 80
+BOXES = 7  # an image; about as many as COCO has
+
+
+def noise_scenes(settings: Settings) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return `batch` scenes, the same ones at each call.
+
+    Returns:
+        (image, boxes, labels) each: uint8 [3, size, 4/3 size], float32 [BOXES, 4] of corners in pixels, int64 [BOXES].
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    height, width = settings.size, settings.size * 4 // 3
+    sides = torch.tensor([width, height])
+    scenes = []
+    for _ in range(settings.batch):
+        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+        # From a corner in the first half to one at least a tenth of the image further on.
+        start = torch.rand(BOXES, 2, generator=generator) * 0.5
+        extent = 0.1 + torch.rand(BOXES, 2, generator=generator) * 0.4
+        boxes = torch.cat([start * sides, (start + extent) * sides], dim=1)
+        scenes.append((image, boxes, torch.randint(0, CLASSES, (BOXES,), generator=generator)))
+    return scenes

@@ -1,0 +1,62 @@
+"""The same nodes put together in other ways: what bounds a stage from below, and what it must not be slower than."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..models import TopoNet, TopoStage
+
+
+class Chain(nn.Module):
+    """The floor: each node of a stage reads the one before it as it is, and nothing is summed.
+
+    Args:
+        stage: whose nodes are used.
+    """
+
+    def __init__(self, stage: TopoStage):
+        super().__init__()
+        self.nodes = stage.nodes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the last node's output."""
+        for node in self.nodes:
+            x = node(x)
+        return x
+
+
+class PlainLoop(nn.Module):
+    """A stage as one would write it down: `y = y + alpha * x`, edge by edge.
+
+    Kept apart from topodet.models on purpose: it stays what it is when the aggregation there becomes faster.
+
+    Args:
+        stage: whose nodes and edges are used.
+    """
+
+    def __init__(self, stage: TopoStage):
+        super().__init__()
+        self.nodes = stage.nodes
+        self.wiring = stage.wiring
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the last node's output."""
+        features = [self.nodes[0](x)]
+        alpha = self.wiring.alpha.to(features[0].dtype).unbind()
+        topology = self.wiring.topology
+        for i in range(1, topology.num_nodes):
+            (first, weight), *others = zip(topology.predecessors[i], alpha[topology.incoming[i]])
+            total = features[first] * weight
+            for j, weight in others:
+                total = torch.addcmul(total, features[j], weight)
+            features.append(self.nodes[i](total))
+        return features[-1]
+
+
+def rebuilt(model: TopoStage | TopoNet, kind: type[Chain] | type[PlainLoop]) -> nn.Module:
+    """Return a stage as `kind`, or a network with each of its stages as `kind`; the network is changed in place."""
+    if isinstance(model, TopoStage):
+        return kind(model)
+    model.stages = nn.ModuleList(kind(stage) for stage in model.stages)
+    return model
