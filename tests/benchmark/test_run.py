@@ -3,6 +3,7 @@ import torch
 
 from topodet.benchmark import benchmark, make_settings
 from topodet.benchmark.measure import interleaved, summary
+from topodet.benchmark.report import bandwidth_table
 from topodet.benchmark.run import bandwidth_results, keep_results, ratios
 from topodet.errors import ConfigError
 
@@ -74,6 +75,8 @@ def test_bytes_that_must_move(monkeypatch):
     assert found["train"]["gb_moved"] * 1e9 == pytest.approx(64 * (9 + 12))
     assert found["train"]["share_of_peak"] == pytest.approx(64 * 21 / 10e-3 / 1e6)
     assert found["eval"]["share_of_peak"] is None  # faster than the chain, within the noise
+    assert found["kernel"] == "fused"
+    assert "aggregation (fused)" in bandwidth_table({"bandwidth": found})
 
 
 def test_growth_by_nodes():
@@ -105,3 +108,4 @@ def test_a_gpu_counts_its_own_memory():
     memory = found["contestants"]["model"]["memory"]
     assert 0 < memory["eval_peak_mb"] < memory["train_peak_mb"]
     assert found["bandwidth"]["peak_gb_per_s"] > 0
+    assert found["bandwidth"]["kernel"] == "triton"

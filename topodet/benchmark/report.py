@@ -81,7 +81,7 @@ def bandwidth_table(record: Record) -> str:
         for mode in names
     ]
     peak = f"share of a copy's {found['peak_gb_per_s']:,.0f} GB/s"
-    return _table(["aggregation", "GB that must move", "GB/s", peak], lines)
+    return _table([f"aggregation ({found['kernel']})", "GB that must move", "GB/s", peak], lines)
 
 
 def growth_table(record: Record) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import ConfigError
 from ..models import architecture_arguments
+from ..models.aggregation import kernel
 from ..topology import Topology
 from .contestants import MODES, Contestant, build, names, topologies
 from .measure import copy_bandwidth, gpu_memory, interleaved, process_memory, summary
@@ -114,7 +115,9 @@ def keep_results(rows: dict[str, Results]) -> Results:
 
 
 def bandwidth_results(rows: dict[str, Results], settings: Settings) -> Results:
-    """Return which share of the memory's bandwidth aggregation reaches: None where the chain was not faster.
+    """Return which share of the memory's bandwidth aggregation reaches, and with which kernel.
+
+    The share is None where the chain was not faster.
 
     Bytes that must move, in feature maps, for N nodes and E edges. Forward: E reads, N - 1 sums written. Backward: E
     reads of a sum's gradient, and every node but the last read once (for the gradient of alpha) and its gradient
@@ -126,7 +129,8 @@ def bandwidth_results(rows: dict[str, Results], settings: Settings) -> Results:
     for graph, elements in _feature_maps(settings):
         forward += element * elements * (graph.num_edges + graph.num_nodes - 1)
         backward += element * elements * (graph.num_edges + 2 * (graph.num_nodes - 1))
-    found: Results = {"peak_gb_per_s": peak / 1e9}
+    like = torch.empty(0, device=settings.device, dtype=settings.precision)
+    found: Results = {"kernel": kernel(like), "peak_gb_per_s": peak / 1e9}
     for mode, size in (("train", forward + backward), ("eval", forward)):
         seconds = (rows["model"][mode]["median_ms"] - rows["chain"][mode]["median_ms"]) / 1e3
         reached = size / seconds if seconds > 0 else None

@@ -10,6 +10,8 @@ the whole sums; from them `_Read` computes `sum_i alpha_ji * g_i` and, with the 
 
 - `fused`, in the CPU's memory: adds into one buffer, multiplies what it has just read, and passes over edges whose
   weight is exactly 0. torch.compile takes it as it is, because its own loops over many inputs are slower.
+- `triton`, on GPUs: the same operators as one kernel each (`aggregation_triton`). It is tried once on every GPU, with
+  numbers that are known; where it does not compile or is wrong, a warning says so and `torch` takes its place.
 - `torch`, elsewhere: the same passes made of torch's operators, which a compiler turns into one loop each; also for a
   second differentiation.
 - `plain`: edge by edge, for what follows operators and not functions: tracing, export, functorch, forward-mode AD.
@@ -19,6 +21,7 @@ All accumulate in float32 or wider and are deterministic.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -29,16 +32,27 @@ from torch import Tensor, nn
 from ..errors import ConfigError, unknown_name
 from ..topology import Topology
 
-Kernel = Literal["fused", "torch", "plain"]
+Kernel = Literal["fused", "triton", "torch", "plain"]
 
 _forced: Kernel | None = None
+
+# Whether the Triton kernel works, by GPU and dtype, as far as it was tried.
+_tried: dict[tuple[torch.device, torch.dtype], bool] = {}
 
 
 def kernel(x: Tensor) -> Kernel:
     """Return the name of the kernel that sums tensors like `x` here and now."""
     if _must_be_plain(x):
         return "plain"
-    return _forced or ("fused" if x.device.type == "cpu" else "torch")
+    if _forced in ("torch", "plain"):
+        return _forced
+    # The other two are one operator, and the device says which of them it is.
+    if x.device.type == "cpu":
+        return "fused"
+    # A compiler cannot try the kernel; it takes the operator as it is, which tries it when it runs.
+    if x.device.type == "cuda" and (torch.compiler.is_dynamo_compiling() or _triton_works(x)):
+        return "triton"
+    return "torch"
 
 
 def _must_be_plain(x: Tensor) -> bool:
@@ -53,9 +67,32 @@ def _must_be_plain(x: Tensor) -> bool:
     )
 
 
+def _triton_works(x: Tensor) -> bool:
+    """Whether the Triton kernel can be used for tensors like `x`; tries it when first asked for a GPU and a dtype."""
+    key = (x.device, x.dtype)
+    if key not in _tried:
+        if torch.cuda.is_current_stream_capturing():
+            return False  # a CUDA graph is no place to compile and compare: ask again
+        try:
+            from .aggregation_triton import check
+
+            check(*key)
+            _tried[key] = True
+        except Exception as error:  # no Triton, no C compiler, an old GPU: whatever it is, there is another kernel
+            _tried[key] = False
+            warnings.warn(
+                f"topodet's Triton kernel does not work for {x.dtype} on {x.device} ({type(error).__name__}: {error}). "
+                "Weighted sums are made of torch's operators there, which is slower",
+                stacklevel=2,
+            )
+    return _tried[key]
+
+
 @contextmanager
 def use_kernel(name: Kernel) -> Iterator[None]:
-    """Use a kernel where not only "plain" can be used, e.g. to compare; in all threads. "fused" is for the CPU alone.
+    """Use a kernel where not only "plain" can be used, e.g. to compare; in all threads.
+
+    "fused" is for the CPU and "triton" for GPUs: on other devices they leave the choice as it is.
 
     Raises:
         ConfigError: no such kernel.
@@ -220,8 +257,37 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-for _name, _function in (("add_up", _add_up), ("add_up_and_dot", _add_up_and_dot)):
-    _library.impl(_name, _function, "CPU")
+def _add_up_on_gpu(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    if not _triton_works(terms[0]):
+        return weighted_sum(terms, weights)
+    from .aggregation_triton import add_up
 
-_ADD_UP = {"fused": torch.ops.topodet.add_up, "torch": weighted_sum, "plain": weighted_sum}
-_ADD_UP_AND_DOT = {"fused": torch.ops.topodet.add_up_and_dot, "torch": _weighted_sum_and_dot}
+    return add_up(terms, weights)
+
+
+def _add_up_and_dot_on_gpu(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+    if not _triton_works(feature):
+        return _weighted_sum_and_dot(terms, weights, feature)
+    from .aggregation_triton import add_up_and_dot
+
+    return add_up_and_dot(terms, weights, feature)
+
+
+for _name, _on_cpu, _on_gpu in (
+    ("add_up", _add_up, _add_up_on_gpu),
+    ("add_up_and_dot", _add_up_and_dot, _add_up_and_dot_on_gpu),
+):
+    _library.impl(_name, _on_cpu, "CPU")
+    _library.impl(_name, _on_gpu, "CUDA")
+
+_ADD_UP = {
+    "fused": torch.ops.topodet.add_up,
+    "triton": torch.ops.topodet.add_up,
+    "torch": weighted_sum,
+    "plain": weighted_sum,
+}
+_ADD_UP_AND_DOT = {
+    "fused": torch.ops.topodet.add_up_and_dot,
+    "triton": torch.ops.topodet.add_up_and_dot,
+    "torch": _weighted_sum_and_dot,
+}
