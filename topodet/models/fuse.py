@@ -34,13 +34,13 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
     - A node with one input and alpha > 0 sums nothing: `relu(alpha x) = alpha relu(x)`, and alpha goes into its
       depthwise weights.
 
-    The output equals that of `model.eval()` up to rounding: the new weights are computed in float64 and have the type
+    The output equals that of `model.eval()` up to rounding: the new weights are computed in float64, and have the type
     of the old ones. Fuse before `torch.compile`, tracing or export, which all take the result. A fused model that is
     fused again is copied.
 
     The result is not for training: its fused parameters take no gradient, and `train()` does not bring back the
-    statistics of a batch. Its state dict is its own; weights are loaded before, not after. Hooks on the replaced
-    modules, and subclasses of `Stem` and `TopoStage`, which may compute something else, are not taken over or replaced.
+    statistics of a batch. Its state dict is its own and fits no other model; load weights before fusing. Hooks on the
+    replaced modules are lost. Subclasses of `Stem` and `TopoStage` stay as they are: they may compute something else.
 
     Args:
         model: any module that contains a `TopoStage`, or is one. It is not changed.
