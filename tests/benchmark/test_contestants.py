@@ -73,12 +73,23 @@ def test_the_plain_loop_computes_what_the_model_does(options):
 
 
 def test_who_takes_part():
-    fused = {"fused"} & set(names(settings()))  # where topodet.models has it
-    assert set(names(settings())) == {"model", "plain", "chain"} | fused
-    assert set(names(make_settings(**NETWORK, keep=0.5))) == {"model", "plain", "chain", "resnet50", "pruned"} | fused
+    assert names(settings()) == ("model", "plain", "chain", "fused")
+    pruned = ("pruned", "fused_pruned")
+    assert names(make_settings(**NETWORK, keep=0.5)) == ("model", "plain", "chain", "resnet50", "fused", *pruned)
     assert names(settings(contestants=("chain", "model"))) == ("model", "chain")
     with pytest.raises(ConfigError, match="unknown --contestants 'modle'. Did you mean 'model'"):
         names(settings(contestants=("modle",)))
+
+
+@pytest.mark.parametrize(("name", "other"), [("fused", "model"), ("fused_pruned", "pruned")])
+def test_the_fused_model_computes_what_the_model_does(name, other):
+    # Larger than NETWORK: the statistics of two values, which differ by rounding, would make noise of what follows.
+    made = make_settings(**{**NETWORK, "size": 64}, keep=0.8)
+    fused, model = (build(made, which) for which in (name, other))
+    assert fused.modes == ("eval",)
+    assert fused.edges == model.edges
+    with torch.no_grad():
+        torch.testing.assert_close(fused.predict(), model.predict(), rtol=1e-3, atol=1e-3)
 
 
 def test_modes_and_gradients():

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from .. import models
 from ..connectivity import wirings
 from ..errors import ConfigError, unknown_name
 from ..frameworks import require_framework
-from ..models import TopoNet, TopoStage, architecture_arguments, init_weights
+from ..models import FusedStage, TopoNet, TopoStage, architecture_arguments, fuse_for_inference, init_weights
 from ..statistics import settle_statistics
 from ..topology import Topology, make_topology
 from .peer import build_peer
@@ -55,7 +54,8 @@ class Contestant:
     @property
     def edges(self) -> int | None:
         """Number of edges that are summed over, None for a network without a wiring."""
-        return sum(wiring.topology.num_edges for wiring in wirings(self.module).values()) or None
+        fused = sum(len(stage.edges) for stage in self.module.modules() if isinstance(stage, FusedStage))
+        return fused or sum(wiring.topology.num_edges for wiring in wirings(self.module).values()) or None
 
     def step(self, mode: str) -> None:
         """Do what is timed: drop the gradients, forward and backward ("train"), or forward alone ("eval").
@@ -87,8 +87,8 @@ def names(settings: Settings) -> tuple[str, ...]:
     else:
         known = ["model", "plain", "chain"]
         known += ["resnet50"] if settings.what == "network" else []
-        known += ["fused"] if hasattr(models, "fuse_for_inference") else []
-        known += ["pruned"] if settings.keep < 1 else []
+        known += ["fused"]
+        known += ["pruned", "fused_pruned"] if settings.keep < 1 else []
         known += ["module"] if settings.module else []
     for name in settings.contestants:
         if name not in known:
@@ -106,11 +106,12 @@ def build(settings: Settings, name: str) -> Contestant:
     if settings.what == "detector":
         framework, _, backbone = name.rpartition("_")
         return Contestant(*detectors(framework).training_step(backbone, settings), predict=None)
-    module = _module(settings, name)
+    fused = name.startswith("fused")
+    module = _module(settings, {"fused": "model", "fused_pruned": "pruned"}.get(name, name))
     with torch.no_grad():
         for wiring in wirings(module).values():
             wiring.alpha.uniform_(0.5, 1.0)  # no two alike, as in a trained network
-    return _on_device(module, settings, name)
+    return _on_device(module, settings, name, fused=fused)
 
 
 def detectors(framework: str) -> Any:
@@ -159,7 +160,7 @@ def peer_arguments(settings: Settings) -> dict[str, Any]:
     return {"in_chs": settings.in_chs, "out_chs": settings.out_chs, "nodes": graph.num_nodes, "edges": graph.edges}
 
 
-def _on_device(module: nn.Module, settings: Settings, name: str) -> Contestant:
+def _on_device(module: nn.Module, settings: Settings, name: str, *, fused: bool) -> Contestant:
     layout = torch.channels_last if settings.memory_format == "channels_last" else torch.contiguous_format
     module = module.to(settings.device, memory_format=layout)
     stage = settings.what == "stage"
@@ -173,8 +174,8 @@ def _on_device(module: nn.Module, settings: Settings, name: str) -> Contestant:
             return called(x)
 
     output = settle_statistics(module.eval(), forward, module)
-    if name == "fused":  # with the statistics in it
-        module = models.fuse_for_inference(module).to(settings.device, memory_format=layout)
+    if fused:  # with the statistics in it
+        module = fuse_for_inference(module).to(settings.device, memory_format=layout)
     # Shapes never change: a graph that could take others would be slower.
     called = torch.compile(module, dynamic=False) if settings.compile else module
     _check_output(output, settings, name)
@@ -182,7 +183,7 @@ def _on_device(module: nn.Module, settings: Settings, name: str) -> Contestant:
     # denormal numbers, which are slow on a CPU. So each element has a random weight in it.
     weights = torch.randn_like(output, dtype=torch.float32)
     inputs = (x,) if stage else ()
-    loss = None if name == "fused" else lambda: (forward(called).float() * weights).sum()
+    loss = None if fused else lambda: (forward(called).float() * weights).sum()
     return Contestant(module, loss, lambda: forward(called), inputs)
 
 

@@ -145,7 +145,7 @@ def bandwidth_results(rows: dict[str, Results], settings: Settings) -> Results:
 def growth_results(settings: Settings, nodes: int, say: Callable[[str], None]) -> Results:
     """Return one row of the growth table: a stage of so many nodes, and the time of aggregation for an edge."""
     say(f"{nodes} nodes")
-    playing = tuple(name for name in settings.contestants if name != "pruned")
+    playing = tuple(name for name in settings.contestants if "pruned" not in name)
     rows = compare(replace(settings, nodes=nodes, keep=1.0, growth=(), contestants=playing), say)
     edges = rows["model"]["edges"]
     found: Results = {"nodes": nodes, "edges": edges, "contestants": {}}

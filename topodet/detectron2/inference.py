@@ -99,7 +99,8 @@ def predictor(
         opts: pairs of KEY VALUE over the detector's config.
 
     Returns:
-        the predictor; its `metadata.thing_classes` are the detector's.
+        the predictor; its `metadata.thing_classes` are the detector's. `topodet.models.fuse_for_inference(made.model)`
+        may take the place of its `model`.
 
     Raises:
         ConfigError: options that do not exist, a threshold, device or image format that cannot be.

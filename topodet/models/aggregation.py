@@ -177,6 +177,18 @@ class _Read(torch.autograd.Function):
         return None, total if ctx.needs_input_grad[1] else None, products.to(weights.dtype)
 
 
+def add_up(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return `sum_j weights[j] * terms[j]` in a tensor of its own, by the fastest kernel that serves here and now.
+
+    Args:
+        terms: at least one tensor, all of one shape and dtype. They may have a gradient.
+        weights: [len(terms)], without one.
+    """
+    # The fast kernels are forward passes; what is differentiated otherwise goes through `Sums`.
+    differentiable = torch.is_grad_enabled() and any(term.requires_grad for term in terms)
+    return _ADD_UP["plain" if differentiable else kernel(terms[0])](terms, weights)
+
+
 def weighted_sum(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Return `sum_j weights[j] * terms[j]`, by operators that everything in torch can follow.
 

@@ -79,6 +79,11 @@ class TopoStage(nn.Module):
         self.out_chs = out_chs
         self.grad_checkpointing = False
 
+    @property
+    def topology(self) -> Topology:
+        """The graph."""
+        return self.wiring.topology
+
     def forward(self, x: Tensor) -> Tensor:
         """Compute the nodes in topological order and return the last one's output."""
         x = self.nodes[0](x)

@@ -67,7 +67,7 @@ class Trunk(nn.Module):
     @property
     def topologies(self) -> tuple[Topology, ...]:
         """The graph of each stage."""
-        return tuple(stage.wiring.topology for stage in self.stages)
+        return tuple(stage.topology for stage in self.stages)
 
     def stage_features(self, x: Tensor) -> Iterator[Tensor]:
         """Yield each stage's feature map in turn; a caller that stops early computes no more than it read."""

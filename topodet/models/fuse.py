@@ -1,0 +1,223 @@
+"""A trained network made ready for inference: less to compute, the same result."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Collection, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import ConfigError
+from .aggregation import add_up
+from .stage import Node, TopoStage
+from .trunk import Stem
+
+# The stage's input, where the number of a node would stand: what node 0 reads.
+_INPUT = -1
+
+
+@torch.no_grad()
+def fuse_for_inference(model: nn.Module) -> nn.Module:
+    """Return a copy of a model, in eval mode, whose stems and stages compute the same with less work.
+
+    Wherever a `Stem` or `TopoStage` sits (a network, a backbone, a whole detector):
+
+    - Normalisation by stored statistics (batch normalisation, synchronised or frozen) goes into the convolution before
+      it: `scale * (W x - mean) + shift = (scale W) x + (shift - scale mean)`, with `scale = weight / sqrt(var + eps)`.
+      Other normalisations stay as they are, and so does batch normalisation that keeps no statistics.
+    - Edges whose alpha is exactly 0 are gone, and with them the nodes that no longer reach the stage's output. A node
+      that reads nothing any more is one number a channel, which is added to the sums of its readers.
+    - A node with one input and alpha > 0 sums nothing: `relu(alpha x) = alpha relu(x)`, and alpha goes into its
+      depthwise weights.
+
+    The output equals that of `model.eval()` up to rounding: the new weights are computed in float64, and have the type
+    of the old ones. Fuse before `torch.compile`, tracing or export, which all take the result. A fused model that is
+    fused again is copied.
+
+    The result is not for training: its fused parameters take no gradient, and `train()` does not bring back the
+    statistics of a batch. Its state dict is its own and fits no other model; load weights before fusing. Hooks on the
+    replaced modules are lost. Subclasses of `Stem` and `TopoStage` stay as they are: they may compute something else.
+
+    Args:
+        model: any module that contains a `TopoStage`, or is one. It is not changed.
+
+    Raises:
+        ConfigError: a model without a `TopoStage`.
+
+    Example:
+        >>> model = TopoNet(nodes=(3, 3), width=4, num_classes=2).eval()
+        >>> fuse_for_inference(model)(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 2])
+    """
+    if not any(type(module) in (TopoStage, FusedStage) for module in model.modules()):
+        raise ConfigError(
+            f"fuse_for_inference: {type(model).__name__} contains no TopoStage, there is nothing to fuse; "
+            "give a TopoNet, a backbone or a detector that has one"
+        )
+    replacements: dict[int, nn.Module] = {}
+    for name, module in model.named_modules():
+        if type(module) is Stem:
+            replacements[id(module)] = _fused_stem(module)
+        elif type(module) is TopoStage:
+            fused = replacements[id(module)] = FusedStage(module)
+            if "0" not in fused.nodes:
+                warnings.warn(
+                    f"fuse_for_inference: the edges of {name or 'the stage'} whose alpha is not 0 do not connect its "
+                    "input with its output; its feature map does not depend on the image",
+                    stacklevel=3,  # no_grad is between this and the caller
+                )
+    # `deepcopy` takes what is in its memo for copied already, wherever it meets it.
+    return copy.deepcopy(model, replacements).eval()
+
+
+class FusedNode(nn.Module):
+    """A `Node` and what it reads: ReLU of a sum, 3x3 depthwise, 1x1 pointwise, and what is left of the normalisation.
+
+    Args:
+        node: a copy of its own, which is used up.
+        sources: the nodes whose features it reads.
+        alpha: a weight for each of them.
+        offset: float64 [C], what is added to the sum: the part of it that is the same for every image; None for
+            nothing.
+
+    Attributes:
+        sources: see above.
+        last: those of them that no later node reads.
+    """
+
+    def __init__(self, node: Node, sources: Sequence[int], alpha: Sequence[float], offset: Tensor | None):
+        super().__init__()
+        self.conv_dw, self.conv_pw = node.conv_dw, node.conv_pw
+        self.norm = _fold(node.norm, node.conv_pw)
+        self.sources = tuple(sources)
+        self.last: frozenset[int] = frozenset()
+        like = self.conv_dw.weight
+        if not sources and offset is None:
+            offset = torch.zeros(self.conv_dw.in_channels)
+        self.register_buffer("offset", None if offset is None else offset.to(like)[:, None, None])
+        if len(sources) == 1 and alpha[0] > 0 and offset is None:
+            self.conv_dw.weight = nn.Parameter((like.double() * alpha[0]).to(like.dtype))
+            self.register_buffer("alpha", None)
+        else:
+            self.register_buffer("alpha", like.new_tensor(alpha))
+        self.requires_grad_(False)
+
+    def forward(self, features: dict[int, Tensor], size: torch.Size) -> Tensor:
+        """Compute the node.
+
+        Args:
+            features: [B, in_chs, H, W] by number of the node; those that nobody reads afterwards are taken out.
+            size: of the stage's input.
+
+        Returns:
+            [B, out_chs, H, W]; node 0 halves H and W, rounding up.
+        """
+        return self.norm(self.conv_pw(self.conv_dw(self._read(features, size))))
+
+    def _read(self, features: dict[int, Tensor], size: torch.Size) -> Tensor:
+        # A function of its own, so that what it takes out is gone when the convolutions begin.
+        terms = [features.pop(j) if j in self.last else features[j] for j in self.sources]
+        if not terms:
+            # As large as the others: the zeros that the convolution sees around it are no part of it.
+            return F.relu(self.offset).expand(size[0], -1, (size[2] + 1) // 2, (size[3] + 1) // 2)
+        if self.alpha is None:
+            return F.relu(terms[0])  # not in place, the feature has other readers
+        total = add_up(terms, self.alpha)
+        return F.relu(total if self.offset is None else total.add_(self.offset), inplace=True)
+
+
+class FusedStage(nn.Module):
+    """A `TopoStage` after `fuse_for_inference`; the nodes that are left have the names they had.
+
+    Args:
+        stage: is not changed.
+
+    Attributes:
+        topology: the graph of the stage that it was made of.
+        edges: those of it that are still read, sorted as they were.
+        out_chs: channels of the output.
+    """
+
+    def __init__(self, stage: TopoStage):
+        super().__init__()
+        self.topology, self.out_chs = stage.topology, stage.out_chs
+        last = self.topology.num_nodes - 1
+        alpha = dict(zip(self.topology.edges, stage.wiring.alpha.tolist()))
+        inputs = [[j for j in sources if alpha[j, i]] for i, sources in enumerate(self.topology.predecessors)]
+        # What reads nothing is the same for every image: 0 after the convolutions, and then normalised. The last node
+        # is computed all the same: its feature map leaves the stage.
+        constant = {i: _at_zero(stage.nodes[i]) for i in range(1, last) if not inputs[i]}
+        kept = [i for i in _ancestors(last, inputs) if i not in constant]
+        inputs[0], alpha[_INPUT, 0] = [_INPUT], 1.0
+        self.nodes = nn.ModuleDict()
+        for i in kept:
+            sources = [j for j in inputs[i] if j not in constant]
+            same = [alpha[j, i] * constant[j] for j in inputs[i] if j in constant]
+            self.nodes[str(i)] = FusedNode(
+                copy.deepcopy(stage.nodes[i]), sources, [alpha[j, i] for j in sources], sum(same) if same else None
+            )
+        self.edges = tuple((j, i) for i in kept if i for j in self.nodes[str(i)].sources)
+        later: set[int] = set()
+        for node in reversed(self.nodes.values()):
+            node.last = frozenset(node.sources) - later
+            later.update(node.sources)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the last node's output, [B, out_chs, ceil(H / 2), ceil(W / 2)]."""
+        features, size = {_INPUT: x}, x.shape
+        del x  # a feature goes with its last reader
+        for name, node in self.nodes.items():
+            features[int(name)] = node(features, size)
+        return features[self.topology.num_nodes - 1]
+
+    def extra_repr(self) -> str:
+        """Show what is left of the graph in the printed module."""
+        return f"{len(self.nodes)} nodes and {len(self.edges)} edges of {self.topology}"
+
+
+def _ancestors(last: int, inputs: Sequence[Collection[int]]) -> list[int]:
+    """Return the nodes from which `last` can be reached, and itself, ascending."""
+    found = {last}
+    for i in range(last, 0, -1):
+        if i in found:
+            found.update(inputs[i])
+    return sorted(found)
+
+
+def _at_zero(node: Node) -> Tensor:
+    """Return the output of a node that reads nothing, float64 [C]; it is the same at every place."""
+    weight = node.conv_dw.weight
+    zeros = weight.new_zeros(1, node.conv_dw.in_channels, 2, 2)
+    return copy.deepcopy(node).eval()(zeros)[0, :, 0, 0].double()
+
+
+def _fused_stem(stem: Stem) -> Stem:
+    fused = copy.deepcopy(stem)
+    fused.norm = _fold(fused.norm, fused.conv)
+    return fused.requires_grad_(False)
+
+
+def _fold(norm: nn.Module, conv: nn.Conv2d) -> nn.Module:
+    """Put a normalisation into the convolution before it, in place; return what is left to compute after that."""
+    if not _has_statistics(norm):
+        return norm
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.double()
+    bias = -scale * norm.running_mean.double()
+    bias = bias if norm.bias is None else bias + norm.bias.double()
+    weight = conv.weight
+    conv.weight = nn.Parameter((weight.double() * scale[:, None, None, None]).to(weight.dtype))
+    conv.bias = nn.Parameter(bias.to(weight.dtype))
+    # timm has layers that normalise and activate in one.
+    return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
+
+
+def _has_statistics(norm: nn.Module) -> bool:
+    # By name, because torchvision, Detectron2 and timm each have a frozen one of their own.
+    kind = isinstance(norm, _BatchNorm) or type(norm).__name__.startswith("FrozenBatchNorm")
+    return kind and norm.running_mean is not None
