@@ -123,13 +123,17 @@ class TestNormalisation:
     def test_folded(self, name):
         stage = make_stage(complete(4), norm_layer=FOLDED[name])
         fused = fuse_for_inference(stage)
-        assert not [n for n in [*fused.state_dict()] if "norm" in n or "running" in n]
+        x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+        assert_close(fused(x), stage(x), tolerance=1e-12)
+        assert not any("norm" in name for name in fused.state_dict())
         assert all(node.conv_pw.bias is not None for node in fused.nodes.values())
 
     @pytest.mark.parametrize("name", KEPT)
     def test_kept(self, name):
         stage = make_stage(complete(4), norm_layer=KEPT[name])
         fused = fuse_for_inference(stage)
+        x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+        assert_close(fused(x), stage(x), tolerance=1e-12)
         assert [type(node.norm) for node in fused.nodes.values()] == [type(node.norm) for node in stage.nodes]
 
     def test_the_stem(self):
@@ -138,9 +142,11 @@ class TestNormalisation:
         assert_close(fuse_for_inference(model).stem(x), model.stem(x))
 
     def test_a_model_in_training_is_fused_as_in_evaluation(self):
-        stage = make_stage(complete(4))
+        stage = with_edges(4, {(0, 2): 1.0, (1, 2): 0.5, (2, 3): 1.0})  # node 1 reads nothing
         expected = stage(x := torch.randn(2, 2, 6, 6, dtype=torch.float64))
+        before = copy.deepcopy(stage.state_dict())
         fused = fuse_for_inference(stage.train())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in stage.state_dict().items())
         assert stage.training
         assert stage.nodes[0].norm.training
         assert not any(module.training for module in fused.modules())

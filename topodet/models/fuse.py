@@ -119,7 +119,7 @@ class FusedNode(nn.Module):
         return self.norm(self.conv_pw(self.conv_dw(self._read(features, size))))
 
     def _read(self, features: dict[int, Tensor], size: torch.Size) -> Tensor:
-        # A function of its own, so that what it takes out is gone when the convolutions begin.
+        # A function of its own, so that a feature goes with its last reader, before the convolutions begin.
         terms = [features.pop(j) if j in self.last else features[j] for j in self.sources]
         if not terms:
             # As large as the others: the zeros that the convolution sees around it are no part of it.
@@ -170,7 +170,6 @@ class FusedStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the last node's output, [B, out_chs, ceil(H / 2), ceil(W / 2)]."""
         features, size = {_INPUT: x}, x.shape
-        del x  # a feature goes with its last reader
         for name, node in self.nodes.items():
             features[int(name)] = node(features, size)
         return features[self.topology.num_nodes - 1]
