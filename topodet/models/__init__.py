@@ -1,6 +1,8 @@
 """The networks, in plain torch and timm; importing this registers them in timm."""
 
 from .aggregation import weighted_sum
+from .connect import connect, connectable, disconnect
+from .residual import Residual
 from .stage import Node, TopoStage
 from .toponet import ARCHITECTURES, TopoNet, TopoNetFeatures, architecture_arguments
 from .trunk import Stem, Trunk, build_blocks, init_weights
@@ -9,6 +11,7 @@ from .wiring import Wiring
 __all__ = [
     "ARCHITECTURES",
     "Node",
+    "Residual",
     "Stem",
     "TopoNet",
     "TopoNetFeatures",
@@ -17,6 +20,9 @@ __all__ = [
     "Wiring",
     "architecture_arguments",
     "build_blocks",
+    "connect",
+    "connectable",
+    "disconnect",
     "init_weights",
     "weighted_sum",
 ]

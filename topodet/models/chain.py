@@ -24,7 +24,10 @@ class RunWiring(Wiring):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if f"{prefix}alpha" not in state_dict and f"{prefix}edges" not in state_dict:
-            state_dict |= {f"{prefix}alpha": self.alpha.detach().new_ones(self.alpha.shape), f"{prefix}edges": self.edges}
+            state_dict |= {
+                f"{prefix}alpha": self.alpha.detach().new_ones(self.alpha.shape),
+                f"{prefix}edges": self.edges,
+            }
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -66,7 +69,7 @@ class Chain(nn.Module):
 
     def __init__(self, container: nn.Module, links: dict[str, Link]):
         super().__init__()
-        for name, block in container.named_children():
+        for name, block in container._modules.items():  # with those that occur twice
             self.add_module(name, block)
         self.links = links
         self.original = (container,)  # in a tuple, so that it is no child
@@ -83,7 +86,7 @@ class Chain(nn.Module):
 
     def __iter__(self) -> Iterator[Callable[..., Tensor]]:
         passage = None
-        for name, block in self.named_children():
+        for name, block in self._modules.items():
             link = self.links.get(name)
             if link is None:
                 yield block
@@ -154,4 +157,6 @@ class _Step:
         return self.passage(self.block, self.link, x, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if name in self.__slots__:
+            raise AttributeError(name)  # before __init__, as a compiler sees it: there is no block to ask yet
         return getattr(self.block, name)

@@ -18,6 +18,7 @@ import copy
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 
+import torch
 from timm.models.regnet import RegStage
 from torch import nn
 
@@ -31,7 +32,7 @@ from .wiring import EdgeWeights
 # Modules that call their children one after the other, or whose owners do.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, RegStage)
 
-Kinds = Mapping[type[nn.Module], Residual]
+Residuals = Mapping[type[nn.Module], Residual]
 
 
 def connect(
@@ -39,7 +40,7 @@ def connect(
     *,
     edge_weights: EdgeWeights = "learned",
     leave_out: Collection[str] = (),
-    blocks: Kinds | None = None,
+    blocks: Residuals | None = None,
 ) -> nn.Module:
     """Return a copy of a network in which every run of residual blocks is a complete graph with weights alpha, all 1.
 
@@ -66,14 +67,12 @@ def connect(
         raise ConfigError(_nothing_to_connect(model, reasons))
     model = copy.deepcopy(model)
     for name, container in list(_containers(model)):
-        links = _take_apart(name, container, reasons, blocks, edge_weights)
-        if links:
-            model = _replace(model, name, _with_hooks(Chain(container, links), container))
+        model = _replace(model, name, _unfold(name, container, reasons, blocks, edge_weights))
     return model
 
 
 def connectable(
-    model: nn.Module, *, leave_out: Collection[str] = (), blocks: Kinds | None = None
+    model: nn.Module, *, leave_out: Collection[str] = (), blocks: Residuals | None = None
 ) -> dict[str, str | None]:
     """Return for each residual block of a network, by name, why `connect` leaves it as it is; None where it connects.
 
@@ -90,6 +89,7 @@ def connectable(
     for name in leave_out:
         if name not in modules:
             raise ConfigError(unknown_name("module in leave_out", name, modules))
+    uses = Counter(id(child) for module in modules.values() for child in module._modules.values())
     in_series = {id(block) for _, container in _containers(model) for block in container.children()}
     reasons = {}
     for name, block in modules.items():
@@ -99,9 +99,11 @@ def connectable(
         if any(name == out or name.startswith(f"{out}.") for out in leave_out):
             reasons[name] = "it is in leave_out"
         elif id(block) not in in_series:
-            reasons[name] = f"its container is none of {', '.join(kind.__name__ for kind in _CONTAINERS)}"
+            reasons[name] = f"it is not in {', '.join(kind.__name__ for kind in _CONTAINERS)}: its order is not known"
+        elif uses[id(block)] > 1:
+            reasons[name] = "the network uses it in more than one place"
         elif block._forward_hooks or block._forward_pre_hooks:
-            reasons[name] = "it has forward hooks, which would not see what it adds to"
+            reasons[name] = "it has forward hooks, which would not see what it hands on"
         else:
             reasons[name] = kind.obstacle(block)
     return reasons
@@ -143,41 +145,45 @@ def _containers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, _CONTAINERS))
 
 
-def _take_apart(
+def _unfold(
     name: str,
     container: nn.Module,
     reasons: Mapping[str, str | None],
-    blocks: Kinds | None,
+    blocks: Residuals | None,
     edge_weights: EdgeWeights,
-) -> dict[str, Link]:
-    """Return the places of a container's blocks in runs; give the first of each run a wiring and switch all over."""
+) -> nn.Module:
+    """Return the chain of a container's blocks, or the container itself where it has none to connect."""
     runs: list[dict[str, Link]] = [{}]
-    for key, block in container.named_children():
-        if reasons.get(f"{name}.{key}" if name else key, "no residual block") is not None:
+    for key, block in container._modules.items():
+        if reasons.get(f"{name}.{key}" if name else key, "it is no residual block") is not None:
             runs.append({})
             continue
         kind = residual.find(block, blocks)
-        node = max((link.end for link in runs[-1].values()), default=1)
-        restore = None
-        if kind.switch:
-            attribute, off = kind.switch
-            restore = attribute, getattr(block, attribute)
-            setattr(block, attribute, off)
-        runs[-1][key] = Link(kind.branches, node, restore)
-    for run in filter(None, runs):
-        first, last = next(iter(run)), next(reversed(run.values()))
-        block = container.get_submodule(first)
-        block.wiring = RunWiring(complete(last.end + 1), edge_weights).train(block.training)
-        tensor = next((p for p in block.parameters() if p is not block.wiring.alpha), None)
-        block.wiring.to(None if tensor is None else tensor.device)
-    return {key: link for run in runs for key, link in run.items()}
-
-
-def _with_hooks(chain: Chain, container: nn.Module) -> Chain:
-    for name, value in vars(container).items():
-        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
-            setattr(chain, name, value)
+        node = next(reversed(runs[-1].values())).end if runs[-1] else 1
+        runs[-1][key] = Link(kind.branches, node, _switch_off(block, kind))
+    runs = [run for run in runs if run]
+    if not runs:
+        return container
+    device = next(container.parameters(), torch.empty(0)).device
+    for run in runs:
+        first = container.get_submodule(next(iter(run)))
+        output = next(reversed(run.values())).end
+        first.wiring = RunWiring(complete(output + 1), edge_weights).to(device).train(first.training)
+    chain = Chain(container, {key: link for run in runs for key, link in run.items()})
+    for attribute, value in vars(container).items():
+        if "_hooks" in attribute:  # what looks at a stage looks at its chain
+            setattr(chain, attribute, value)
     return chain
+
+
+def _switch_off(block: nn.Module, kind: Residual) -> tuple[str, object] | None:
+    """Make a block leave out its addition where it can; return what `setattr` needs to undo it."""
+    if kind.switch is None:
+        return None
+    attribute, off = kind.switch
+    restore = attribute, getattr(block, attribute)
+    setattr(block, attribute, off)
+    return restore
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
@@ -190,18 +196,17 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
 
 def _nothing_to_connect(model: nn.Module, reasons: Mapping[str, str | None]) -> str:
-    kind = type(model).__name__
+    prefix = f"nothing to connect in {type(model).__name__}: "
     if not reasons:
         return (
-            f"nothing to connect in {kind}: it has no residual block that topodet knows. Known in timm.models: "
-            f"{', '.join(residual.known_classes())}. For others say how they add, connect(..., blocks={{Class: "
+            f"{prefix}it has no residual block that topodet knows. Known in timm.models: "
+            f"{', '.join(residual.known_classes())}. For others say how they add: connect(..., blocks={{Class: "
             "Residual(...)})"
         )
-    counts = Counter(reasons.values())
-    examples = [
-        f"{next(name for name, r in reasons.items() if r == reason)}"
-        f" ({type(model.get_submodule(next(name for name, r in reasons.items() if r == reason))).__name__})"
-        f"{f' and {count - 1} more' if count > 1 else ''}: {reason}"
-        for reason, count in counts.items()
-    ]
-    return f"nothing to connect in {kind}: {'; '.join(examples)}"
+    named: dict[str, list[str]] = {}  # blocks by reason
+    for name, reason in reasons.items():
+        named.setdefault(reason, []).append(f"{name} ({type(model.get_submodule(name)).__name__})")
+    return prefix + "; ".join(
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
+        for reason, names in named.items()
+    )
