@@ -50,7 +50,8 @@ def connect(
 
     Parameters keep their names. Each run adds `wiring.alpha` (float32 [E]) and `wiring.edges` to its first block;
     checkpoints of the original load strictly all the same, with alphas 1. Feature maps taken between two blocks are
-    the sums that the next one reads.
+    the sums that the next one reads. Gradient checkpointing, torch.compile, tracing and torch.export work as they do
+    for the original; torch.jit.script does not. Make the optimiser afterwards: the copy has parameters of its own.
 
     Args:
         model: a network of timm, also from `create_model(..., features_only=True)`, or any of such blocks in series.
