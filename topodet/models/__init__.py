@@ -1,7 +1,9 @@
 """The networks, in plain torch and timm; importing this registers them in timm."""
 
 from .aggregation import weighted_sum
+from .connect import connect, connectable, disconnect
 from .fuse import FusedStage, fuse_for_inference
+from .residual import Residual
 from .stage import Node, TopoStage
 from .toponet import ARCHITECTURES, TopoNet, TopoNetFeatures, architecture_arguments
 from .trunk import Stem, Trunk, build_blocks, init_weights
@@ -11,6 +13,7 @@ __all__ = [
     "ARCHITECTURES",
     "FusedStage",
     "Node",
+    "Residual",
     "Stem",
     "TopoNet",
     "TopoNetFeatures",
@@ -19,6 +22,9 @@ __all__ = [
     "Wiring",
     "architecture_arguments",
     "build_blocks",
+    "connect",
+    "connectable",
+    "disconnect",
     "fuse_for_inference",
     "init_weights",
     "weighted_sum",

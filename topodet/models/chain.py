@@ -1,0 +1,162 @@
+"""`Chain`: blocks in series whose residual stream is unfolded into a graph (Eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from timm.models import checkpoint_seq
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .aggregation import Sums
+from .residual import Branch
+from .wiring import Wiring
+
+
+class RunWiring(Wiring):
+    """The wiring of a run of blocks: a `Wiring` that a checkpoint of the original network need not know.
+
+    Where a state dict has neither `alpha` nor `edges` every weight becomes 1, which is what the network computed that
+    was saved. Half of them, or another graph, is an error as ever.
+    """
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        if f"{prefix}alpha" not in state_dict and f"{prefix}edges" not in state_dict:
+            state_dict |= {
+                f"{prefix}alpha": self.alpha.detach().new_ones(self.alpha.shape),
+                f"{prefix}edges": self.edges,
+            }
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Link:
+    """The place of a block in its run.
+
+    Args:
+        branches: what the block adds, see `Residual`.
+        node: of the first branch; the others follow.
+        restore: (attribute, value) of the block that gives it back its addition.
+    """
+
+    branches: tuple[Branch, ...]
+    node: int
+    restore: tuple[str, Any] | None = None
+
+    @property
+    def end(self) -> int:
+        """The node after the last branch."""
+        return self.node + len(self.branches)
+
+
+class Chain(nn.Module):
+    """The blocks of a container in series; runs of blocks with identity shortcuts read weighted sums.
+
+    A run of branches f_1..f_m computes `s_i = sum_{j<i} alpha_ji * r_j` and `r_i = f_i(s_i)` from r_0, its input, and
+    hands on s_{m+1}: a graph of m + 2 nodes, whose last one only sums. With all alphas 1, s_i is the residual stream.
+    The wiring is a child of the run's first block, `wiring`; all other names are those of the original container.
+
+    Networks use their blocks in many ways: they call the container, iterate over it, cut it, or recompute parts of it
+    in the backward pass. All of these go through `__iter__`: each iteration is a pass of its own, and its items are
+    to be called one after the other on what the one before returned.
+
+    Args:
+        container: what holds the blocks; it is kept, and untouched but for its blocks.
+        links: places in runs by block name; the other blocks are called as they are.
+    """
+
+    def __init__(self, container: nn.Module, links: dict[str, Link]):
+        super().__init__()
+        for name, block in container._modules.items():  # with those that occur twice
+            self.add_module(name, block)
+        self.links = links
+        self.original = (container,)  # in a tuple, so that it is no child
+        self.training = container.training
+        self.grad_checkpointing = getattr(container, "grad_checkpointing", False)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Call the blocks in series; further arguments go to each."""
+        if self.grad_checkpointing and not (args or kwargs):
+            return checkpoint_seq(self, x)
+        for block in self:
+            x = block(x, *args, **kwargs)
+        return x
+
+    def __iter__(self) -> Iterator[Callable[..., Tensor]]:
+        passage = None
+        for name, block in self._modules.items():
+            link = self.links.get(name)
+            if link is None:
+                yield block
+                continue
+            if link.node == 1:
+                passage = _Pass(block.wiring)
+            yield _Step(passage, block, link)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getitem__(self, key: int | slice) -> nn.Module:
+        """Return a block, or a chain of the first blocks, which hands on what the next block would read."""
+        if isinstance(key, int):
+            return list(self._modules.values())[key]
+        if range(len(self))[key] != range(len(range(len(self))[key])):
+            raise ConfigError(f"a connected chain can be cut at its end only, [:n], got {key} of {len(self)} blocks")
+        return Chain(self.original[0][key], self.links)
+
+
+class _Pass:
+    """One pass through a run: the sums, and where it stands."""
+
+    def __init__(self, wiring: Wiring):
+        self.wiring = wiring
+        self.sums: Sums | None = None
+        self.node = 1
+        self.stream: Tensor | None = None
+
+    def __call__(self, block: nn.Module, link: Link, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # A checkpointed block comes a second time, in the backward pass. It does then what it did before, but to
+        # sums of its own or with values that nobody reads any more.
+        first_time = link.node == self.node
+        if link.node == 1:
+            sums = self.wiring.sums(x)
+            sums.put(0, x)
+            x = sums.read(1)
+            self.sums = self.sums or sums
+        else:
+            sums = self.sums
+            if sums is None or (first_time and x is not self.stream):
+                raise ConfigError(
+                    f"{type(block).__name__} of a connected chain was called on something else than what the block "
+                    "before it returned: the network changes its stream between blocks, or recomputes it with "
+                    "use_reentrant=True. Leave the chain out: connect(..., leave_out=[its name])"
+                )
+        dtype = x.dtype
+        for node, branch in enumerate(link.branches, link.node):
+            # Autocast may give a branch another dtype than the stream; all terms of a sum have that of the stream.
+            sums.put(node, branch(block, x, *args, **kwargs).to(dtype))
+            x = sums.read(node + 1)
+        if first_time:
+            self.node, self.stream = link.end, x
+        return x
+
+
+class _Step:
+    """A block at its place in a pass; its attributes are those of the block."""
+
+    __slots__ = ("block", "link", "passage")  # setting any other attribute is an error and not lost
+
+    def __init__(self, passage: _Pass, block: nn.Module, link: Link):
+        self.passage = passage
+        self.block = block
+        self.link = link
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.passage(self.block, self.link, x, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__slots__:
+            raise AttributeError(name)  # before __init__, as a compiler sees it: there is no block to ask yet
+        return getattr(self.block, name)

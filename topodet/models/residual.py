@@ -1,0 +1,309 @@
+"""What a block of an existing network adds to its stream: `x + f(x)` taken apart, for the blocks of timm.
+
+A block is taken apart by its own modules, so that names and weights stay what they are. Where its class can leave the
+addition out (`has_skip=False`), the block itself is run without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+Branch = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """How one class of blocks adds to its stream.
+
+    Args:
+        branches: functions of (block, x, ...) to what is added to x, of the shape of x, in the order in which the
+            block adds them: a transformer block has two. Further arguments are those of the block's call. Functions
+            of a module, not lambdas, so that a connected network can be pickled.
+        obstacle: from a block to the reason why it cannot be taken apart; None when it can.
+        switch: (attribute, value) that makes the block leave its addition out, for branches that call the block.
+    """
+
+    branches: tuple[Branch, ...]
+    obstacle: Callable[[nn.Module], str | None] = lambda block: None
+    switch: tuple[str, object] | None = None
+
+
+def find(block: nn.Module, own: Mapping[type[nn.Module], Residual] | None = None) -> Residual | None:
+    """Return how a block adds to its stream; None for a class that is not known.
+
+    Args:
+        block: any module.
+        own: classes beside timm's; theirs come first.
+    """
+    if own and type(block) in own:
+        return own[type(block)]
+    # By the forward and not by the class: a subclass with a forward of its own adds in its own way.
+    return _known().get(type(block).forward)
+
+
+def _known() -> dict[Callable, Residual]:
+    if not _by_forward:
+        for module, entries in _FAMILIES.items():
+            timm_module = importlib.import_module(f"timm.models.{module}")
+            for name, residual in entries.items():
+                block = getattr(timm_module, name, None)  # not in every version of timm
+                if block is not None:
+                    _by_forward[block.forward] = residual
+    return _by_forward
+
+
+_by_forward: dict[Callable, Residual] = {}
+
+NO_SHORTCUT = "it has no identity shortcut (its stride or width changes, or it was built without one)"
+
+
+def _needs_skip(block: nn.Module) -> str | None:
+    return None if block.has_skip else NO_SHORTCUT
+
+
+def _needs_identity(name: str) -> Callable[[nn.Module], str | None]:
+    return lambda block: None if isinstance(getattr(block, name), nn.Identity) else NO_SHORTCUT
+
+
+def _needs_no_downsample(block: nn.Module) -> str | None:
+    return None if block.downsample is None else NO_SHORTCUT
+
+
+def activation_follows(activation: object) -> str:
+    """Return the reason that keeps ResNets out, and what is left to do."""
+    return (
+        f"{activation} follows the addition, so what it hands on is no sum of residuals and no weights of edges "
+        "would give the same network. What the paper does with such blocks (interval 2 to 1: every convolution a "
+        "node) makes another network, to be trained anew"
+    )
+
+
+def _needs_linear(*, shortcut: str, activation: str) -> Callable[[nn.Module], str | None]:
+    def obstacle(block: nn.Module) -> str | None:
+        after = getattr(block, activation)
+        if not isinstance(after, nn.Identity):
+            return activation_follows(type(after).__name__)
+        return _needs_identity(shortcut)(block)
+
+    return obstacle
+
+
+def _activation_always(block: nn.Module) -> str:
+    return activation_follows("an activation")
+
+
+def _refused(reason: Callable[[nn.Module], str]) -> Residual:
+    return Residual(branches=(), obstacle=reason)
+
+
+# The blocks of MobileNets and EfficientNets: their classes can do without the addition, but then without drop path.
+
+
+def _itself_dropped(block: nn.Module, x: Tensor) -> Tensor:
+    return block.drop_path(block(x))
+
+
+def _itself(block: nn.Module, x: Tensor) -> Tensor:
+    return block(x)
+
+
+def _mobile_attention_obstacle(block: nn.Module) -> str | None:
+    if block.conv_cpe_dw is not None:
+        return "its position encoding is added to the shortcut as well"
+    return _needs_skip(block)
+
+
+_EFFICIENTNET = Residual((_itself_dropped,), _needs_skip, switch=("has_skip", False))
+_MOBILE_ATTENTION = Residual((_itself_dropped,), _mobile_attention_obstacle, switch=("has_skip", False))
+_BYOB = Residual((_itself,), _needs_linear(shortcut="shortcut", activation="act"), switch=("shortcut", None))
+_REGNET = Residual(
+    (_itself_dropped,), _needs_linear(shortcut="downsample", activation="act3"), switch=("downsample", None)
+)
+
+
+def _regnet_preact_obstacle(block: nn.Module) -> str:
+    return "its shortcut carries the normalised and activated input, not the input"
+
+
+# ConvNets that are written out.
+
+
+def _convnext(block: nn.Module, x: Tensor) -> Tensor:
+    x = block.conv_dw(x)
+    if block.use_conv_mlp:
+        x = block.mlp(block.norm(x))
+    else:
+        x = block.mlp(block.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+    if block.gamma is not None:
+        x = x * block.gamma.reshape(1, -1, 1, 1)
+    return block.drop_path(x)
+
+
+def _inception_next(block: nn.Module, x: Tensor) -> Tensor:
+    x = block.mlp(block.norm(block.token_mixer(x)))
+    if block.gamma is not None:
+        x = x * block.gamma.reshape(1, -1, 1, 1)
+    return block.drop_path(x)
+
+
+def _preact_basic(block: nn.Module, x: Tensor) -> Tensor:
+    x = block.conv1(block.norm1(x))
+    return block.drop_path(block.conv2(block.norm2(x)))
+
+
+def _preact_bottleneck(block: nn.Module, x: Tensor) -> Tensor:
+    x = block.conv1(block.norm1(x))
+    x = block.conv2(block.norm2(x))
+    return block.drop_path(block.conv3(block.norm3(x)))
+
+
+def _norm_free(block: nn.Module, x: Tensor) -> Tensor:
+    x = block.conv1(block.act1(x) * block.beta)
+    x = block.conv2(block.act2(x))
+    if block.conv2b is not None:
+        x = block.conv2b(block.act2b(x))
+    if block.attn is not None:
+        x = block.attn_gain * block.attn(x)
+    x = block.conv3(block.act3(x))
+    if block.attn_last is not None:
+        x = block.attn_gain * block.attn_last(x)
+    x = block.drop_path(x)
+    if block.skipinit_gain is not None:
+        x = x * block.skipinit_gain
+    return x * block.alpha
+
+
+def _dark(block: nn.Module, x: Tensor) -> Tensor:
+    return block.drop_path(block.conv2(block.attn(block.conv1(x))))
+
+
+# Blocks that add twice: token mixing, then an MLP.
+
+
+def _attention(block: nn.Module, x: Tensor, **kwargs: object) -> Tensor:
+    return block.drop_path1(block.ls1(block.attn(block.norm1(x), **kwargs)))
+
+
+def _mlp(block: nn.Module, x: Tensor, **_: object) -> Tensor:
+    return block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def _post_norm_attention(block: nn.Module, x: Tensor, **kwargs: object) -> Tensor:
+    return block.drop_path1(block.norm1(block.attn(x, **kwargs)))
+
+
+def _post_norm_mlp(block: nn.Module, x: Tensor, **_: object) -> Tensor:
+    return block.drop_path2(block.norm2(block.mlp(x)))
+
+
+def _eva_attention(block: nn.Module, x: Tensor, **kwargs: object) -> Tensor:
+    x = block.attn(block.norm1(x), **kwargs)
+    return block.drop_path1(x if block.gamma_1 is None else block.gamma_1 * x)
+
+
+def _eva_mlp(block: nn.Module, x: Tensor, **_: object) -> Tensor:
+    x = block.mlp(block.norm2(x))
+    return block.drop_path2(x if block.gamma_2 is None else block.gamma_2 * x)
+
+
+def _swin_attention(block: nn.Module, x: Tensor) -> Tensor:
+    return block.drop_path1(block._attn(block.norm1(x)))
+
+
+def _swin_mlp(block: nn.Module, x: Tensor) -> Tensor:
+    return block.drop_path2(block.mlp(block.norm2(x)))
+
+
+def _swin_v2_attention(block: nn.Module, x: Tensor) -> Tensor:
+    return block.drop_path1(block.norm1(block._attn(x)))
+
+
+def _metaformer_mixer(block: nn.Module, x: Tensor) -> Tensor:
+    return block.layer_scale1(block.drop_path1(block.token_mixer(block.norm1(x))))
+
+
+def _metaformer_mlp(block: nn.Module, x: Tensor) -> Tensor:
+    return block.layer_scale2(block.drop_path2(block.mlp(block.norm2(x))))
+
+
+def _metaformer_obstacle(block: nn.Module) -> str | None:
+    if isinstance(block.res_scale1, nn.Identity) and isinstance(block.res_scale2, nn.Identity):
+        return None
+    return "it scales its shortcuts, channel by channel"
+
+
+def _mixer_tokens(block: nn.Module, x: Tensor) -> Tensor:
+    return block.drop_path(block.mlp_tokens(block.norm1(x).transpose(1, 2)).transpose(1, 2))
+
+
+def _mixer_channels(block: nn.Module, x: Tensor) -> Tensor:
+    return block.drop_path(block.mlp_channels(block.norm2(x)))
+
+
+_EVA = Residual((_eva_attention, _eva_mlp))
+
+# Module of timm.models -> class -> how it adds.
+_FAMILIES: dict[str, dict[str, Residual]] = {
+    "_efficientnet_blocks": {
+        "ConvBnAct": _EFFICIENTNET,
+        "DepthwiseSeparableConv": _EFFICIENTNET,
+        "InvertedResidual": _EFFICIENTNET,
+        "UniversalInvertedResidual": _EFFICIENTNET,
+        "CondConvResidual": _EFFICIENTNET,
+        "EdgeResidual": _EFFICIENTNET,
+        "MobileAttention": _MOBILE_ATTENTION,
+    },
+    "byobnet": {
+        "BasicBlock": _BYOB,
+        "BottleneckBlock": _BYOB,
+        "DarkBlock": _BYOB,
+        "EdgeBlock": _BYOB,
+        "SelfAttnBlock": _BYOB,
+    },
+    "regnet": {"Bottleneck": _REGNET, "PreBottleneck": _refused(_regnet_preact_obstacle)},
+    "convnext": {"ConvNeXtBlock": Residual((_convnext,), _needs_identity("shortcut"))},
+    "inception_next": {"MetaNeXtBlock": Residual((_inception_next,))},
+    "resnetv2": {
+        "PreActBasic": Residual((_preact_basic,), _needs_no_downsample),
+        "PreActBottleneck": Residual((_preact_bottleneck,), _needs_no_downsample),
+        "Bottleneck": _refused(_activation_always),
+    },
+    "nfnet": {"NormFreeBlock": Residual((_norm_free,), _needs_no_downsample)},
+    "cspnet": {
+        "DarkBlock": Residual((_dark,)),
+        "EdgeBlock": Residual((_dark,)),
+        "BottleneckBlock": _refused(_activation_always),
+    },
+    "vision_transformer": {
+        "Block": Residual((_attention, _mlp)),
+        "ResPostBlock": Residual((_post_norm_attention, _post_norm_mlp)),
+    },
+    "eva": {"EvaBlock": _EVA, "EvaBlockPostNorm": Residual((_post_norm_attention, _post_norm_mlp))},
+    "beit": {"Block": _EVA},
+    "swin_transformer": {"SwinTransformerBlock": Residual((_swin_attention, _swin_mlp))},
+    "swin_transformer_v2": {"SwinTransformerV2Block": Residual((_swin_v2_attention, _post_norm_mlp))},
+    "metaformer": {"MetaFormerBlock": Residual((_metaformer_mixer, _metaformer_mlp), _metaformer_obstacle)},
+    "mlp_mixer": {"MixerBlock": Residual((_mixer_tokens, _mixer_channels))},
+    # An activation follows the addition, always.
+    **{
+        module: dict.fromkeys(names, _refused(_activation_always))
+        for module, names in {
+            "resnet": ("BasicBlock", "Bottleneck"),
+            "res2net": ("Bottle2neck",),
+            "resnest": ("ResNestBottleneck",),
+            "senet": ("SEBottleneck", "SEResNetBottleneck", "SEResNeXtBottleneck", "SEResNetBlock"),
+            "sknet": ("SelectiveKernelBasic", "SelectiveKernelBottleneck"),
+            "tresnet": ("BasicBlock", "Bottleneck"),
+        }.items()
+    },
+}
+
+
+def known_classes() -> Iterator[str]:
+    """Yield the classes that `find` knows, as "module.Class" of timm.models."""
+    for module, entries in _FAMILIES.items():
+        yield from (f"{module}.{name}" for name in entries)
