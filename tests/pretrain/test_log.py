@@ -5,8 +5,13 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import time
 
-from topodet.pretrain.log import Progress, logging_to_stderr
+import torch
+
+from topodet.pretrain.log import Progress, Records, logging_to_stderr
+
+from .helpers import curve
 
 
 class Terminal(io.StringIO):
@@ -54,3 +59,16 @@ def test_time_to_go_counts_what_this_process_did(monkeypatch):
     now[0] += 10.0
     # 5 updates in 10 s since the resume at update 20 of 40; 15 are left.
     assert progress._eta(5) == "00:30"
+
+
+def test_what_is_resumed_within_a_second_is_read_in_order(tmp_path):
+    """By name a file of the same second is read first if its process has the lower number."""
+    for first in (0, 2):
+        records = Records(tmp_path, torch.nn.Identity(), figure_interval=0, first_update=first)
+        records.updates(first + 1, [{"loss": float(first + k)} for k in (1, 2)])
+        records.board.close()
+        if first == 0:
+            (file,) = (tmp_path / "tensorboard").iterdir()
+            # A name that sorts after any other of this second.
+            file.rename(file.with_name(f"events.out.tfevents.{int(time.time()):010d}.~"))
+    assert curve(tmp_path) == [1.0, 2.0, 3.0, 4.0]

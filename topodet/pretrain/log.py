@@ -116,6 +116,7 @@ class Records:
         self.model = model
         self.wirings = connectivity.wirings(model)
         self.figure_interval = figure_interval
+        _wait_for_a_later_name(folder / "tensorboard")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_update + 1)
 
     def updates(self, first: int, rows: Sequence[Mapping[str, float]]) -> None:
@@ -149,3 +150,14 @@ class Records:
     def close(self) -> None:
         """Finish the TensorBoard file."""
         self.board.close()
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Return once an event file made now is read after those in the folder.
+
+    TensorBoard reads them by name, which begins with the second they were made in. A run that is resumed within the
+    second of its start would be read before what it goes on from, and then dropped as out of date.
+    """
+    now = int(time.time())
+    if any(path.name.split(".")[3:4] == [str(now)] for path in folder.glob("events.out.tfevents.*")):
+        time.sleep(max(0.0, now + 1 - time.time()))
