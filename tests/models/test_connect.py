@@ -254,7 +254,7 @@ def test_compiled_and_exported():
     output = compiled(x)
     output.square().mean().backward()
     assert_same((output, {name: p.grad for name, p in model.named_parameters()}), expected)
-    exported = torch.export.export(model, (x,)).module()
+    exported = torch.export.export(model, (x,), strict=False).module()  # as later versions of torch do by default
     torch.testing.assert_close(exported(x), expected[0])
 
 

@@ -337,7 +337,7 @@ class TestTools:
         model, fused = pruned
         x = torch.randn(2, 3, 32, 40)
         sizes = {0: torch.export.Dim("batch", max=8)}
-        program = torch.export.export(fused, (x,), dynamic_shapes=(sizes,))
+        program = torch.export.export(fused, (x,), dynamic_shapes=(sizes,), strict=False)
         assert "topodet" not in str(program.graph)
         assert_close(program.module()(x[:1]), model(x[:1]))
 

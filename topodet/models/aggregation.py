@@ -215,7 +215,9 @@ for _schema in (
     "add_up(Tensor[] terms, Tensor weights) -> Tensor",
     "add_up_and_dot(Tensor[] terms, Tensor weights, Tensor feature) -> (Tensor, Tensor)",
 ):
-    _library.define(_schema, tags=(torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag))
+    # Early torch 2 lacks the first one: there a compiler copies tensors that are not contiguous.
+    _tags = [getattr(torch.Tag, name) for name in ("flexible_layout", "pt2_compliant_tag") if hasattr(torch.Tag, name)]
+    _library.define(_schema, tags=_tags)
 
 
 @torch.library.register_fake("topodet::add_up")
