@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import library, nn
 
 from tests.strategies import topologies
 from topodet.connectivity import penalize
@@ -330,8 +330,8 @@ def test_operators_keep_to_their_contract():
     terms = [torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last) for _ in range(3)]
     weights = torch.tensor([0.5, 0.0, -1.0])
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.topodet.add_up.default, (terms, weights), test_utils=tests)
-    torch.library.opcheck(torch.ops.topodet.add_up_and_dot.default, (terms, weights, terms[1]), test_utils=tests)
+    library.opcheck(torch.ops.topodet.add_up.default, (terms, weights), test_utils=tests)
+    library.opcheck(torch.ops.topodet.add_up_and_dot.default, (terms, weights, terms[1]), test_utils=tests)
 
 
 def test_a_whole_network_of_bfloat16():

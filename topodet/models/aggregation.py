@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from ..errors import ConfigError, unknown_name
 from ..topology import Topology
@@ -210,7 +210,7 @@ def _weighted_sum_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Ten
 
 
 # Operators, so that a compiler calls these functions instead of tracing them; it may choose the memory format.
-_library = torch.library.Library("topodet", "DEF")
+_library = library.Library("topodet", "DEF")
 for _schema in (
     "add_up(Tensor[] terms, Tensor weights) -> Tensor",
     "add_up_and_dot(Tensor[] terms, Tensor weights, Tensor feature) -> (Tensor, Tensor)",
@@ -220,12 +220,12 @@ for _schema in (
     _library.define(_schema, tags=_tags)
 
 
-@torch.library.register_fake("topodet::add_up")
+@library.register_fake("topodet::add_up")
 def _(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
     return torch.empty_like(terms[0])
 
 
-@torch.library.register_fake("topodet::add_up_and_dot")
+@library.register_fake("topodet::add_up_and_dot")
 def _(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(terms[0]), feature.new_empty(len(terms), dtype=_wide(feature.dtype))
 
