@@ -75,7 +75,7 @@ def _byob(branch: str) -> Residual:
 
 _SENET = _resnet("conv1 bn1 relu conv2 bn2 relu conv3 bn3 se_module", activation="relu")
 
-# ResNeXt, SE-ResNet, ECA-ResNet and so on are made of the first two.
+# Module -> class -> how it adds. ResNeXt, SE-ResNet, ECA-ResNet and so on are made of the first two.
 _FAMILIES: dict[str, dict[str, Residual]] = {
     "timm.models.resnet": {
         "BasicBlock": _resnet(
