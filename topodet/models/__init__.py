@@ -1,9 +1,11 @@
 """The networks, in plain torch and timm; importing this registers them in timm."""
 
+from . import mobilenetv2  # noqa: F401 - registers
 from .aggregation import weighted_sum
-from .connect import connect, connectable, disconnect
+from .connect import connect, connectable, disconnect, rewirable, rewire
 from .fuse import FusedStage, fuse_for_inference
 from .residual import Residual
+from .resnet_cifar import ResNetCifar
 from .stage import Node, TopoStage
 from .toponet import ARCHITECTURES, TopoNet, TopoNetFeatures, architecture_arguments
 from .trunk import Stem, Trunk, build_blocks, init_weights
@@ -13,6 +15,7 @@ __all__ = [
     "ARCHITECTURES",
     "FusedStage",
     "Node",
+    "ResNetCifar",
     "Residual",
     "Stem",
     "TopoNet",
@@ -27,5 +30,7 @@ __all__ = [
     "disconnect",
     "fuse_for_inference",
     "init_weights",
+    "rewirable",
+    "rewire",
     "weighted_sum",
 ]
