@@ -25,7 +25,8 @@ def stands_in():
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         patch.setitem(aggregation._ADD_UP, "fused", aggregation._add_up_on_gpu)
         patch.setitem(aggregation._ADD_UP_AND_DOT, "fused", aggregation._add_up_and_dot_on_gpu)
-        yield
+        with aggregation.use_kernel("fused"):
+            yield
     assert aggregation._tried == {(CPU, torch.float64): True}  # and nothing was made of torch's operators
 
 

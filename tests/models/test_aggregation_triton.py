@@ -116,13 +116,19 @@ class TestChoice:
     def test_on_a_gpu(self, on_gpu, works, expected):
         aggregation._tried[on_gpu.device, on_gpu.dtype] = works
         assert kernel(on_gpu) == expected
-        for forced, found in {"fused": expected, "triton": expected, "torch": "torch", "plain": "plain"}.items():
+        for forced, found in {
+            "blocked": expected,
+            "fused": expected,
+            "triton": expected,
+            "torch": "torch",
+            "plain": "plain",
+        }.items():
             with use_kernel(forced):
                 assert kernel(on_gpu) == found
 
     def test_elsewhere(self):
         with use_kernel("triton"):
-            assert kernel(torch.zeros(1)) == "fused"
+            assert kernel(torch.zeros(1)) == "blocked"
             assert kernel(torch.zeros(1, device="meta")) == "torch"
 
     def test_a_compiler_takes_the_operator_without_trying_it(self, on_gpu, monkeypatch):

@@ -4,11 +4,14 @@ Edge by edge, as `y = y + alpha * x`, autograd would multiply, add and write onc
 one pass over its terms, and so is the gradient of a feature: `_Read` gives every reader a view of its own, so that
 the readers' gradients arrive together instead of being added up one by one as they come. They are the gradients g_i of
 the whole sums; from them `_Read` computes `sum_i alpha_ji * g_i` and, with the feature at hand, the gradients
-`<g_i, x_j>` of the weights of all edges that leave it. Only the features are kept for the backward pass.
+`<g_i, x_j>` of the weights of all edges that leave it. Only the features are kept for the backward pass, by `blocked`
+twice.
 
 `kernel` names what computes these passes:
 
-- `fused`, in the CPU's memory: adds into one buffer, multiplies what it has just read, and passes over edges whose
+- `blocked`, on a CPU in float32 and float64: as `fused` within blocks of nodes, and as matrix products between them
+  (`blocks`), where there are enough edges for that.
+- `fused`, on a CPU otherwise: adds into one buffer, multiplies what it has just read, and passes over edges whose
   weight is exactly 0. torch.compile takes it as it is, because its own loops over many inputs are slower.
 - `triton`, on GPUs: the same operators as one kernel each (`aggregation_triton`). It is tried once on every GPU, with
   numbers that are known; where it does not compile or is wrong, a warning says so and `torch` takes its place.
@@ -30,9 +33,9 @@ import torch
 from torch import Tensor, library, nn
 
 from ..errors import ConfigError, unknown_name
-from ..topology import Topology
+from .blocks import Neighbours, Products, divide
 
-Kernel = Literal["fused", "triton", "torch", "plain"]
+Kernel = Literal["blocked", "fused", "triton", "torch", "plain"]
 
 _forced: Kernel | None = None
 
@@ -46,13 +49,22 @@ def kernel(x: Tensor) -> Kernel:
         return "plain"
     if _forced in ("torch", "plain"):
         return _forced
-    # The other two are one operator, and the device says which of them it is.
+    # The others are one operator, and the device says which of them it is.
     if x.device.type == "cpu":
-        return "fused"
+        return "blocked" if _forced != "fused" and _products_are_exact(x) else "fused"
     # A compiler cannot try the kernel; it takes the operator as it is, which tries it when it runs.
     if x.device.type == "cuda" and (torch.compiler.is_dynamo_compiling() or _triton_works(x)):
         return "triton"
     return "torch"
+
+
+def _products_are_exact(x: Tensor) -> bool:
+    """Whether torch's matrix products of tensors like `x` on a CPU lose no more than additions do."""
+    if torch.compiler.is_dynamo_compiling():
+        return False  # not tried there
+    if x.dtype == torch.float32:
+        return torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled("cpu")
+    return x.dtype == torch.float64
 
 
 def _must_be_plain(x: Tensor) -> bool:
@@ -92,7 +104,7 @@ def _triton_works(x: Tensor) -> bool:
 def use_kernel(name: Kernel) -> Iterator[None]:
     """Use a kernel where not only "plain" can be used, e.g. to compare; in all threads.
 
-    "fused" is for the CPU and "triton" for GPUs: on other devices they leave the choice as it is.
+    "blocked" and "fused" are for the CPU and "triton" for GPUs: on other devices they leave the choice as it is.
 
     Raises:
         ConfigError: no such kernel.
@@ -107,114 +119,143 @@ def use_kernel(name: Kernel) -> Iterator[None]:
         _forced = before
 
 
+class Graph:
+    """The edges of a stage as its sums read them.
+
+    Args:
+        predecessors: for each node, in topological order, the nodes that it reads, ascending. Edges are in this order.
+    """
+
+    def __init__(self, predecessors: Neighbours):
+        self.predecessors = predecessors
+        self.successors = tuple(
+            tuple(i for i, row in enumerate(predecessors) if j in row) for j in range(len(predecessors))
+        )
+        edges = [(j, i) for i, row in enumerate(predecessors) for j in row]
+        # The edges ordered by source, then target, as indices.
+        self.by_source = tuple(sorted(range(len(edges)), key=edges.__getitem__))
+        self.blocks = divide(predecessors)
+
+
 class Sums:
     """The weighted sums of one pass through a stage. Every node's feature is put in before a later node reads.
 
     Args:
-        topology: the stage's graph.
+        graph: of the stage.
         alpha: [E], the weights of its edges.
-        by_source: [E] int64, the edges ordered by source, then target, as indices into `alpha`.
+        by_source: [E] int64, `graph.by_source` on the device of `alpha`.
         like: a feature; all have its dtype and device, and those that one node reads have one shape.
     """
 
-    def __init__(self, topology: Topology, alpha: Tensor, by_source: Tensor, like: Tensor):
-        self.topology = topology
+    def __init__(self, graph: Graph, alpha: Tensor, by_source: Tensor, like: Tensor):
         self.kernel = kernel(like)
         self.backward = torch.is_grad_enabled() and self.kernel != "plain"
-        self.incoming = (alpha if self.kernel == "plain" else alpha.detach()).split(topology.in_degree)
-        self.outgoing = alpha[by_source].split(topology.out_degree) if self.backward else None
+        fixed = alpha if self.kernel == "plain" else alpha.detach()
+        blocks = graph.blocks if self.kernel == "blocked" else None
+        if blocks is None:
+            self.products = None
+            self.sources, self.readers = graph.predecessors, graph.successors
+        else:
+            self.products = Products(blocks, alpha, self.backward)
+            self.sources, self.readers = blocks.sources, blocks.readers
+            fixed, by_source = fixed[blocks.by_target], blocks.by_source
+        self.incoming = fixed.split([len(row) for row in self.sources])
+        self.outgoing = alpha[by_source].split([len(row) for row in self.readers]) if self.backward else None
         # What each node reads of each of its sources.
-        self.views: list[dict[int, Tensor]] = [{} for _ in range(topology.num_nodes)]
+        self.views: list[dict[int, Tensor]] = [{} for _ in self.sources]
 
     def put(self, j: int, feature: Tensor, start: int = 0, stop: int | None = None) -> None:
         """Take the feature of node j, [B, C, H, W], for its readers `start:stop`; for all of them by default."""
-        readers = self.topology.successors[j][start:stop]
-        weights = self.outgoing[j][start:stop] if self.backward else None
-        views = _Read.apply(self.kernel, feature, weights) if self.backward else [feature] * len(readers)
+        readers = self.readers[j][start:stop]
+        by_product = stop is None and self.products is not None and self.products.take(j)
+        if self.backward:
+            views = _Read.apply(self.kernel, by_product, feature, self.outgoing[j][start:stop])
+        else:
+            views = [feature] * (len(readers) + by_product)
         for i, view in zip(readers, views):
             self.views[i][j] = view
+        if by_product:
+            self.products.put(j, views[-1])
 
     def read(self, i: int) -> Tensor:
         """Return the sum that node i reads, in a tensor of its own; nothing else refers to it."""
-        terms = [self.views[i][j] for j in self.topology.predecessors[i]]
+        begin = self.products.read(i) if self.products is not None else None
+        terms = [self.views[i][j] for j in self.sources[i]]
         if not torch.is_grad_enabled():
             self.views[i].clear()  # a feature goes with its last reader
         if self.backward:
-            return _Sum.apply(self.kernel, self.incoming[i], *terms)
-        return _ADD_UP[self.kernel](terms, self.incoming[i])
+            return _Sum.apply(self.kernel, self.incoming[i], begin, *terms)
+        return _ADD_UP[self.kernel](terms, self.incoming[i], begin)
 
 
 class _Sum(torch.autograd.Function):
-    """`sum_j weights[j] * terms[j]`, where each term's gradient is that of the whole sum; `_Read` weighs it."""
+    """`begin + sum_j weights[j] * terms[j]`; each term's gradient is that of the whole sum, `_Read` weighs it."""
 
     @staticmethod
-    def forward(ctx, kernel: Kernel, weights: Tensor, *terms: Tensor) -> Tensor:
+    def forward(ctx, kernel: Kernel, weights: Tensor, begin: Tensor | None, *terms: Tensor) -> Tensor:
         ctx.terms = len(terms)
-        return _ADD_UP[kernel](terms, weights)
+        ctx.begins = begin is not None
+        return _ADD_UP[kernel](terms, weights, begin)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, *[gradient] * ctx.terms)
+        return (None, None, gradient if ctx.begins else None, *[gradient] * ctx.terms)
 
 
 class _Read(torch.autograd.Function):
-    """A view of `feature` for each of the `weights`, to be read by `_Sum`."""
+    """A view of `feature` for each of the `weights`, to be read by `_Sum`; with `more`, one to be used as it is."""
 
     @staticmethod
-    def forward(ctx, kernel: Kernel, feature: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx, kernel: Kernel, more: bool, feature: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         ctx.kernel = kernel
         # Fixed weights have no gradient that would need the feature.
-        ctx.save_for_backward(weights, *([feature] if ctx.needs_input_grad[2] else []))
-        return tuple(feature.view_as(feature) for _ in range(len(weights)))
+        ctx.save_for_backward(weights, *([feature] if ctx.needs_input_grad[3] and len(weights) else []))
+        return tuple(feature.view_as(feature) for _ in range(len(weights) + more))
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weights, *feature = ctx.saved_tensors
+        terms, (begin,) = gradients[: len(weights)], gradients[len(weights) :] or (None,)
+        if not terms:
+            return None, None, begin, None
         # Differentiable operators where the gradients are to be differentiated themselves.
         kernel = "torch" if torch.is_grad_enabled() else ctx.kernel
         if not feature:
-            return None, _ADD_UP[kernel](gradients, weights), None
-        total, products = _ADD_UP_AND_DOT[kernel](gradients, weights, *feature)
-        return None, total if ctx.needs_input_grad[1] else None, products.to(weights.dtype)
+            return None, None, _ADD_UP[kernel](terms, weights, begin), None
+        total, products = _ADD_UP_AND_DOT[kernel](terms, weights, *feature, begin)
+        return None, None, total if ctx.needs_input_grad[2] else None, products.to(weights.dtype)
 
 
-def add_up(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return `sum_j weights[j] * terms[j]` in a tensor of its own, by the fastest kernel that serves here and now.
-
-    Args:
-        terms: at least one tensor, all of one shape and dtype. They may have a gradient.
-        weights: [len(terms)], without one.
-    """
-    # The fast kernels are forward passes; what is differentiated otherwise goes through `Sums`.
-    differentiable = torch.is_grad_enabled() and any(term.requires_grad for term in terms)
-    return _ADD_UP["plain" if differentiable else kernel(terms[0])](terms, weights)
-
-
-def weighted_sum(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return `sum_j weights[j] * terms[j]`, by operators that everything in torch can follow.
+def weighted_sum(terms: Sequence[Tensor], weights: Tensor, begin: Tensor | None = None) -> Tensor:
+    """Return `begin + sum_j weights[j] * terms[j]`, by operators that everything in torch can follow.
 
     Args:
-        terms: at least one tensor, all of one shape and dtype.
+        terms: tensors, all of one shape and dtype; at least one if there is no `begin`.
         weights: [len(terms)].
+        begin: of the same shape and dtype; 0 when omitted.
     """
-    scalars = weights.to(_wide(terms[0].dtype)).unbind()
-    total = _cast(terms[0], scalars[0].dtype) * scalars[0]
-    for term, scalar in zip(terms[1:], scalars[1:]):
-        total = torch.addcmul(total, _cast(term, scalar.dtype), scalar)
-    return _cast(total, terms[0].dtype)  # a float32 weight must not lift what autocast made bfloat16
+    like = terms[0] if begin is None else begin
+    total = None if begin is None else _cast(begin, _wide(like.dtype))
+    for term, scalar in zip(terms, weights.to(_wide(like.dtype)).unbind()):
+        term = _cast(term, scalar.dtype)
+        total = term * scalar if total is None else torch.addcmul(total, term, scalar)
+    total = _cast(total, like.dtype)  # a float32 weight must not lift what autocast made bfloat16
+    return total.clone() if total is begin else total
 
 
-def _weighted_sum_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+def _weighted_sum_and_dot(
+    terms: Sequence[Tensor], weights: Tensor, feature: Tensor, begin: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     wide = _wide(feature.dtype)
     products = [(_cast(term, wide) * _cast(feature, wide)).sum() for term in terms]
-    return weighted_sum(terms, weights), torch.stack(products)
+    return weighted_sum(terms, weights, begin), torch.stack(products)
 
 
 # Operators, so that a compiler calls these functions instead of tracing them; it may choose the memory format.
 _library = library.Library("topodet", "DEF")
 for _schema in (
-    "add_up(Tensor[] terms, Tensor weights) -> Tensor",
-    "add_up_and_dot(Tensor[] terms, Tensor weights, Tensor feature) -> (Tensor, Tensor)",
+    "add_up(Tensor[] terms, Tensor weights, Tensor? begin=None) -> Tensor",
+    "add_up_and_dot(Tensor[] terms, Tensor weights, Tensor feature, Tensor? begin=None) -> (Tensor, Tensor)",
 ):
     # Early torch 2 lacks the first one: there a compiler copies tensors that are not contiguous.
     _tags = [getattr(torch.Tag, name) for name in ("flexible_layout", "pt2_compliant_tag") if hasattr(torch.Tag, name)]
@@ -222,40 +263,50 @@ for _schema in (
 
 
 @library.register_fake("topodet::add_up")
-def _(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
-    return torch.empty_like(terms[0])
+def _(terms: Sequence[Tensor], weights: Tensor, begin: Tensor | None = None) -> Tensor:
+    return torch.empty_like(terms[0] if begin is None else begin)
 
 
 @library.register_fake("topodet::add_up_and_dot")
-def _(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+def _(terms: Sequence[Tensor], weights: Tensor, feature: Tensor, begin: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return torch.empty_like(terms[0]), feature.new_empty(len(terms), dtype=_wide(feature.dtype))
 
 
-def _add_up(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
-    total = None
+def _add_up(terms: Sequence[Tensor], weights: Tensor, begin: Tensor | None = None) -> Tensor:
+    total = begin
     for term, weight in zip(terms, weights.tolist()):
-        total = _add(total, term, weight)
-    return _narrow(total, terms[0])
+        total = _add(total, term, weight, begin)
+    return _own(total, terms, begin)
 
 
-def _add_up_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+def _add_up_and_dot(
+    terms: Sequence[Tensor], weights: Tensor, feature: Tensor, begin: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     # In the order of memory, so that dense tensors of any memory format are flat without a copy.
     order = sorted(range(feature.ndim), key=feature.stride, reverse=True)
-    flat, total, products = _flat(feature, order), None, []
+    flat, total, products = _flat(feature, order), begin, []
     for term, weight in zip(terms, weights.tolist()):
-        total = _add(total, term, weight)
+        term = _cast(term, flat.dtype)
+        total = _add(total, term, weight, begin)
         products.append(torch.dot(_flat(term, order), flat))  # now, while the term is in the cache
-    return _narrow(total, terms[0]), torch.stack(products)
+    return _own(total, terms, begin), torch.stack(products)
 
 
-def _add(total: Tensor | None, term: Tensor, weight: float) -> Tensor | None:
+def _add(total: Tensor | None, term: Tensor, weight: float, begin: Tensor | None) -> Tensor | None:
     if weight == 0:
         return total
-    return _cast(term, _wide(term.dtype)) * weight if total is None else total.add_(term, alpha=weight)
+    term = _cast(term, _wide(term.dtype))  # first: to add two types is many times slower
+    if total is None:
+        return term * weight
+    if total is begin:  # not ours to change
+        return torch.add(_cast(begin, term.dtype), term, alpha=weight)
+    return total.add_(term, alpha=weight)
 
 
-def _narrow(total: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if total is None else _cast(total, like.dtype)
+def _own(total: Tensor | None, terms: Sequence[Tensor], begin: Tensor | None) -> Tensor:
+    if total is None:
+        return torch.zeros_like(terms[0])
+    return begin.clone() if total is begin else _cast(total, terms[0].dtype)
 
 
 def _flat(x: Tensor, order: Sequence[int]) -> Tensor:
@@ -272,17 +323,19 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _add_up_on_gpu(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
-    if not _triton_works(terms[0]):
-        return weighted_sum(terms, weights)
+def _add_up_on_gpu(terms: Sequence[Tensor], weights: Tensor, begin: Tensor | None = None) -> Tensor:
+    if begin is not None or not _triton_works(terms[0]):
+        return weighted_sum(terms, weights, begin)
     from .aggregation_triton import add_up
 
     return add_up(terms, weights)
 
 
-def _add_up_and_dot_on_gpu(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
-    if not _triton_works(feature):
-        return _weighted_sum_and_dot(terms, weights, feature)
+def _add_up_and_dot_on_gpu(
+    terms: Sequence[Tensor], weights: Tensor, feature: Tensor, begin: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    if begin is not None or not _triton_works(feature):
+        return _weighted_sum_and_dot(terms, weights, feature, begin)
     from .aggregation_triton import add_up_and_dot
 
     return add_up_and_dot(terms, weights, feature)
@@ -296,12 +349,14 @@ for _name, _on_cpu, _on_gpu in (
     _library.impl(_name, _on_gpu, "CUDA")
 
 _ADD_UP = {
+    "blocked": torch.ops.topodet.add_up,
     "fused": torch.ops.topodet.add_up,
     "triton": torch.ops.topodet.add_up,
     "torch": weighted_sum,
     "plain": weighted_sum,
 }
 _ADD_UP_AND_DOT = {
+    "blocked": torch.ops.topodet.add_up_and_dot,
     "fused": torch.ops.topodet.add_up_and_dot,
     "triton": torch.ops.topodet.add_up_and_dot,
     "torch": _weighted_sum_and_dot,

@@ -12,12 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
-from .aggregation import add_up
+from .aggregation import Graph, Sums
 from .stage import Node, TopoStage
 from .trunk import Stem
-
-# The stage's input, where the number of a node would stand: what node 0 reads.
-_INPUT = -1
 
 
 @torch.no_grad()
@@ -31,8 +28,6 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
       Other normalisations stay as they are, and so does batch normalisation that keeps no statistics.
     - Edges whose alpha is exactly 0 are gone, and with them the nodes that no longer reach the stage's output. A node
       that reads nothing any more is one number a channel, which is added to the sums of its readers.
-    - A node with one input and alpha > 0 sums nothing: `relu(alpha x) = alpha relu(x)`, and alpha goes into its
-      depthwise weights.
 
     The output equals that of `model.eval()` up to rounding: the new weights are computed in float64, and have the type
     of the old ones. Fuse before `torch.compile`, tracing or export, which all take the result. A fused model that is
@@ -75,59 +70,26 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
 
 
 class FusedNode(nn.Module):
-    """A `Node` and what it reads: ReLU of a sum, 3x3 depthwise, 1x1 pointwise, and what is left of the normalisation.
+    """A `Node` from its sum on: ReLU, 3x3 depthwise, 1x1 pointwise, and what is left of the normalisation.
 
     Args:
         node: a copy of its own, which is used up.
-        sources: the nodes whose features it reads.
-        alpha: a weight for each of them.
         offset: float64 [C], what is added to the sum: the part of it that is the same for every image; None for
             nothing.
-
-    Attributes:
-        sources: see above.
-        last: those of them that no later node reads.
     """
 
-    def __init__(self, node: Node, sources: Sequence[int], alpha: Sequence[float], offset: Tensor | None):
+    def __init__(self, node: Node, offset: Tensor | None):
         super().__init__()
         self.conv_dw, self.conv_pw = node.conv_dw, node.conv_pw
         self.norm = _fold(node.norm, node.conv_pw)
-        self.sources = tuple(sources)
-        self.last: frozenset[int] = frozenset()
-        like = self.conv_dw.weight
-        if not sources and offset is None:
-            offset = torch.zeros(self.conv_dw.in_channels)
-        self.register_buffer("offset", None if offset is None else offset.to(like)[:, None, None])
-        if len(sources) == 1 and alpha[0] > 0 and offset is None:
-            self.conv_dw.weight = nn.Parameter((like.double() * alpha[0]).to(like.dtype))
-            self.register_buffer("alpha", None)
-        else:
-            self.register_buffer("alpha", like.new_tensor(alpha))
+        self.register_buffer("offset", None if offset is None else offset.to(node.conv_dw.weight)[:, None, None])
+        self.inplace = node.inplace
         self.requires_grad_(False)
 
-    def forward(self, features: dict[int, Tensor], size: torch.Size) -> Tensor:
-        """Compute the node.
-
-        Args:
-            features: [B, in_chs, H, W] by number of the node; those that nobody reads afterwards are taken out.
-            size: of the stage's input.
-
-        Returns:
-            [B, out_chs, H, W]; node 0 halves H and W, rounding up.
-        """
-        return self.norm(self.conv_pw(self.conv_dw(self._read(features, size))))
-
-    def _read(self, features: dict[int, Tensor], size: torch.Size) -> Tensor:
-        # A function of its own, so that a feature goes with its last reader, before the convolutions begin.
-        terms = [features.pop(j) if j in self.last else features[j] for j in self.sources]
-        if not terms:
-            # As large as the others: the zeros that the convolution sees around it are no part of it.
-            return F.relu(self.offset).expand(size[0], -1, (size[2] + 1) // 2, (size[3] + 1) // 2)
-        if self.alpha is None:
-            return F.relu(terms[0])  # not in place, the feature has other readers
-        total = add_up(terms, self.alpha)
-        return F.relu(total if self.offset is None else total.add_(self.offset), inplace=True)
+    def forward(self, total: Tensor) -> Tensor:
+        """Compute the node on the sum of its inputs, [B, in_chs, H, W]; it may be overwritten."""
+        total = total if self.offset is None else total + self.offset
+        return self.norm(self.conv_pw(self.conv_dw(F.relu(total, inplace=self.inplace))))
 
 
 class FusedStage(nn.Module):
@@ -139,6 +101,7 @@ class FusedStage(nn.Module):
     Attributes:
         topology: the graph of the stage that it was made of.
         edges: those of it that are still read, sorted as they were.
+        alpha: their weights.
         out_chs: channels of the output.
     """
 
@@ -152,27 +115,33 @@ class FusedStage(nn.Module):
         # is computed all the same: its feature map leaves the stage.
         constant = {i: _at_zero(stage.nodes[i]) for i in range(1, last) if not inputs[i]}
         kept = [i for i in _ancestors(last, inputs) if i not in constant]
-        inputs[0], alpha[_INPUT, 0] = [_INPUT], 1.0
         self.nodes = nn.ModuleDict()
         for i in kept:
-            sources = [j for j in inputs[i] if j not in constant]
             same = [alpha[j, i] * constant[j] for j in inputs[i] if j in constant]
-            self.nodes[str(i)] = FusedNode(
-                copy.deepcopy(stage.nodes[i]), sources, [alpha[j, i] for j in sources], sum(same) if same else None
-            )
-        self.edges = tuple((j, i) for i in kept if i for j in self.nodes[str(i)].sources)
-        later: set[int] = set()
-        for node in reversed(self.nodes.values()):
-            node.last = frozenset(node.sources) - later
-            later.update(node.sources)
+            self.nodes[str(i)] = FusedNode(copy.deepcopy(stage.nodes[i]), sum(same) if same else None)
+        self.edges = tuple((j, i) for i in kept for j in inputs[i] if j not in constant)
+        self.graph = Graph(tuple(tuple(kept.index(j) for j, target in self.edges if target == i) for i in kept))
+        like = stage.nodes[last].conv_dw.weight
+        self.register_buffer("alpha", like.new_tensor([alpha[edge] for edge in self.edges]))
+        self.register_buffer("by_source", torch.tensor(self.graph.by_source, dtype=torch.int64), persistent=False)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the last node's output, [B, out_chs, ceil(H / 2), ceil(W / 2)]."""
-        features, size = {_INPUT: x}, x.shape
-        for name, node in self.nodes.items():
-            features[int(name)] = node(features, size)
-        return features[self.topology.num_nodes - 1]
+        size = x.shape[0], self.out_chs, (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
+        sums = None
+        for k, (name, node) in enumerate(self.nodes.items()):
+            if name == "0":
+                feature = node(x)
+            elif self.graph.predecessors[k]:
+                feature = node(sums.read(k))
+            else:
+                feature = node(x.new_zeros(size))
+            if k + 1 < len(self.nodes):
+                sums = sums or Sums(self.graph, self.alpha, self.by_source, feature)
+                sums.put(k, feature)
+                del feature  # so that it goes with its last reader
+        return feature
 
     def extra_repr(self) -> str:
         """Show what is left of the graph in the printed module."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, WeightsError, unknown_name
 from ..topology import Topology
-from .aggregation import Sums
+from .aggregation import Graph, Sums
 
 EdgeWeights = Literal["learned", "fixed"]
 
@@ -40,6 +40,9 @@ class Wiring(nn.Module):
         else:
             raise ConfigError(unknown_name("edge_weights", edge_weights, ("learned", "fixed")))
         self.register_buffer("edges", torch.tensor(topology.edges, dtype=torch.int64))
+        # Of the same graph as `edges`: a file with another one is refused.
+        self.graph = Graph(topology.predecessors)
+        self.register_buffer("by_source", torch.tensor(self.graph.by_source, dtype=torch.int64), persistent=False)
 
     @property
     def learned(self) -> bool:
@@ -52,8 +55,7 @@ class Wiring(nn.Module):
 
     def sums(self, like: Tensor) -> Sums:
         """Return the weighted sums of one pass, over features that have the dtype and device of `like`."""
-        by_source = self.edges[:, 0].argsort(stable=True)
-        return Sums(self.topology, self.alpha, by_source, like)
+        return Sums(self.graph, self.alpha, self.by_source, like)
 
     def extra_repr(self) -> str:
         """Show the graph in the printed module."""
