@@ -19,6 +19,7 @@ from topodet.errors import ConfigError, WeightsError, did_you_mean
 from topodet.pretrain import data
 from topodet.pretrain.engine import Training, autocast_context
 from topodet.pretrain.group import Group
+from topodet.pretrain.loader import Loader
 from topodet.pretrain.options import mixes
 
 
@@ -80,7 +81,7 @@ def _load_initial(model: nn.Module, path: str) -> None:
 
 
 def prepare(
-    args: argparse.Namespace, group: Group, model: nn.Module, loader: data.Loader, num_classes: int
+    args: argparse.Namespace, group: Group, model: nn.Module, loader: Loader, num_classes: int
 ) -> tuple[Training, int]:
     """Return all that trains the model, and the number of epochs."""
     device = group.device
