@@ -1,9 +1,10 @@
 """The networks, in plain torch and timm; importing this registers them in timm."""
 
 from .aggregation import weighted_sum
-from .connect import connect, connectable, disconnect
+from .connect import connect, connectable, disconnect, rewirable, rewire
 from .fuse import FusedStage, fuse_for_inference
 from .residual import Residual
+from .resnet_cifar import ResNetCifar
 from .stage import Node, TopoStage
 from .toponet import ARCHITECTURES, TopoNet, TopoNetFeatures, architecture_arguments
 from .trunk import Stem, Trunk, build_blocks, init_weights
@@ -13,6 +14,7 @@ __all__ = [
     "ARCHITECTURES",
     "FusedStage",
     "Node",
+    "ResNetCifar",
     "Residual",
     "Stem",
     "TopoNet",
@@ -27,5 +29,7 @@ __all__ = [
     "disconnect",
     "fuse_for_inference",
     "init_weights",
+    "rewirable",
+    "rewire",
     "weighted_sum",
 ]
