@@ -16,6 +16,7 @@ from torch import nn
 
 from topodet import connectivity
 from topodet.errors import ConfigError, WeightsError, did_you_mean
+from topodet.models import connect, rewire
 from topodet.pretrain import data
 from topodet.pretrain.engine import Training, autocast_context
 from topodet.pretrain.group import Group
@@ -41,7 +42,8 @@ def create_model(args: argparse.Namespace, num_classes: int, channels: int, grou
     """Return the network on its device, with the weights it is to start from.
 
     Raises:
-        ConfigError: arguments it does not take, or a penalty on edges it does not learn.
+        ConfigError: arguments it does not take, blocks that cannot be connected, or a penalty on edges it does not
+            learn.
         WeightsError: --initial-checkpoint is missing or does not fit.
     """
     try:
@@ -57,6 +59,7 @@ def create_model(args: argparse.Namespace, num_classes: int, channels: int, grou
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"--model {args.model} cannot be made with the arguments given: {error}") from error
+    model = _wired(model, args)
     if args.initial_checkpoint:
         _load_initial(model, args.initial_checkpoint)
     if args.sparsity != "none":
@@ -70,6 +73,18 @@ def create_model(args: argparse.Namespace, num_classes: int, channels: int, grou
     model.to(group.device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
+    return model
+
+
+def _wired(model: nn.Module, args: argparse.Namespace) -> nn.Module:
+    """Return the network with edges, if asked; weights of the original go on loading into it."""
+    for option, function in (("connect", connect), ("rewire", rewire)):
+        edge_weights = getattr(args, option)
+        if edge_weights is not None:
+            try:
+                return function(model, edge_weights=edge_weights)
+            except ConfigError as error:
+                raise ConfigError(f"--{option} cannot be done with --model {args.model}: {error}") from error
     return model
 
 

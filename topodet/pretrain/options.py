@@ -102,6 +102,9 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
 
 def _add_edges(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    wirings = ("learned", "fixed")
+    add("--connect", choices=wirings, help="make the weights of a residual network's edges parameters, all 1 at first")
+    add("--rewire", choices=wirings, help="make every convolution of a ResNet a node of complete graphs, to be trained")
     add("--sparsity", choices=("none", "uniform", "adaptive"), default="none", help="penalty on the edge weights")
     add("--sparsity-weight", type=float, default=1e-4, metavar="LAMBDA", help="weight of that penalty in the loss")
     add("--alpha-weight-decay", type=float, default=0.0, metavar="WD", help="weight decay of the edge weights")
@@ -328,6 +331,8 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError("--eval-metric top5 needs a validation split; training itself counts top1 and loss only")
     if args.jsd_loss and args.bce_loss:
         raise ConfigError("--jsd-loss and --bce-loss are two losses: leave one out")
+    if args.connect and args.rewire:
+        raise ConfigError("--connect keeps what the network computes, --rewire makes another one: leave one out")
     _check_on_device(args)
 
 
