@@ -74,10 +74,8 @@ class Augmentation:
         pixels = pixels.masked_fill_(~inside[..., None], 0)
         batch = _normalised(pixels, mean, std)
         if self.cutout:
-            places = torch.arange(max(height, width), device=images.device)
-            rows = _cut(places[:height], row, self.cutout)
-            columns = _cut(places[:width], column, self.cutout)
-            batch.masked_fill_(_both(rows, columns)[:, None], 0.0)
+            hole = _both(_around(row, self.cutout, height), _around(column, self.cutout, width))
+            batch.masked_fill_(hole[:, None], 0.0)
         return batch
 
 
@@ -87,9 +85,10 @@ def _places(size: int, mirrored: Tensor, start: Tensor) -> Tensor:
     return torch.where(mirrored[:, None].bool(), size - 1 - places, places) + start[:, None]
 
 
-def _cut(places: Tensor, centre: Tensor, side: int) -> Tensor:
-    first = centre[:, None] - side // 2
-    return _within(places, first, first + side)
+def _around(centre: Tensor, length: int, size: int) -> Tensor:
+    """Return which places of a side of `size` lie in the stretch of `length` around each centre: [B, size]."""
+    first = centre[:, None] - length // 2
+    return _within(torch.arange(size, device=centre.device), first, first + length)
 
 
 def _within(places: Tensor, first: Tensor | int, end: Tensor | int) -> Tensor:
