@@ -17,7 +17,7 @@ from topodet.pretrain.on_device import Augmentation, DeviceLoader
 from topodet.pretrain.options import parse
 from topodet.pretrain.run import run
 
-from .helpers import assert_same_tensors, curve, load, options, start, train, write_arrays
+from .helpers import assert_same_tensors, curve, load, options, start, train
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 FAST = ("--dataset", "npz", "--on-device", "--crop-pct", "1", "--crop-padding", "2", "--cutout", "8")
@@ -191,7 +191,7 @@ class TestRun:
     @pytest.mark.parametrize(
         "more",
         [
-            ("--torchcompile", "eager", "--channels-last", "--amp", "--amp-dtype", "bfloat16", "--val-interval", "2"),
+            ("--channels-last", "--amp", "--amp-dtype", "bfloat16", "--no-aug", "--pin-mem"),
             ("--cutmix", "1.0", "--grad-accum-steps", "2", "--val-split", "", "--model-ema"),
         ],
         ids=lambda more: more[0],
@@ -213,6 +213,25 @@ class TestRun:
         with pytest.raises((ConfigError, ValueError), match=message):
             train(arrays, tmp_path, *FAST, *more)
 
+    def test_datasets_of_torchvision(self, tmp_path):
+        """The files of MNIST, as their format says: a magic number, the sizes, the bytes."""
+        folder = tmp_path / "MNIST" / "raw"
+        folder.mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        for part, count in (("train", 20), ("t10k", 10)):
+            images, labels = rng.integers(0, 256, (count, 28, 28)), np.arange(count) % 10
+            for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+                header = np.array([0x800 + array.ndim, *array.shape], dtype=">i4").tobytes()
+                (folder / name).write_bytes(header + array.astype(np.uint8).tobytes())
+        more = ("--dataset", "torch/mnist", "--on-device", "--crop-pct", "1", "--input-size", "1", "28", "28")
+        argv = options(tmp_path, tmp_path / "out", *more)
+        size = argv.index("--img-size")
+        del argv[size : size + 2]
+        assert len(run(parse(argv))) == 2
+        state = load(tmp_path / "out" / "last.pth.tar")
+        assert state["data"] == {"train_images": 20, "val_images": 10, "classes": 10}
+        assert state["data_config"]["input_size"] == [1, 28, 28]
+
     def test_refuses_images_of_a_folder(self, images, tmp_path):
         with pytest.raises(ConfigError, match="needs images that the dataset holds in memory.*'an image folder'"):
             train(images, tmp_path, "--on-device")
@@ -231,14 +250,3 @@ class TestRun:
 def test_refuses_options(argv, message):
     with pytest.raises(ConfigError, match=message):
         parse(argv.split())
-
-
-def test_grey_images(tmp_path):
-    root = write_arrays(tmp_path / "arrays", {"train": 4, "validation": 3})
-    for path in root.glob("*.npz"):
-        with np.load(path) as file:
-            grey = dict(file)
-        grey["images"] = grey["images"][..., :1]
-        np.savez(path, **grey)
-    rows = run(parse(options(root, tmp_path / "out", *FAST, "--in-chans", "1", "--input-size", "1", "32", "32")))
-    assert len(rows) == 2

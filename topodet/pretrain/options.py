@@ -57,7 +57,7 @@ def _flag(group: argparse._ArgumentGroup, name: str, default: bool = False, **kw
 def _add_data(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--data-dir", metavar="DIR", help="root folder of the dataset")
-    add("--dataset", metavar="TYPE/NAME", default="", help="empty: image folder; npz: arrays; else as timm's")
+    add("--dataset", metavar="TYPE/NAME", default="", help="empty: image folder; npz: arrays; else timm's name")
     add("--train-split", metavar="NAME", default="train", help="split to train on")
     add("--val-split", metavar="NAME", default="validation", help="split to validate on; '' for none")
     add("--train-num-samples", type=int, metavar="N", help="images of the train split, for streamed datasets")
