@@ -11,7 +11,7 @@ from torch import nn
 
 from topodet import connectivity
 from topodet.errors import ConfigError
-from topodet.models import connect, disconnect, rewirable, rewire
+from topodet.models import Residual, connect, disconnect, rewirable, rewire
 from topodet.topology import complete
 
 # Architecture -> arguments that make it small, nodes that compute in each stage, names of the activation after the
@@ -217,6 +217,29 @@ def test_drop_path_takes_out_nodes():
     r1 = first.bn1(first.conv1(x))
     r2 = first.bn2(first.conv2(F.relu(x + r1)))
     torch.testing.assert_close(model.layer1(x), F.relu(x + r1 + r2))  # both nodes of the second block are gone
+
+
+class Activated(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 1)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(x + self.conv(x))
+
+
+def added(block, x):
+    return block.conv(x)
+
+
+def test_own_blocks():
+    original, x = nn.Sequential(Activated(4), Activated(4)), torch.rand(2, 4, 5, 5)
+    model = randomise(rewire(original, blocks={Activated: Residual((added,), activation="act")}))
+    a = dict(zip(complete(4).edges, model[0].wiring.alpha))
+    r1 = original[0].conv(a[0, 1] * x)
+    r2 = original[1].conv(F.relu(a[0, 2] * x + a[1, 2] * r1))
+    torch.testing.assert_close(model(x), F.relu(a[0, 3] * x + a[1, 3] * r1 + a[2, 3] * r2))
 
 
 def test_a_cut_run_keeps_the_edges_of_its_blocks_only():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .residual import NO_SHORTCUT, Residual, Table
+from .residual import Residual, Table
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _may_be_linear(*, shortcut: str, activation: str) -> Callable[[nn.Module], s
     def obstacle(block: nn.Module) -> str | None:
         if isinstance(getattr(block, activation), nn.Identity):
             return "no activation follows its addition: topodet.models.connect connects it as it is"
-        return NO_SHORTCUT if getattr(block, shortcut) is None else None
+        return "it was built without a shortcut" if getattr(block, shortcut) is None else None
 
     return obstacle
 
@@ -75,7 +75,7 @@ def _byob(branch: str) -> Residual:
 
 _SENET = _resnet("conv1 bn1 relu conv2 bn2 relu conv3 bn3 se_module", activation="relu")
 
-# ResNeXt, SE-ResNet, ECA-ResNet and so on are made of the first two.
+# Module -> class -> how it adds. ResNeXt, SE-ResNet, ECA-ResNet and so on are made of the first two.
 _FAMILIES: dict[str, dict[str, Residual]] = {
     "timm.models.resnet": {
         "BasicBlock": _resnet(
