@@ -248,7 +248,7 @@ def train_loader(
         kinds = {"crop_padding": args.crop_padding, "hflip": args.hflip, "vflip": args.vflip, "cutout": args.cutout}
         varied = Augmentation() if args.no_aug else Augmentation(**kinds)
         loader = _on_device(args, dataset, data_config, group, batch_size=args.batch_size, augmentation=varied)
-        loader.batches = _whole_updates(loader.batches, loader.count, args, group)
+        loader.batches = _whole_updates(loader.batches, dataset, args, group)
         return loader
     guarded = dataset
     collate = None
@@ -288,15 +288,15 @@ def train_loader(
         # The sampler fills the last round of processes up with repeated images; an update made of them would exist
         # for some numbers of processes only.
         batches = len(guarded) // (args.batch_size * group.world_size)
-    return TimmLoader(loader, guarded, args.batch_size, _whole_updates(batches, len(guarded), args, group))
+    return TimmLoader(loader, guarded, args.batch_size, _whole_updates(batches, guarded, args, group))
 
 
-def _whole_updates(batches: int, images: int, args: argparse.Namespace, group: Group) -> int:
+def _whole_updates(batches: int, dataset: Dataset, args: argparse.Namespace, group: Group) -> int:
     """Return how many of the batches an epoch takes, so that each accumulates into a whole update."""
     batches -= batches % args.grad_accum_steps
     if batches == 0:
         update = args.batch_size * args.grad_accum_steps * group.world_size
-        raise DataError(f"an update takes {update} images, but there are {images}: give a smaller --batch-size")
+        raise DataError(f"an update takes {update} images, but there are {len(dataset)}: give a smaller --batch-size")
     return batches
 
 
