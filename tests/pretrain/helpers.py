@@ -26,10 +26,26 @@ def write_images(root: Path, splits: dict[str, int], classes: int = 3, seed: int
             folder = root / split / f"class{label}"
             folder.mkdir(parents=True)
             for index in range(count):
-                pixels = rng.integers(0, 80, (32, 32, 3), dtype=np.uint8)
-                pixels[..., label % 3] += 150
-                Image.fromarray(pixels).save(folder / f"{index:02d}.{'png' if index % 2 else 'jpg'}")
+                Image.fromarray(_pixels(rng, label)).save(folder / f"{index:02d}.{'png' if index % 2 else 'jpg'}")
     return root
+
+
+def write_arrays(root: Path, splits: dict[str, int], classes: int = 3, seed: int = 0) -> Path:
+    """Write `root/SPLIT.npz` with images such as `write_images` writes, and the names of the classes."""
+    rng = np.random.default_rng(seed)
+    names = [f"class{label}" for label in range(classes)]
+    root.mkdir(parents=True, exist_ok=True)
+    for split, count in splits.items():
+        labels = np.repeat(np.arange(classes), count)
+        images = np.stack([_pixels(rng, label) for label in labels])
+        np.savez(root / f"{split}.npz", images=images, labels=labels, class_names=names)
+    return root
+
+
+def _pixels(rng: np.random.Generator, label: int) -> np.ndarray:
+    pixels = rng.integers(0, 80, (32, 32, 3), dtype=np.uint8)
+    pixels[..., label % 3] += 150
+    return pixels
 
 
 def options(images: Path, output: Path, *more: str) -> list[str]:

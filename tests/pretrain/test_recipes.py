@@ -12,10 +12,12 @@ from topodet.pretrain.group import Group
 from topodet.pretrain.options import parse
 from topodet.pretrain.run import run
 
-from .helpers import ROOT, options
+from .helpers import ROOT, curve, load, options
 
 RECIPES = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
 TABLE4 = [path for path in RECIPES if path.stem.endswith("_imagenet")]
+TABLE1 = [path for path in RECIPES if path.stem.endswith("_cifar100")]
+LEARNED = ("toponet50", "toponet_nano", "resnet20_cifar_connected")
 
 
 def test_a_recipe_for_each_row_of_table_4():
@@ -36,7 +38,7 @@ def test_builds(path):
     assert sum(value.numel() for part in optimizer.param_groups for value in part["params"]) == parameters
     learned = [part for part in optimizer.param_groups if part.get("name") == "alpha"]
     assert all(part["weight_decay"] == 0 for part in learned)
-    assert bool(learned) == (args.model in ("toponet50", "toponet_nano"))
+    assert bool(learned) == (args.model in LEARNED)
     assert connectivity.penalty(model, args.sparsity) >= 0
 
 
@@ -51,6 +53,37 @@ def test_is_the_papers_training(path):
     assert args.sparsity == {"uniform": "uniform", "adaptive": "adaptive"}.get(path.stem.split("_")[1], "none")
     assert args.sparsity_weight == 1e-4
     assert args.drop is None
+
+
+def test_a_recipe_for_each_form_of_table_1():
+    forms = ("", "_connected", "_connected_uniform", "_connected_adaptive")
+    assert {path.stem for path in TABLE1} == {f"resnet20{form}_cifar100" for form in forms}
+
+
+@pytest.mark.parametrize("path", TABLE1, ids=lambda path: path.stem)
+def test_is_the_papers_training_of_cifar(path):
+    args = parse(["-c", str(path)])
+    assert args.model == ("resnet20_cifar_connected" if "connected" in path.stem else "resnet20_cifar")
+    assert (args.epochs, args.batch_size, args.weight_decay, args.smoothing) == (200, 128, 5e-4, 0)
+    assert (args.opt, args.momentum, args.lr) == ("sgd", 0.9, 0.1)
+    assert (args.sched, args.decay_milestones, args.warmup_epochs) == ("multistep", [60, 120, 160], 0)
+    assert args.decay_rate == pytest.approx(1 / 5)
+    assert (args.crop_padding, args.hflip, args.cutout) == (4, 0.5, 8)
+    assert args.sparsity == {"uniform": "uniform", "adaptive": "adaptive"}.get(path.stem.split("_")[-2], "none")
+    assert args.sparsity_weight == 1e-4
+
+
+@pytest.mark.parametrize("path", TABLE1, ids=lambda path: path.stem)
+def test_cifar_recipes_train_on_arrays(arrays, tmp_path, path):
+    argv = ["-c", str(path), "--dataset", "npz", "--data-dir", str(arrays), "--output", str(tmp_path)]
+    short = ["--epochs", "4", "--decay-milestones", "1", "2", "3", "--batch-size", "16", "--device", "cpu"]
+    rows = run(parse([*argv, *short]))
+    assert all(0 < row["train_loss"] < 20 for row in rows)
+    # 2 updates an epoch. timm counts a milestone from the update before it.
+    rates = [0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008, 0.0008]
+    assert curve(tmp_path / path.stem, "step/lr") == pytest.approx(rates)
+    data_config = load(tmp_path / path.stem / "last.pth.tar")["data_config"]
+    assert (data_config["input_size"], data_config["crop_pct"]) == ([3, 32, 32], 1)
 
 
 def test_nesterov():

@@ -16,9 +16,11 @@ from torch import nn
 
 from topodet import connectivity
 from topodet.errors import ConfigError, WeightsError, did_you_mean
+from topodet.models import connect, rewire
 from topodet.pretrain import data
 from topodet.pretrain.engine import Training, autocast_context
 from topodet.pretrain.group import Group
+from topodet.pretrain.loader import Loader
 from topodet.pretrain.options import mixes
 
 
@@ -40,7 +42,8 @@ def create_model(args: argparse.Namespace, num_classes: int, channels: int, grou
     """Return the network on its device, with the weights it is to start from.
 
     Raises:
-        ConfigError: arguments it does not take, or a penalty on edges it does not learn.
+        ConfigError: arguments it does not take, blocks that cannot be connected, or a penalty on edges it does not
+            learn.
         WeightsError: --initial-checkpoint is missing or does not fit.
     """
     try:
@@ -56,6 +59,7 @@ def create_model(args: argparse.Namespace, num_classes: int, channels: int, grou
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"--model {args.model} cannot be made with the arguments given: {error}") from error
+    model = _wired(model, args)
     if args.initial_checkpoint:
         _load_initial(model, args.initial_checkpoint)
     if args.sparsity != "none":
@@ -72,6 +76,18 @@ def create_model(args: argparse.Namespace, num_classes: int, channels: int, grou
     return model
 
 
+def _wired(model: nn.Module, args: argparse.Namespace) -> nn.Module:
+    """Return the network with edges, if asked; weights of the original go on loading into it."""
+    for option, function in (("connect", connect), ("rewire", rewire)):
+        edge_weights = getattr(args, option)
+        if edge_weights is not None:
+            try:
+                return function(model, edge_weights=edge_weights)
+            except ConfigError as error:
+                raise ConfigError(f"--{option} cannot be done with --model {args.model}: {error}") from error
+    return model
+
+
 def _load_initial(model: nn.Module, path: str) -> None:
     try:
         timm.models.load_checkpoint(model, path)
@@ -80,7 +96,7 @@ def _load_initial(model: nn.Module, path: str) -> None:
 
 
 def prepare(
-    args: argparse.Namespace, group: Group, model: nn.Module, loader: data.Loader, num_classes: int
+    args: argparse.Namespace, group: Group, model: nn.Module, loader: Loader, num_classes: int
 ) -> tuple[Training, int]:
     """Return all that trains the model, and the number of epochs."""
     device = group.device

@@ -7,16 +7,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_dataset, create_loader
-from timm.data.loader import PrefetchLoader
+from timm.data.loader import PrefetchLoader, adapt_to_chs
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from topodet.errors import ConfigError, DataError, unknown_name
+from topodet.pretrain.arrays import ArrayDataset, in_memory
 from topodet.pretrain.group import Group
 from topodet.pretrain.guard import GuardedDataset
+from topodet.pretrain.loader import Loader
+from topodet.pretrain.on_device import Augmentation, DeviceLoader
 from topodet.pretrain.options import mixes
 
+ARRAYS = "npz"
 _TYPES = ("torch", "hfds", "hfids", "tfds", "wds")
 _STREAMED = ("hfids", "tfds", "wds")
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
@@ -60,6 +65,9 @@ def open_datasets(args: argparse.Namespace, group: Group, channels: int) -> Data
     if val is not None:
         _same_classes(classes, _class_indices(val), args)
     num_classes = _num_classes(classes, args, where)
+    for dataset in (train, val):
+        if isinstance(dataset, ArrayDataset):
+            dataset.check_classes(num_classes, f"--num-classes {num_classes}" if not classes else "the train split")
     names = sorted(classes, key=classes.get) if classes and len(classes) == num_classes else None
     return Datasets(
         train=_guard(train, args.on_bad_image, count_substitutes=True),
@@ -73,19 +81,30 @@ def _kind(dataset: str) -> str:
     """Return the part of a dataset's name before the slash, '' for an image folder."""
     if dataset in ("", "folder"):
         return ""
+    if dataset == ARRAYS:
+        return ARRAYS
     kind = dataset.split("/")[0].lower()
     if kind not in _TYPES or "/" not in dataset:
-        raise ConfigError(f"--dataset {dataset!r}: {unknown_name('kind of dataset', kind, _TYPES)}, as TYPE/NAME")
+        raise ConfigError(
+            f"--dataset {dataset!r}: {unknown_name('kind of dataset', kind, _TYPES)}, as TYPE/NAME, or {ARRAYS!r}"
+        )
     return kind
 
 
 def _open(args: argparse.Namespace, kind: str, split: str, is_training: bool, channels: int) -> Dataset:
-    root = args.data_dir
-    if not kind:
-        root = str(_split_folder(args, split))
     mode = args.input_img_mode or ("RGB" if channels == 3 else "L")
+    root = str(_split_path(args, kind, split)) if kind in ("", ARRAYS) else args.data_dir
+    dataset = ArrayDataset(root, mode) if kind == ARRAYS else _open_timm(args, kind, root, split, is_training, mode)
+    if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
+        raise DataError(f"split {split!r} of {args.dataset or root!r} has no images")
+    return dataset
+
+
+def _open_timm(
+    args: argparse.Namespace, kind: str, root: str | None, split: str, is_training: bool, mode: str
+) -> Dataset:
     try:
-        dataset = create_dataset(
+        return create_dataset(
             args.dataset,
             root=root,
             split=split,
@@ -106,29 +125,29 @@ def _open(args: argparse.Namespace, kind: str, split: str, is_training: bool, ch
     except (AssertionError, RuntimeError, ValueError, OSError) as error:
         # timm and torchvision say 'no images', 'not downloaded' and 'unknown name' in these ways.
         raise DataError(f"cannot open split {split!r} of {args.dataset or root!r}: {error}") from error
-    if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
-        raise DataError(f"split {split!r} of {args.dataset or root!r} has no images")
-    return dataset
 
 
-def _split_folder(args: argparse.Namespace, split: str) -> Path:
-    """Return the folder of `split`: DIR/SPLIT, or DIR under another common name of that split."""
-    layout = "expected is DIR/train/CLASS/IMAGE and DIR/validation/CLASS/IMAGE"
+def _split_path(args: argparse.Namespace, kind: str, split: str) -> Path:
+    """Return where `split` is: DIR/SPLIT or DIR/SPLIT.npz, or there under another common name of that split."""
+    suffix = f".{ARRAYS}" if kind else ""
+    part = "" if kind else "/CLASS/IMAGE"
+    layout = f"expected is DIR/train{suffix}{part} and DIR/validation{suffix}{part}"
     if not args.data_dir:
         raise ConfigError(f"no dataset given: --data-dir DIR; {layout}")
     root = Path(args.data_dir)
     if not root.exists():
         raise DataError(f"--data-dir {str(root)!r} does not exist; {layout}")
-    if root.is_file():
+    if root.is_file() and not kind:
         return root
     names = next((group for group in _SYNONYMS if split in group), ())
     for name in (split, *names):
-        if (root / name).exists():
-            return root / name
+        if (root / f"{name}{suffix}").exists():
+            return root / f"{name}{suffix}"
+    what = "file" if kind else "folder"
     option = "--train-split" if split == args.train_split else "--val-split"
     instead = "" if option == "--train-split" else ", or '' to train without validation"
     raise DataError(
-        f"--data-dir {str(root)!r} has no folder {split!r}; {layout}. Name the folder with {option}{instead}"
+        f"--data-dir {str(root)!r} has no {what} {split + suffix!r}; {layout}. Name the {what} with {option}{instead}"
     )
 
 
@@ -183,14 +202,8 @@ def _count(dataset: Dataset) -> int | None:
     return None if isinstance(dataset, IterableDataset) else len(dataset)
 
 
-class Loader:
-    """A loader of timm with the number of batches to take and the epoch it is in.
-
-    Attributes:
-        batch_size: images of a batch.
-        batches: batches of an epoch in this process.
-        count: images of the dataset, or None where it is streamed.
-    """
+class TimmLoader(Loader):
+    """A loader of timm with the number of batches to take of it."""
 
     def __init__(self, loader: DataLoader | PrefetchLoader, dataset: Dataset, batch_size: int, batches: int) -> None:
         self.loader = loader
@@ -229,7 +242,14 @@ def train_loader(
 
     Raises:
         DataError: there are fewer images than one update takes.
+        ConfigError: --on-device for images that it does not take.
     """
+    if args.on_device:
+        kinds = {"crop_padding": args.crop_padding, "hflip": args.hflip, "vflip": args.vflip, "cutout": args.cutout}
+        varied = Augmentation() if args.no_aug else Augmentation(**kinds)
+        loader = _on_device(args, dataset, data_config, group, batch_size=args.batch_size, augmentation=varied)
+        loader.batches = _whole_updates(loader.batches, dataset, args, group)
+        return loader
     guarded = dataset
     collate = None
     if mixes(args) and not args.no_prefetcher:
@@ -268,16 +288,72 @@ def train_loader(
         # The sampler fills the last round of processes up with repeated images; an update made of them would exist
         # for some numbers of processes only.
         batches = len(guarded) // (args.batch_size * group.world_size)
+    return TimmLoader(loader, guarded, args.batch_size, _whole_updates(batches, guarded, args, group))
+
+
+def _whole_updates(batches: int, dataset: Dataset, args: argparse.Namespace, group: Group) -> int:
+    """Return how many of the batches an epoch takes, so that each accumulates into a whole update."""
     batches -= batches % args.grad_accum_steps
     if batches == 0:
         update = args.batch_size * args.grad_accum_steps * group.world_size
-        raise DataError(f"an update takes {update} images, but there are {len(guarded)}: give a smaller --batch-size")
-    return Loader(loader, guarded, args.batch_size, batches)
+        raise DataError(f"an update takes {update} images, but there are {len(dataset)}: give a smaller --batch-size")
+    return batches
+
+
+def _on_device(
+    args: argparse.Namespace,
+    dataset: Dataset,
+    data_config: Mapping,
+    group: Group,
+    *,
+    batch_size: int,
+    augmentation: Augmentation | None,
+) -> DeviceLoader:
+    images, labels = _stored(args, dataset, data_config)
+    return DeviceLoader(
+        images,
+        labels,
+        batch_size=batch_size,
+        mean=adapt_to_chs(data_config["mean"], images.shape[3]),
+        std=adapt_to_chs(data_config["std"], images.shape[3]),
+        augmentation=augmentation,
+        seed=args.seed,
+        group=group,
+    )
+
+
+def _stored(args: argparse.Namespace, dataset: Dataset, data_config: Mapping) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images and classes that --on-device takes, of the very size that the network does."""
+    stored = in_memory(dataset.dataset) if isinstance(dataset, GuardedDataset) else None
+    if stored is None:
+        raise ConfigError(
+            f"--on-device needs images that the dataset holds in memory, as npz, torch/cifar10 or torch/cifar100 do; "
+            f"{args.dataset or 'an image folder'!r} reads its own one by one: leave the option out"
+        )
+    height, width, channels = stored[0].shape[1:]
+    wanted = tuple(data_config["input_size"])
+    if wanted != (channels, height, width):
+        raise ConfigError(
+            f"--on-device does not resize: the images are {channels}x{height}x{width}, the network takes "
+            f"{'x'.join(map(str, wanted))}: give --input-size {channels} {height} {width}, or leave --on-device out"
+        )
+    return stored
 
 
 def val_loader(args: argparse.Namespace, dataset: Dataset, data_config: Mapping, group: Group) -> Loader:
-    """Return the loader of validation batches, in the dataset's order, process r of n taking images r, r + n, ..."""
+    """Return the loader of validation batches, in the dataset's order, process r of n taking images r, r + n, ...
+
+    Raises:
+        ConfigError: --on-device for images that it does not take.
+    """
     batch_size = args.validation_batch_size or args.batch_size
+    if args.on_device:
+        if data_config["crop_pct"] != 1:
+            raise ConfigError(
+                f"--on-device validates on whole images, not on a share of {data_config['crop_pct']}: give "
+                "--crop-pct 1, or leave --on-device out"
+            )
+        return _on_device(args, dataset, data_config, group, batch_size=batch_size, augmentation=None)
     loader = create_loader(
         dataset,
         input_size=data_config["input_size"],
@@ -287,7 +363,7 @@ def val_loader(args: argparse.Namespace, dataset: Dataset, data_config: Mapping,
         crop_pct=data_config["crop_pct"],
         **_common(args, data_config, group),
     )
-    return Loader(loader, dataset, batch_size, len(loader))
+    return TimmLoader(loader, dataset, batch_size, len(loader))
 
 
 def _common(args: argparse.Namespace, data_config: Mapping, group: Group) -> dict:
@@ -322,4 +398,5 @@ def mixup_arguments(args: argparse.Namespace, num_classes: int) -> dict:
 
 def batch_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
     """Return timm's mixup for whole batches, where the loader does not do it already."""
-    return Mixup(**mixup_arguments(args, num_classes)) if mixes(args) and args.no_prefetcher else None
+    whole = args.no_prefetcher or args.on_device
+    return Mixup(**mixup_arguments(args, num_classes)) if mixes(args) and whole else None

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from topodet import connectivity
 from topodet.errors import DataError, TopodetError
-from topodet.pretrain.data import Loader
 from topodet.pretrain.group import Group
 from topodet.pretrain.guard import NO_TARGET
+from topodet.pretrain.loader import Loader
 from topodet.pretrain.log import Progress, Records
 
 

@@ -14,6 +14,13 @@ from timm.utils import ParseKwargs
 
 from topodet.errors import ConfigError, did_you_mean
 
+_ON_DEVICE = ("crop_padding", "cutout")
+_NOT_ON_DEVICE = (
+    *("train_crop_mode", "scale", "ratio", "train_interpolation", "interpolation", "input_img_mode"),
+    *("color_jitter", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob", "aa", "aug_repeats", "aug_splits"),
+    *("reprob", "no_prefetcher"),
+)
+
 
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaints are `ConfigError`s, so that every wrong setting is reported one way."""
@@ -50,7 +57,7 @@ def _flag(group: argparse._ArgumentGroup, name: str, default: bool = False, **kw
 def _add_data(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--data-dir", metavar="DIR", help="root folder of the dataset")
-    add("--dataset", metavar="TYPE/NAME", default="", help="empty for an image folder, else as timm names it")
+    add("--dataset", metavar="TYPE/NAME", default="", help="empty: image folder; npz: arrays; else timm's name")
     add("--train-split", metavar="NAME", default="train", help="split to train on")
     add("--val-split", metavar="NAME", default="validation", help="split to validate on; '' for none")
     add("--train-num-samples", type=int, metavar="N", help="images of the train split, for streamed datasets")
@@ -62,6 +69,11 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     add("--target-key", metavar="KEY", help="key of the class in a dataset's records")
     _flag(group, "--dataset-trust-remote-code", help="let Hugging Face datasets run code of the dataset's repository")
     add("--on-bad-image", choices=("skip", "stop"), default="skip", help="what an image that cannot be read does")
+    _flag(
+        group,
+        "--on-device",
+        help="keep a dataset of small images on the device and vary them there; no loader processes",
+    )
     add("-j", "--workers", type=int, default=4, metavar="N", help="loader processes for each training process")
     add("--worker-seeding", choices=("all", "part"), default="all", help="which generators the loader processes seed")
     _flag(group, "--pin-mem", help="pin the memory of batches on their way to a GPU")
@@ -90,6 +102,9 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
 
 def _add_edges(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    wirings = ("learned", "fixed")
+    add("--connect", choices=wirings, help="make the weights of a residual network's edges parameters, all 1 at first")
+    add("--rewire", choices=wirings, help="make every convolution of a ResNet a node of complete graphs, to be trained")
     add("--sparsity", choices=("none", "uniform", "adaptive"), default="none", help="penalty on the edge weights")
     add("--sparsity-weight", type=float, default=1e-4, metavar="LAMBDA", help="weight of that penalty in the loss")
     add("--alpha-weight-decay", type=float, default=0.0, metavar="WD", help="weight decay of the edge weights")
@@ -146,6 +161,8 @@ def _add_augmentation(group: argparse._ArgumentGroup) -> None:
     add("--ratio", type=float, nargs=2, default=[3 / 4, 4 / 3], metavar="RATIO", help="sides' ratio of that crop")
     add("--hflip", type=float, default=0.5, metavar="P", help="probability of a horizontal flip")
     add("--vflip", type=float, default=0.0, metavar="P", help="probability of a vertical flip")
+    add("--crop-padding", type=int, default=0, metavar="N", help="--on-device: crop out of N pixels of black around")
+    add("--cutout", type=int, default=0, metavar="N", help="--on-device: side of the square that is cut out")
     add("--color-jitter", type=float, default=0.4, metavar="F", help="strength of the colour jitter")
     add("--color-jitter-prob", type=float, metavar="P", help="probability of the colour jitter")
     add("--grayscale-prob", type=float, metavar="P", help="probability of a grey image")
@@ -294,7 +311,7 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise ConfigError(f"{_option(name)} must be above 0, not {value}")
-    for name in ("sparsity_weight", "weight_decay", "alpha_weight_decay", "mixup", "cutmix"):
+    for name in ("crop_padding", "cutout", "sparsity_weight", "weight_decay", "alpha_weight_decay", "mixup", "cutmix"):
         _at_least(args, name, 0)
     if not 0 <= args.smoothing < 1:
         raise ConfigError(f"--smoothing must be at least 0 and below 1, not {args.smoothing}")
@@ -314,6 +331,24 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError("--eval-metric top5 needs a validation split; training itself counts top1 and loss only")
     if args.jsd_loss and args.bce_loss:
         raise ConfigError("--jsd-loss and --bce-loss are two losses: leave one out")
+    if args.connect and args.rewire:
+        raise ConfigError("--connect keeps what the network computes, --rewire makes another one: leave one out")
+    _check_on_device(args)
+
+
+def _check_on_device(args: argparse.Namespace) -> None:
+    """Refuse options of the loader that does the work, or does not."""
+    defaults = vars(build_parser().parse_args([]))
+    names = _NOT_ON_DEVICE if args.on_device else _ON_DEVICE
+    given = [_option(name) for name in names if getattr(args, name) != defaults[name]]
+    if given and args.on_device:
+        known = ", ".join(map(_option, _ON_DEVICE))
+        raise ConfigError(
+            f"--on-device does not do {', '.join(given)}: leave it out. What it does: --hflip, --vflip, {known}, mixup "
+            "and cutmix"
+        )
+    if given:
+        raise ConfigError(f"{', '.join(given)} is done on the device only: give --on-device too")
 
 
 def _option(name: str) -> str:

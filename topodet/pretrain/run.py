@@ -19,6 +19,7 @@ from topodet.files import atomic_write
 from topodet.pretrain import build, data
 from topodet.pretrain.engine import Training, check_finite, evaluate, seed_all, train_epoch
 from topodet.pretrain.group import Group, join
+from topodet.pretrain.loader import Loader
 from topodet.pretrain.log import Progress, Records, logging_to_stderr
 from topodet.pretrain.options import parse
 from topodet.pretrain.resume import check_same_data, check_same_run
@@ -124,7 +125,7 @@ def _run(args: argparse.Namespace, group: Group) -> list[dict]:
 def _epochs(
     args: argparse.Namespace,
     training: Training,
-    val_loader: data.Loader | None,
+    val_loader: Loader | None,
     saver: Saver,
     records: Records | None,
     start: int,
@@ -160,9 +161,7 @@ def _epochs(
             _logger.info("epoch %d/%d  %s", epoch, epochs - 1, _text(row))
 
 
-def _validate(
-    args: argparse.Namespace, training: Training, loader: data.Loader, epoch: int
-) -> tuple[dict[str, float], int]:
+def _validate(args: argparse.Namespace, training: Training, loader: Loader, epoch: int) -> tuple[dict[str, float], int]:
     """Return the scores of the weights and of their average, and how many images could not be read."""
     loader.set_epoch(epoch)
     row = {f"eval_{name}": value for name, value in evaluate(training, training.forward, loader).items()}

@@ -1,0 +1,96 @@
+"""Networks of timm that get edges for the training: `--connect` and `--rewire`."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from topodet import connectivity
+from topodet.errors import ConfigError
+from topodet.pretrain.build import create_model
+from topodet.pretrain.group import Group
+from topodet.pretrain.options import parse
+
+from .helpers import assert_same_tensors, load, train
+
+HERE = Group(0, 1, torch.device("cpu"))
+
+
+def create(*argv):
+    return create_model(parse(argv), num_classes=3, channels=3, group=HERE).eval()
+
+
+@pytest.fixture(scope="module")
+def plain(images, tmp_path_factory):
+    """The last checkpoint of a short run of a network without edges."""
+    output = tmp_path_factory.mktemp("plain")
+    train(images, output, "--model", "test_convnext", "--epochs", "1")
+    return output / "last.pth.tar"
+
+
+def test_weights_of_the_original_are_a_start(plain):
+    argv = ("--model", "test_convnext", "--initial-checkpoint", str(plain))
+    original, connected = create(*argv), create(*argv, "--connect", "learned")
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(connected(images), original(images))
+    assert all(wiring.learned for wiring in connectivity.wirings(connected).values())
+    assert not connectivity.wirings(original)
+
+
+def test_trains_and_resumes(images, plain, tmp_path):
+    more = ("--model", "test_convnext", "--connect", "learned", "--initial-checkpoint", str(plain))
+    more += ("--sparsity", "adaptive", "--sparsity-weight", "0.01")
+    rows = train(images, tmp_path / "whole", *more)
+    assert rows[0]["penalty"] > rows[1]["penalty"] > 0
+    path = tmp_path / "whole" / "last.pth.tar"
+    last = load(path)
+    assert (last["arch"], last["args"]["connect"], last["args"]["rewire"]) == ("test_convnext", "learned", None)
+    alphas = [value for name, value in last["state_dict"].items() if name.endswith("wiring.alpha")]
+    assert alphas
+    assert all(bool((alpha != 1).any()) for alpha in alphas)
+    # Its checkpoint is a start for another run, edge weights and all.
+    again = create("--model", "test_convnext", "--connect", "learned", "--initial-checkpoint", str(path))
+    assert_same_tensors(again.state_dict(), last["state_dict"])
+
+    (tmp_path / "killed").mkdir()
+    torch.save(load(tmp_path / "whole" / "checkpoint-0.pth.tar"), tmp_path / "killed" / "last.pth.tar")
+    train(images, tmp_path / "killed", *more, "--resume", "auto")
+    assert_same_tensors(load(tmp_path / "killed" / "last.pth.tar")["state_dict"], last["state_dict"])
+    with pytest.raises(ConfigError, match="--connect 'learned' -> 'fixed'"):
+        train(images, tmp_path / "killed", *more[:3], "fixed", "--resume", "auto")
+
+
+def test_rewired(images, tmp_path):
+    rows = train(images, tmp_path, "--model", "test_resnet", "--rewire", "learned", "--sparsity", "uniform")
+    assert rows[0]["penalty"] > 0
+    state = load(tmp_path / "last.pth.tar")["state_dict"]
+    own = timm.create_model("test_resnet", num_classes=3).state_dict()
+    assert set(own) < set(state)
+    assert {name.split(".")[-1] for name in set(state) - set(own)} == {"alpha", "edges"}
+
+
+def test_fixed_edges_are_not_learned():
+    model = create("--model", "test_resnet", "--rewire", "fixed")
+    assert connectivity.wirings(model)
+    assert not any("alpha" in name for name, _ in model.named_parameters())
+    with pytest.raises(ConfigError, match="without learned edge weights"):
+        create("--model", "test_resnet", "--rewire", "fixed", "--sparsity", "uniform")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ("--model", "test_resnet", "--connect", "learned"),
+            "--connect cannot be done with --model test_resnet: .*rewire",
+        ),
+        (("--model", "test_vit", "--rewire", "learned"), "--rewire cannot be done with --model test_vit: nothing to"),
+        (("--model", "toponet_nano", "--connect", "fixed"), "--connect cannot be done with --model toponet_nano"),
+        (("--connect", "learned", "--rewire", "learned"), "leave one out"),
+        (("--connect", "yes"), "invalid choice: 'yes'"),
+    ],
+)
+def test_refuses(argv, message):
+    with pytest.raises(ConfigError, match=message):
+        create(*argv)

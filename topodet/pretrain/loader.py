@@ -1,0 +1,39 @@
+"""What the epochs of a run are fed by."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from torch import Tensor
+
+
+class Loader(ABC):
+    """Batches of images and classes, in the order and augmentation that the seed and the epoch alone decide.
+
+    Attributes:
+        batch_size: images of a batch.
+        batches: batches of an epoch in this process.
+        count: images of the dataset, or None where it is streamed.
+    """
+
+    batch_size: int
+    batches: int
+    count: int | None
+
+    @abstractmethod
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of `epoch`."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield `batches` times images float32 [B, C, H, W] and classes int64 [B], or shares [B, classes]."""
+
+    def set_mixup(self, enabled: bool) -> None:
+        """Switch the mixing that the loader itself does, if any."""
+        return
+
+    @property
+    def bad_images(self) -> int:
+        """Images of this epoch that could not be read in this process."""
+        return 0
