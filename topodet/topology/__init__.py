@@ -8,12 +8,15 @@ from .generators import (
     make_topology,
     random,
     residual,
+    small_world_chain,
     watts_strogatz,
 )
 from .graph import Topology
+from .small_world import SmallWorld, small_world
 
 __all__ = [
     "GENERATORS",
+    "SmallWorld",
     "Topology",
     "barabasi_albert",
     "complete",
@@ -21,5 +24,7 @@ __all__ = [
     "make_topology",
     "random",
     "residual",
+    "small_world",
+    "small_world_chain",
     "watts_strogatz",
 ]
