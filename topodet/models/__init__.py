@@ -2,6 +2,7 @@
 
 from .aggregation import weighted_sum
 from .connect import connect, connectable, disconnect
+from .dense_cells import DenseCell, DenseCells, dense_cnn, dense_mlp
 from .fuse import FusedStage, fuse_for_inference
 from .residual import Residual
 from .stage import Node, TopoStage
@@ -11,6 +12,8 @@ from .wiring import Wiring
 
 __all__ = [
     "ARCHITECTURES",
+    "DenseCell",
+    "DenseCells",
     "FusedStage",
     "Node",
     "Residual",
@@ -24,6 +27,8 @@ __all__ = [
     "build_blocks",
     "connect",
     "connectable",
+    "dense_cnn",
+    "dense_mlp",
     "disconnect",
     "fuse_for_inference",
     "init_weights",
