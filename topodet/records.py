@@ -165,7 +165,7 @@ def _measurement(
 
 
 def save_benchmark(record: dict[str, Any], folder: str | Path) -> Path:
-    """Write the record of a benchmark or an experiment under its name; one of the same name is replaced."""
+    """Write a benchmark's record under its name; one of the same name is replaced."""
     return atomic_json(Path(folder) / f"{record['name']}.json", record)
 
 
