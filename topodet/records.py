@@ -1,7 +1,8 @@
 """Records of runs: what was measured, on what, with which command.
 
-A record is a JSON file under records/runs, made from what a run wrote (never typed), or under records/benchmarks, from
-what `topodet.benchmark` measured. `topodet.zoo` makes tables of them.
+A record is a JSON file under records/runs, made from what a run wrote (never typed), under records/benchmarks, from
+what `topodet.benchmark` measured, or under records/experiments, from what an experiment of `topodet.analysis` found.
+`topodet.zoo` makes tables of the first two.
 """
 
 from __future__ import annotations
@@ -127,18 +128,39 @@ def record_benchmark(results: dict[str, Any], *, name: str, command: str) -> dic
         command: how to repeat it.
     """
     packages = [package for names in _FRAMEWORKS.values() for package in names]
-    environment = _environment(("torchvision", *(packages if results["settings"]["what"] == "detector" else ())))
+    measured = "torchvision", *(packages if results["settings"]["what"] == "detector" else ())
+    return _measurement("benchmark", results, name, command, packages=measured, device=results["settings"]["device"])
+
+
+def record_experiment(
+    results: dict[str, Any], *, name: str, command: str, packages: tuple[str, ...] = (), device: str = "cpu"
+) -> dict[str, Any]:
+    """Make the record of what an experiment found, in the process that ran it.
+
+    Args:
+        results: what it returned.
+        name: of the record, and of its file.
+        command: how to repeat it.
+        packages: whose versions matter beside torch, timm and topodet.
+        device: that computed.
+    """
+    return _measurement("experiment", results, name, command, packages=packages, device=device)
+
+
+def _measurement(
+    kind: str, results: dict[str, Any], name: str, command: str, *, packages: tuple[str, ...], device: str
+) -> dict[str, Any]:
     machine = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    if torch.device(results["settings"]["device"]).type == "cuda":
+    if torch.device(device).type == "cuda":
         machine = f"{torch.cuda.get_device_name()}, {machine}"
     return {
-        "kind": "benchmark",
+        "kind": kind,
         "name": name,
         "date": datetime.now(timezone.utc).date().isoformat(),
         "command": command,
         **results,
         "machine": machine,
-        "versions": {**environment["versions"], "python": platform.python_version()},
+        "versions": {**_environment(packages)["versions"], "python": platform.python_version()},
     }
 
 

@@ -15,7 +15,7 @@ from topodet.pretrain.run import run
 from .helpers import ROOT, curve, load, options
 
 RECIPES = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
-TABLE4 = [path for path in RECIPES if path.stem.endswith("_imagenet")]
+IMAGENET = [path for path in RECIPES if path.stem.endswith("_imagenet")]
 TABLE1 = [path for path in RECIPES if path.stem.endswith("_cifar100")]
 LEARNED = ("toponet50", "toponet_nano", "resnet20_cifar_connected")
 
@@ -23,7 +23,7 @@ LEARNED = ("toponet50", "toponet_nano", "resnet20_cifar_connected")
 def test_a_recipe_for_each_row_of_table_4():
     rows = "complete complete_alpha uniform adaptive residual2 residual3 residual4 random40 random60 random80 er ba ws"
     names = {f"toponet50_{row}_imagenet" for row in rows.split()} | {"resnet50_imagenet"}
-    assert {path.stem for path in TABLE4} == names
+    assert {path.stem for path in IMAGENET} == names | {"toponet50_smallworld_imagenet"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -42,7 +42,7 @@ def test_builds(path):
     assert connectivity.penalty(model, args.sparsity) >= 0
 
 
-@pytest.mark.parametrize("path", TABLE4, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", IMAGENET, ids=lambda path: path.stem)
 def test_is_the_papers_training(path):
     args = parse(["-c", str(path)])
     assert (args.epochs, args.img_size, args.weight_decay, args.smoothing) == (100, 224, 1e-4, 0.1)

@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from topodet.errors import TopologyError
-from topodet.topology import GENERATORS, Topology, complete, erdos_renyi, make_topology, random, residual
+from topodet.models import ARCHITECTURES
+from topodet.topology import (
+    GENERATORS,
+    Topology,
+    complete,
+    erdos_renyi,
+    make_topology,
+    random,
+    residual,
+    small_world,
+    small_world_chain,
+)
 
 PAPER_NODES = (14, 20, 26, 14)
 
@@ -55,7 +66,7 @@ def test_residual_computes_what_a_residual_stage_computes(interval, n):
     assert x[-1] == pytest.approx(expected)
 
 
-RANDOM = {"random": {"p": 0.4}, "erdos_renyi": {}, "barabasi_albert": {}, "watts_strogatz": {}}
+RANDOM = {"random": {"p": 0.4}, "erdos_renyi": {}, "barabasi_albert": {}, "watts_strogatz": {}, "small_world_chain": {}}
 
 
 @given(st.sampled_from(sorted(RANDOM)), st.integers(6, 30), st.integers(0, 10**6))
@@ -91,6 +102,41 @@ def test_watts_strogatz_has_its_ring_edges():
     assert set(topology.edges) == ring
 
 
+@given(st.integers(3, 30), st.integers(2, 5), st.floats(0, 1), st.integers(0, 100))
+def test_small_world_chain_keeps_its_chain_and_its_number_of_edges(n, reach, p, seed):
+    reach = min(reach, n - 1)
+    drawn = set(small_world_chain(n, p=p, reach=reach, seed=seed).edges)
+    banded = {(u, v) for v in range(n) for u in range(max(0, v - reach), v)}
+    chain = {(u, u + 1) for u in range(n - 1)}
+    assert chain <= drawn
+    assert len(drawn) == len(banded)
+    for u in range(n):  # a re-targeted edge keeps its source
+        assert sum(edge[0] == u for edge in drawn) == sum(edge[0] == u for edge in banded)
+    assert set(small_world_chain(n, p=0, reach=reach, seed=seed).edges) == banded
+
+
+def test_small_world_chain_rewires_as_often_as_it_says():
+    n, p = 60, 0.3
+    kept = [sum(v - u == 2 for u, v in small_world_chain(n, p=p, seed=s).edges) / (n - 2) for s in range(50)]
+    # 50 draws of 58 shortcuts; the last one has nowhere else to go: the standard error is 0.009.
+    assert np.mean(kept) == pytest.approx(1 - p, abs=0.03)
+
+
+def test_the_small_world_of_toponet50_is_where_small_worldness_is_largest():
+    """Its p, found again: the mean over the stages and over more graphs than the networks' own."""
+
+    def mean(name, **options):
+        drawn = [make_topology({"name": name, **options}, n, seed=s) for n in PAPER_NODES for s in range(16)]
+        return np.mean([small_world(topology).small_worldness for topology in drawn])
+
+    found = {p: mean("small_world_chain", p=p) for p in (0.0, 0.05, 0.25, 0.5, 1.0)}
+    assert max(found, key=found.get) == ARCHITECTURES["toponet50_smallworld"]["topology"]["p"] == 0.25
+    assert found[1.0] < 1 < found[0.0] < found[0.25]
+    # A ring of so few nodes has short paths from the start, and the paper's wiring of it is as good as random.
+    assert mean("watts_strogatz", p=0.05) < mean("watts_strogatz", p=0.0)
+    assert mean("watts_strogatz") < 1
+
+
 def test_the_named_networks_keep_their_graphs():
     """Published files carry these graphs: a generator (or networkx) that draws others must be noticed."""
     digests = {}
@@ -105,6 +151,7 @@ DIGESTS = {
     "erdos_renyi": "71d401db",
     "barabasi_albert": "c3e5bc2b",
     "watts_strogatz": "3a9469a3",
+    "small_world_chain": "67cf4b33",
 }
 
 
@@ -127,6 +174,8 @@ def test_specs():
         ({"name": "random", "p": 1.2}, "must lie in [0, 1], got 1.2"),
         ({"name": "barabasi_albert", "m": 9}, "m=9 with num_nodes=8"),
         ({"name": "watts_strogatz", "k": 8}, "k=8 with num_nodes=8"),
+        ({"name": "small_world_chain", "reach": 1}, "needs 2 <= reach < num_nodes, got reach=1 with num_nodes=8"),
+        ({"name": "small_world_chain", "p": -0.1}, "must lie in [0, 1], got -0.1"),
         (Topology(3, [(0, 1), (1, 2)]), "the topology has 3 nodes, but the stage has 8"),
     ],
 )

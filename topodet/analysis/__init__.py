@@ -1,1 +1,6 @@
-"""Looking at trained networks: pictures of their wiring."""
+"""Looking at networks: measures, and pictures of their wiring."""
+
+from .ldi import LDI, LayerIsometry, ldi
+from .nn_mass import nn_mass
+
+__all__ = ["LDI", "LayerIsometry", "ldi", "nn_mass"]

@@ -3,6 +3,7 @@
 from . import mobilenetv2  # noqa: F401 - registers
 from .aggregation import weighted_sum
 from .connect import connect, connectable, disconnect, rewirable, rewire
+from .dense_cells import DenseCell, DenseCells, dense_cnn, dense_mlp
 from .fuse import FusedStage, fuse_for_inference
 from .residual import Residual
 from .resnet_cifar import ResNetCifar
@@ -13,6 +14,8 @@ from .wiring import Wiring
 
 __all__ = [
     "ARCHITECTURES",
+    "DenseCell",
+    "DenseCells",
     "FusedStage",
     "Node",
     "ResNetCifar",
@@ -27,6 +30,8 @@ __all__ = [
     "build_blocks",
     "connect",
     "connectable",
+    "dense_cnn",
+    "dense_mlp",
     "disconnect",
     "fuse_for_inference",
     "init_weights",

@@ -130,7 +130,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 _SMALL = {"input_size": (3, 64, 64), "pool_size": (2, 2), "crop_pct": 1.0}
 
 # Hyper-parameters of the named networks: the rows of the paper's Table 4 over the same nodes, where only the complete
-# graph has learned weights, and two sizes for small machines.
+# graph has learned weights, a small world over them, and two sizes for small machines.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "toponet_nano": {"nodes": (4, 5, 6, 4), "width": 16},
     "toponet_small": {"nodes": (6, 8, 10, 6), "width": 32},
@@ -153,6 +153,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "toponet50_er": {"topology": {"name": "erdos_renyi", "p": 0.2}, "edge_weights": "fixed"},
     "toponet50_ba": {"topology": {"name": "barabasi_albert", "m": 5}, "edge_weights": "fixed"},
     "toponet50_ws": {"topology": {"name": "watts_strogatz", "k": 4, "p": 0.75}, "edge_weights": "fixed"},
+    "toponet50_smallworld": {"topology": {"name": "small_world_chain", "p": 0.25}, "edge_weights": "fixed"},
 }
 
 
@@ -261,3 +262,9 @@ def toponet50_ba(pretrained: bool = False, **kwargs: Any) -> TopoNet:
 def toponet50_ws(pretrained: bool = False, **kwargs: Any) -> TopoNet:
     """Table 4, Watts-Strogatz with k=4, p=0.75."""
     return _create("toponet50_ws", pretrained, **kwargs)
+
+
+@register_model
+def toponet50_smallworld(pretrained: bool = False, **kwargs: Any) -> TopoNet:
+    """Not of the paper: a chain with shortcuts rewired at p = 0.25, where small-world-ness is largest; weights 1."""
+    return _create("toponet50_smallworld", pretrained, **kwargs)

@@ -8,18 +8,27 @@ from .generators import (
     make_topology,
     random,
     residual,
+    small_world_chain,
     watts_strogatz,
 )
 from .graph import Topology
+from .nn_mass import Cell, NNMass, nn_mass
+from .small_world import SmallWorld, small_world
 
 __all__ = [
     "GENERATORS",
+    "Cell",
+    "NNMass",
+    "SmallWorld",
     "Topology",
     "barabasi_albert",
     "complete",
     "erdos_renyi",
     "make_topology",
+    "nn_mass",
     "random",
     "residual",
+    "small_world",
+    "small_world_chain",
     "watts_strogatz",
 ]
