@@ -11,14 +11,17 @@ from .generators import (
     watts_strogatz,
 )
 from .graph import Topology
+from .nnstd import NNSTD, nnstd
 
 __all__ = [
     "GENERATORS",
+    "NNSTD",
     "Topology",
     "barabasi_albert",
     "complete",
     "erdos_renyi",
     "make_topology",
+    "nnstd",
     "random",
     "residual",
     "watts_strogatz",
