@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -317,10 +318,10 @@ def _relabelling(union: Layers, colours: Colours, fixed_outputs: bool) -> Alignm
     Individualisation and refinement: two neurons of one colour, one of each network, get a colour of their own, which
     refinement carries on; where the networks then differ, the next pair is tried.
     """
-    waiting = [_with_twins_told_apart(union, colours, fixed_outputs)]
+    waiting = [partial(list, colours)]
     dead_ends = 0
     while waiting and dead_ends < _DEAD_ENDS:
-        colours = _refine(union, waiting.pop(), fixed_outputs)[-1]
+        colours = _refine(union, waiting.pop()(), fixed_outputs)[-1]
         if not _balanced(colours):
             dead_ends += 1
             continue
@@ -328,24 +329,8 @@ def _relabelling(union: Layers, colours: Colours, fixed_outputs: bool) -> Alignm
         if choice is None:
             return [np.argsort(theirs)[np.argsort(np.argsort(ours))] for ours, theirs in map(_halves, colours)]
         layer, ours, theirs = choice
-        waiting += [_individualised(colours, layer, [ours[0], other]) for other in theirs[::-1]]
+        waiting += [partial(_individualised, colours, layer, ours[0], other) for other in theirs[::-1]]
     return None
-
-
-def _with_twins_told_apart(union: Layers, colours: Colours, fixed_outputs: bool) -> Colours:
-    """Number the neurons that read the same and are read by the same: which is which is all one."""
-    told = list(colours)
-    for layer in range(1, len(union) if fixed_outputs else len(union) + 1):
-        names = [np.arange(len(neurons)) for neurons in colours[layer - 1 : layer + 2]]
-        around = [_gather(union[layer - 1].T, names[0])]
-        if layer < len(union):
-            around.append(_gather(union[layer], names[2]))
-        twins = _classes(around)
-        order = np.argsort(twins, kind="stable")
-        number = np.empty_like(order)
-        number[order] = np.arange(len(order)) - np.searchsorted(twins[order], twins[order])
-        told[layer] = _classes([colours[layer], number])
-    return told
 
 
 def _smallest_class(colours: Colours) -> tuple[int, np.ndarray, np.ndarray] | None:
@@ -362,9 +347,10 @@ def _smallest_class(colours: Colours) -> tuple[int, np.ndarray, np.ndarray] | No
     return found
 
 
-def _individualised(colours: Colours, layer: int, pair: list[int]) -> Colours:
-    """Give a neuron of each network, one pair, a colour of its own; the second is counted in its own network."""
+def _individualised(colours: Colours, layer: int, ours: int, theirs: int) -> Colours:
+    """Give one neuron of the first network and one of the second a colour that no other has."""
     changed = list(colours)
     changed[layer] = colours[layer].copy()
-    changed[layer][[pair[0], len(colours[layer]) // 2 + pair[1]]] = colours[layer].max() + 1
+    for half, neuron in zip(_halves(changed[layer]), (ours, theirs)):
+        half[neuron] = colours[layer].max() + 1
     return changed
