@@ -6,6 +6,7 @@ of "Topological Insights into Sparse Neural Networks" (ECML-PKDD 2020, arXiv 200
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,6 +45,8 @@ class SET:
         epsilon: of p; the papers use 20 on CIFAR-10 and 13 on Fashion-MNIST.
         zeta: share of the links that `evolve` moves, in [0, 1); 0 is a sparse network whose links stay.
         layers: names of the layers that become sparse; all linear and convolutional ones when omitted.
+        rescale: divide the weights of a layer by the root of its p, so that random ones pass on as much variance as
+            they would in a dense layer.
         seed: of the first links and of all later ones.
 
     Attributes:
@@ -63,6 +66,7 @@ class SET:
         epsilon: float = 20.0,
         zeta: float = 0.3,
         layers: Sequence[str] | None = None,
+        rescale: bool = True,
         seed: int = 0,
     ):
         if not (epsilon > 0 and math.isfinite(epsilon)):
@@ -75,8 +79,10 @@ class SET:
         self.masks: dict[str, Tensor] = {}
         self._optimizer = optimizer
         self._weights: dict[str, nn.Parameter] = {}
-        self._generator = torch.Generator().manual_seed(seed)
-        self._draw(_chosen(model, layers))
+        # A stream of its own: in that of the same seed the weights were drawn, and links would go with their values.
+        own = int.from_bytes(hashlib.sha256(f"SET {seed}".encode()).digest()[:8], "big") >> 1
+        self._generator = torch.Generator().manual_seed(own)
+        self._draw(_chosen(model, layers), rescale)
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         foreign = [name for name, weight in self._weights.items() if id(weight) not in held]
         if foreign:
@@ -166,7 +172,8 @@ class SET:
         for name, mask in self.masks.items():
             mask.copy_(state["masks"][name])
 
-    def _draw(self, layers: Mapping[str, nn.Module]) -> None:
+    @torch.no_grad()
+    def _draw(self, layers: Mapping[str, nn.Module], rescale: bool) -> None:
         for name, layer in layers.items():
             groups = getattr(layer, "groups", 1)
             n_out, n_in = layer.weight.shape[0] // groups, layer.weight.shape[1]
@@ -179,6 +186,8 @@ class SET:
                 raise ConfigError(f"epsilon={self.epsilon} left {name} without a link (p = {p:.2g}); raise it")
             self.masks[f"{name}.weight"] = mask.to(layer.weight.device)
             self._weights[f"{name}.weight"] = layer.weight
+            if rescale:
+                layer.weight.div_(math.sqrt(p))
         if not self.masks:
             raise ConfigError(
                 f"epsilon={self.epsilon} leaves every layer dense (p = epsilon (n_in + n_out) / (n_in n_out) is 1 or "
