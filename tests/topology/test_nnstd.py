@@ -101,6 +101,7 @@ def test_authors_mode_is_the_definition_on_larger_networks(seed):
     found = nnstd(a, b, "authors")
     assert found.layers == pytest.approx(authors(a, b), abs=1e-12)
     assert found.mean == pytest.approx(np.mean(authors(a, b)), abs=1e-12)
+    assert nnstd(a, b).layers == nnstd(b, a).layers
 
 
 @given(networks(), st.booleans())

@@ -196,7 +196,8 @@ def _shared(a: Layers, b: Layers, alignment: Alignment, layer: int) -> tuple[np.
 
 def _distances(a: Layers, b: Layers, alignment: Alignment) -> list[float]:
     """Return the distance of each pair of layers under an alignment."""
-    return [float(_edit_distances(*_shared(a, b, alignment, layer)).mean()) for layer in range(len(a))]
+    # Sorted, so that the sum does not depend on which network numbers the pairs.
+    return [float(np.sort(_edit_distances(*_shared(a, b, alignment, layer))).mean()) for layer in range(len(a))]
 
 
 def _by_layers(
