@@ -1,7 +1,8 @@
 """Records of runs: what was measured, on what, with which command.
 
 A record is a JSON file under records/runs, made from what a run wrote (never typed), or under records/benchmarks, from
-what `topodet.benchmark` measured. `topodet.zoo` makes tables of them.
+what `topodet.benchmark` measured; `topodet.zoo` makes tables of them. Those of experiments, under
+records/experiments, are shown by the pages of their own.
 """
 
 from __future__ import annotations
@@ -127,23 +128,41 @@ def record_benchmark(results: dict[str, Any], *, name: str, command: str) -> dic
         command: how to repeat it.
     """
     packages = [package for names in _FRAMEWORKS.values() for package in names]
-    environment = _environment(("torchvision", *(packages if results["settings"]["what"] == "detector" else ())))
+    packages = ("torchvision", *(packages if results["settings"]["what"] == "detector" else ()))
+    return _measured("benchmark", results, name, command, packages, results["settings"]["device"])
+
+
+def record_experiment(results: dict[str, Any], *, kind: str, name: str, command: str) -> dict[str, Any]:
+    """Make the record of an experiment that one process ran on a CPU, in that process.
+
+    Args:
+        results: plain types.
+        kind: of experiment, by which readers know what `results` holds.
+        name: of the record, and of its file.
+        command: how to repeat it.
+    """
+    return _measured(kind, results, name, command, ("numpy", "scipy", "scikit-learn"), "cpu")
+
+
+def _measured(
+    kind: str, results: dict[str, Any], name: str, command: str, packages: tuple[str, ...], device: str
+) -> dict[str, Any]:
     machine = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    if torch.device(results["settings"]["device"]).type == "cuda":
+    if torch.device(device).type == "cuda":
         machine = f"{torch.cuda.get_device_name()}, {machine}"
     return {
-        "kind": "benchmark",
+        "kind": kind,
         "name": name,
         "date": datetime.now(timezone.utc).date().isoformat(),
         "command": command,
         **results,
         "machine": machine,
-        "versions": {**environment["versions"], "python": platform.python_version()},
+        "versions": {**_environment(packages)["versions"], "python": platform.python_version()},
     }
 
 
 def save_benchmark(record: dict[str, Any], folder: str | Path) -> Path:
-    """Write a benchmark's record under its name; one of the same name is replaced."""
+    """Write the record of a benchmark or an experiment under its name; one of the same name is replaced."""
     return atomic_json(Path(folder) / f"{record['name']}.json", record)
 
 
