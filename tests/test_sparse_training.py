@@ -241,9 +241,9 @@ def test_resuming_in_the_wrong_order_is_named():
     saved, state = copy.deepcopy(model.state_dict()), evolution.state_dict()
     late = network()
     late.load_state_dict(saved)
-    with pytest.raises(WeightsError, match=r"make the helper first, then load the states of the model"):
+    with pytest.raises(WeightsError, match=r"make SET first, then load the states of the model"):
         sparse(seed=2, model=late)[2].load_state_dict(state)  # its own links have cut those that were loaded
-    with pytest.raises(WeightsError, match=r"make the helper first"):
+    with pytest.raises(WeightsError, match=r"make SET first"):
         sparse(seed=2)[2].load_state_dict(state)  # the model has not loaded
     with pytest.raises(WeightsError, match=r"the state is of sparse layers .* resume the same network"):
         sparse(epsilon=3)[2].load_state_dict(state)

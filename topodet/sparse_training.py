@@ -164,8 +164,8 @@ class SET:
             outside = weight.detach().masked_fill(state["masks"][name].to(weight.device), 0).count_nonzero()
             if outside or weight.count_nonzero() != state["non_zero"][name]:
                 raise WeightsError(
-                    f"the links of {name} are not those of its weights: make the helper first, then load the states of "
-                    "the model and of the helper from the same checkpoint, in this order"
+                    f"the links of {name} are not those of its weights: make SET first, then load the states of the "
+                    "model and of SET from the same checkpoint, in this order"
                 )
         self.epsilon, self.zeta, self.evolutions = state["epsilon"], state["zeta"], state["evolutions"]
         self._generator.set_state(state["generator"].cpu())
