@@ -133,18 +133,25 @@ def record_benchmark(results: dict[str, Any], *, name: str, command: str) -> dic
 
 
 def record_experiment(
-    results: dict[str, Any], *, name: str, command: str, packages: tuple[str, ...] = (), device: str = "cpu"
+    results: dict[str, Any],
+    *,
+    name: str,
+    command: str,
+    kind: str = "experiment",
+    packages: tuple[str, ...] = (),
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Make the record of what an experiment found, in the process that ran it.
 
     Args:
-        results: what it returned.
+        results: what it returned, of plain types.
         name: of the record, and of its file.
         command: how to repeat it.
+        kind: of experiment, by which readers know what `results` holds.
         packages: whose versions matter beside torch, timm and topodet.
         device: that computed.
     """
-    return _measurement("experiment", results, name, command, packages=packages, device=device)
+    return _measurement(kind, results, name, command, packages=packages, device=device)
 
 
 def _measurement(
@@ -165,7 +172,7 @@ def _measurement(
 
 
 def save_benchmark(record: dict[str, Any], folder: str | Path) -> Path:
-    """Write a benchmark's record under its name; one of the same name is replaced."""
+    """Write the record of a benchmark or an experiment under its name; one of the same name is replaced."""
     return atomic_json(Path(folder) / f"{record['name']}.json", record)
 
 

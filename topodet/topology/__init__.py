@@ -13,10 +13,12 @@ from .generators import (
 )
 from .graph import Topology
 from .nn_mass import Cell, NNMass, nn_mass
+from .nnstd import NNSTD, nnstd
 from .small_world import SmallWorld, small_world
 
 __all__ = [
     "GENERATORS",
+    "NNSTD",
     "Cell",
     "NNMass",
     "SmallWorld",
@@ -26,6 +28,7 @@ __all__ = [
     "erdos_renyi",
     "make_topology",
     "nn_mass",
+    "nnstd",
     "random",
     "residual",
     "small_world",
