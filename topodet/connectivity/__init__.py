@@ -12,16 +12,23 @@ from .penalty import (
     sparsity,
     wirings,
 )
+from .prune import Cut, cut, freeze, mask, masked, prune
 
 __all__ = [
     "PENALTY_KINDS",
     "THRESHOLDS",
+    "Cut",
     "PenaltyKind",
     "all_alphas",
+    "cut",
     "describe_sparsity",
+    "freeze",
+    "mask",
+    "masked",
     "param_groups",
     "penalize",
     "penalty",
+    "prune",
     "sparsity",
     "wirings",
 ]
