@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.connectivity.helpers import left, reference, shake, strengths
 from tests.strategies import topologies
 from topodet import connectivity, weights
 from topodet.connectivity import cut, freeze, masked, prune
@@ -16,54 +17,6 @@ from topodet.models import TopoNet, TopoStage, connect, fuse_for_inference
 from topodet.topology import Topology, complete
 
 NORMS = {"batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(2, channels)}
-
-
-@torch.no_grad()
-def shake(model):
-    """Give a model what training would: statistics, scales and shifts, edge weights of all sizes."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
-            module.weight.normal_(1, 0.3)
-            module.bias.normal_()
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    for wiring in connectivity.wirings(model).values():
-        wiring.alpha.copy_(torch.randn_like(wiring.alpha) * 10 ** -torch.rand_like(wiring.alpha))
-    return model.double().eval()
-
-
-def strengths(wiring, per):
-    """|alpha| of each edge, by (source, target), as `per` measures it."""
-    size = {edge: abs(value) for edge, value in zip(wiring.topology.edges, wiring.alpha.tolist())}
-    if per == "network":
-        return size
-    return {
-        (j, i): value / max(v for (_, k), v in size.items() if per == "stage" or k == i)
-        for (j, i), value in size.items()
-    }
-
-
-def left(topology, kept):
-    """The nodes that stay and their sources, by taking out what has no input or no output until nothing changes."""
-    last = topology.num_nodes - 1
-    nodes = set(range(topology.num_nodes))
-    while True:
-        sources = {i: [j for j, k in kept if k == i and j in nodes] for i in nodes}
-        read = {j for found in sources.values() for j in found}
-        stay = {i for i in nodes if (i == 0 or sources[i]) and (i == last or i in read)}
-        if stay == nodes:
-            return sources
-        nodes = stay
-
-
-def reference(stage, x, sources):
-    """Eq. 1, node by node and edge by edge, over the nodes that stay."""
-    alpha = dict(zip(stage.wiring.topology.edges, stage.wiring.alpha))
-    features = {0: stage.nodes[0](x)}
-    for i in sorted(sources)[1:]:
-        features[i] = stage.nodes[i](sum(alpha[j, i] * features[j] for j in sources[i]))
-    return features[stage.topology.num_nodes - 1]
 
 
 def gradients(module, output):
@@ -99,7 +52,8 @@ def test_any_stage_computes_what_the_masked_one_does(topology, norm, per, thresh
     assert pruned.topology.num_edges == sum(map(len, sources.values()))
     found = pruned(x)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    with masked(stage, **options) as cuts:
+    cuts = cut(stage, **options)
+    with masked(stage, cuts):
         torch.testing.assert_close(stage(x), expected, rtol=1e-9, atol=1e-9)
     assert cuts["wiring"].nodes == len(sources)
     # What is left gets the gradients that it had.
@@ -168,7 +122,7 @@ def test_the_network_in_float32(features):
     x = torch.randn(2, 3, 64, 96)
     pruned = prune(model, keep=0.5, per="node")
     assert type(pruned) is type(model)
-    with torch.no_grad(), masked(model, keep=0.5, per="node"):
+    with torch.no_grad(), masked(model, cut(model, keep=0.5, per="node")):
         expected, found = model(x), pruned(x)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * expected[0].abs().max().item())
@@ -219,7 +173,7 @@ def test_masking_ends_with_what_was_there():
     before = copy.deepcopy(model.state_dict())
 
     def interrupted():
-        with masked(model, keep=0.1, on_disconnected="allow"):
+        with masked(model, cut(model, keep=0.1, on_disconnected="allow")):
             assert (model.stages[1].wiring.alpha == 0).any()
             model.eval()
             raise KeyboardInterrupt
@@ -239,7 +193,7 @@ def test_a_connected_network_is_masked_but_not_pruned():
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         whole = model(x)
-        with masked(model, threshold=0.5, per="node"):
+        with masked(model, cut(model, threshold=0.5, per="node")):
             assert not torch.equal(model(x), whole)
         assert torch.equal(model(x), whole)
     with pytest.raises(ConfigError, match=r"stages.0.blocks.0.wiring belongs to a ConvNeXtBlock.*connectivity.masked"):

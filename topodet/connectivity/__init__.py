@@ -1,5 +1,6 @@
 """What training does to the edges, and what becomes of the network without some of them."""
 
+from .damage import SHARES, Damage, remove_edges, remove_nodes, without_node
 from .penalty import (
     PENALTY_KINDS,
     THRESHOLDS,
@@ -16,8 +17,10 @@ from .prune import Cut, cut, freeze, mask, masked, prune
 
 __all__ = [
     "PENALTY_KINDS",
+    "SHARES",
     "THRESHOLDS",
     "Cut",
+    "Damage",
     "PenaltyKind",
     "all_alphas",
     "cut",
@@ -29,6 +32,9 @@ __all__ = [
     "penalize",
     "penalty",
     "prune",
+    "remove_edges",
+    "remove_nodes",
     "sparsity",
     "wirings",
+    "without_node",
 ]

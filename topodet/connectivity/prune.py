@@ -53,6 +53,11 @@ class Cut:
         """How many nodes are left; of a graph that fell apart none."""
         return len({node for edge in self.edges for node in edge})
 
+    @property
+    def torn(self) -> bool:
+        """Whether the input no longer reached the output, repaired or not."""
+        return not self.edges or bool(self.repaired)
+
     def kept(self) -> Tensor:
         """Return which edges are left, bool [E]."""
         left = set(self.edges)
@@ -127,28 +132,18 @@ def mask(model: nn.Module, cuts: Mapping[str, Cut]) -> None:
 
 
 @contextmanager
-def masked(
-    model: nn.Module,
-    *,
-    threshold: float | None = None,
-    keep: float | None = None,
-    per: Per = "network",
-    on_disconnected: OnDisconnected = "error",
-) -> Iterator[dict[str, Cut]]:
-    """Set the edge weights of what `cut` takes to 0 for a while; afterwards they are what they were, to the bit.
+def masked(model: nn.Module, cuts: Mapping[str, Cut]) -> Iterator[None]:
+    """Set the edge weights of what is cut to 0 for a while; afterwards they are what they were, to the bit.
 
     Any model with wirings can be masked: whole detectors, and connected networks too.
 
     Args:
-        model, threshold, keep, per, on_disconnected: see `cut`.
-
-    Raises:
-        ConfigError: what `cut` raises.
+        model: is changed only meanwhile.
+        cuts: what `cut` returned for it.
     """
-    cuts = cut(model, threshold=threshold, keep=keep, per=per, on_disconnected=on_disconnected)
     with restored(model):
         mask(model, cuts)
-        yield cuts
+        yield
 
 
 @contextmanager
@@ -176,7 +171,7 @@ def prune(
 ) -> nn.Module:
     """Return a smaller copy of a model: weak edges are gone from its graphs, and so are nodes left without use.
 
-    The copy computes what the model does within `masked` with the same arguments, in evaluation and in training. It is
+    The copy computes what the model does while it is `masked` by the same cut, in evaluation and in training. It is
     made of the same classes, so it trains, saves, is published and rebuilt (`topodet.weights.build`) as any other; its
     nodes are numbered anew. Make the optimiser afterwards: the copy has parameters of its own.
 
