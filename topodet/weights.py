@@ -35,8 +35,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from . import __version__
-from .connectivity import sparsity
+from . import __version__, connectivity
 from .errors import TopologyError, WeightsError
 from .files import atomic_json, atomic_write, sha256
 from .models import ARCHITECTURES, TopoNet
@@ -260,10 +259,12 @@ def publish(
     architecture: str | None = None,
     licence: str = "Apache-2.0",
     notes: str = "",
+    prune: Mapping[str, Any] | None = None,
 ) -> PublishedFiles:
     """Turn a training checkpoint into a published backbone, and verify it by loading it back.
 
-    The averaged weights (EMA) are taken where there are any; the classifier is left out.
+    The averaged weights (EMA) are taken where there are any; the classifier is left out. Edge weights that the training
+    left as they were (--freeze-alpha) are fixed ones in the card.
 
     Args:
         checkpoint: what `topodet.pretrain` saved.
@@ -272,21 +273,29 @@ def publish(
         architecture: name of the network; read from the checkpoint when omitted.
         licence: of the weights, as SPDX identifier.
         notes: one line for the card, e.g. the data.
+        prune: arguments of `connectivity.prune`, to publish what is left of the network without its weak edges. The
+            card has these and not the metrics, which are those of the whole network.
 
     Raises:
         WeightsError: what `read` and `load` raise.
+        ConfigError: what `connectivity.prune` raises.
         OSError: the files could not be written; nothing half-written is left.
     """
     file = read(checkpoint)
     state_dict = {key: tensor.contiguous() for key, tensor in file.state_dict.items() if not key.startswith(_HEAD)}
     shape = describe(state_dict)
     architecture = architecture or file.checkpoint.get("arch") or "toponet"
+    frozen = file.checkpoint.get("args", {}).get("freeze_alpha")
     trained = {
-        "edge_weights": _trained_argument(file, "edge_weights", "learned"),
+        "edge_weights": "fixed" if frozen else _trained_argument(file, "edge_weights", "learned"),
         "norm_layer": _trained_argument(file, "norm_layer", "batchnorm2d"),
     }
     model = TopoNet(num_classes=0, **shape, **trained)
     load(model, WeightsFile(file.path, state_dict, {}), quiet=True)
+    if prune:
+        model = connectivity.prune(model, **prune)
+        state_dict = model.state_dict()
+        shape = describe(state_dict)
     data = file.checkpoint.get("data_config", {})
     card = {
         "format": FORMAT,
@@ -307,8 +316,9 @@ def publish(
         "crop_pct": data.get("crop_pct"),
         "weights": "ema" if "state_dict_ema" in file.checkpoint.get("held", ()) else "last",
         "epoch": file.checkpoint.get("epoch"),
-        "metrics": _plain((file.checkpoint.get("history") or [{}])[-1]),
-        "sparsity": sparsity(model),
+        "metrics": {} if prune else _plain((file.checkpoint.get("history") or [{}])[-1]),
+        "pruned": _plain(prune or {}),
+        "sparsity": connectivity.sparsity(model),
         "recipe": _plain(file.checkpoint.get("args", {})),
         "licence": licence,
         "notes": notes,

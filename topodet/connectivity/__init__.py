@@ -13,7 +13,7 @@ from .penalty import (
     sparsity,
     wirings,
 )
-from .prune import Cut, cut, freeze, mask, masked, prune
+from .prune import Cut, OnDisconnected, Per, cut, freeze, mask, masked, prune
 
 __all__ = [
     "PENALTY_KINDS",
@@ -21,7 +21,9 @@ __all__ = [
     "THRESHOLDS",
     "Cut",
     "Damage",
+    "OnDisconnected",
     "PenaltyKind",
+    "Per",
     "all_alphas",
     "cut",
     "describe_sparsity",
