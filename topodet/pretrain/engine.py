@@ -321,7 +321,7 @@ def evaluate(training: Training, forward: nn.Module, loader: Loader) -> dict[str
 
 
 def accuracy(batches: Iterable[tuple[Tensor, Tensor]]) -> Callable[[nn.Module], dict[str, float]]:
-    """Return what evaluates a classifier on a loader of timm's: from a model to loss, top1 and top5 (percent).
+    """Return what evaluates a classifier on a loader of timm's: from a model to top1, top5 (percent) and loss.
 
     Args:
         batches: (images [B, C, H, W], classes [B]), normalised; gone through anew for each model. Images of the class
@@ -338,7 +338,7 @@ def accuracy(batches: Iterable[tuple[Tensor, Tensor]]) -> Callable[[nn.Module], 
         loss, top1, top5, count = sums.tolist()
         if not count:
             raise DataError("there is no image to evaluate on")
-        return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
+        return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count}
 
     return evaluate
 

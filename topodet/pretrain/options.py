@@ -281,7 +281,7 @@ def _config_tokens(path: Path, parser: argparse.ArgumentParser) -> list[str]:
             raise ConfigError(f"{path}: unknown key {key!r}.{_nearest(name, list(defaults))}")
         if isinstance(defaults[name], bool) and not isinstance(value, bool):
             raise ConfigError(f"{path}: {key} must be true or false, not {value!r}")
-        tokens += _tokens("--" + name.replace("_", "-"), value, defaults[name])
+        tokens += _tokens(_option(name), value, defaults[name])
     return tokens
 
 
@@ -298,6 +298,16 @@ def _tokens(option: str, value: object, default: object) -> list[str]:
     if isinstance(value, list):
         return [option, *(str(item) for item in value)]
     return [f"{option}={value}"]
+
+
+def command_line(values: Mapping[str, object]) -> list[str]:
+    """Return the words that give these values on the command line, without those that are the defaults."""
+    defaults = vars(build_parser().parse_args([]))
+    words = []
+    for name, value in values.items():
+        if name in defaults and value != defaults[name]:
+            words += _tokens(_option(name), value, defaults[name])
+    return words
 
 
 def check(args: argparse.Namespace) -> None:
