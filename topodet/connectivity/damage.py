@@ -172,7 +172,8 @@ def _measure(
     csv: str | os.PathLike | None,
     progress: bool,
 ) -> Damage:
-    with restored(model):
+    modes = [(module, module.training) for module in model.modules()]
+    try:
         damage = Damage(kind, _scores(evaluate, model), [])
         clash = {name for row, _ in removals for name in row if name in damage.whole}
         if clash:
@@ -185,6 +186,9 @@ def _measure(
             damage.rows.append({**row, **scores})
             if csv is not None:
                 damage.save(csv)
+    finally:
+        for module, training in modes:
+            module.training = training
     return damage
 
 

@@ -148,17 +148,14 @@ def masked(model: nn.Module, cuts: Mapping[str, Cut]) -> Iterator[None]:
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Give a model back its edge weights, and each module its mode, after whatever happens within."""
+    """Give a model back its edge weights after whatever happens within."""
     alphas = [(wiring.alpha, wiring.alpha.detach().clone()) for wiring in wirings(model).values()]
-    modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
         with torch.no_grad():
             for alpha, before in alphas:
                 alpha.copy_(before)
-        for module, training in modes:
-            module.training = training
 
 
 def prune(
