@@ -46,8 +46,14 @@ def parser() -> argparse.ArgumentParser:
     add("--output", type=Path, default=Path("runs/damage"), help="folder (default: %(default)s)")
     add("--nodes", action=argparse.BooleanOptionalAction, default=True, help="remove each node in turn")
     add("--edges", action=argparse.BooleanOptionalAction, default=True, help="remove more and more edges")
-    add("--thresholds", type=float, nargs="+", metavar="T", help="of the edges that stay")
-    add("--keep", type=float, nargs="+", metavar="SHARE", help="instead, shares of them (default: 0.9 ... 0.1)")
+    add("--thresholds", type=float, nargs="+", metavar="T", help="below which edges are weak")
+    add(
+        "--keep",
+        type=float,
+        nargs="+",
+        metavar="SHARE",
+        help="instead, shares of the edges that are left (default: 0.9 ... 0.1)",
+    )
     add("--per", choices=get_args(Per), default="network", help="what an edge is measured by")
     add("--on-disconnected", choices=get_args(OnDisconnected), default="allow", help="for a graph that falls apart")
     add("--in-memory", action="store_true", help="read the validation images once, not for each measurement")

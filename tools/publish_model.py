@@ -33,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--licence", default="Apache-2.0", help="of the weights, SPDX name (default: %(default)s)")
     parser.add_argument("--notes", default="", help="one line for the card, e.g. the data")
     parser.add_argument("--prune-threshold", type=float, metavar="T", help="leave out the edges that are weaker")
-    parser.add_argument("--prune-keep", type=float, metavar="SHARE", help="leave out all but this share of the edges")
+    parser.add_argument(
+        "--prune-keep", type=float, metavar="SHARE", help="keep the strongest edges, this share of them"
+    )
     parser.add_argument("--prune-per", choices=get_args(Per), default="network", help="what an edge is measured by")
     parser.add_argument("--prune-disconnected", choices=["error", "repair"], default="error", help="for a torn graph")
     parser.add_argument("--hub", metavar="USER/REPO", help="also upload a backbone to the Hugging Face hub")

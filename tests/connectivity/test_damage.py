@@ -82,14 +82,14 @@ def test_weak_edges_go_more_and_more(model, x, per):
 @torch.no_grad()
 def test_a_graph_that_fell_apart_is_measured_without_edges(model, x):
     model.stages[1].wiring.alpha.mul_(1e-6)
-    (row,) = remove_edges(model, functools.partial(mean, x), keep=[0.4], progress=False).rows
+    (row,) = remove_edges(model, functools.partial(mean, x), keep=[0.2], progress=False).rows
     assert row["torn"] >= 1
     features = model.stages[0](model.stem(x))
     last = model.stages[1].nodes[-1]
     expected = last(torch.zeros_like(model.stages[1](features)))
     assert row["score"] == pytest.approx(model.head(expected).mean().item(), rel=1e-9)
-    with pytest.raises(ConfigError, match=r"keep=0.4 per network: .*stages.1.wiring"):
-        remove_edges(model, functools.partial(mean, x), keep=[0.4], on_disconnected="error", progress=False)
+    with pytest.raises(ConfigError, match=r"keep=0.2 per network: .*stages.1.wiring"):
+        remove_edges(model, functools.partial(mean, x), keep=[0.2], on_disconnected="error", progress=False)
 
 
 def test_shares_by_default(model):

@@ -98,7 +98,7 @@ def remove_edges(
     Args:
         model, evaluate, csv, progress: see `remove_nodes`.
         thresholds: see `cut`, each in turn.
-        keep: instead, shares of the edges that stay; with neither, 0.9 to 0.1.
+        keep: instead, shares of the edges that are left; with neither, 0.9 to 0.1.
         per: see `cut`.
         on_disconnected: see `cut`. With "allow" a graph that falls apart is measured without any of its edges.
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress
 from typing import Literal, get_args
 
 import torch
@@ -81,8 +83,8 @@ def cut(
     Args:
         model: any module that contains `Wiring`s.
         threshold: edges with a strength below it go; in [0, 1] unless per="network".
-        keep: instead, the share of the network's edges that stay, the strongest ones, in (0, 1]. Rounded to a whole
-            edge; of equal ones the first stay.
+        keep: instead, the share of the network's edges that is left in the end, in (0, 1]: as few of the strongest
+            edges stay as leave so many of them on paths; of equal ones the first stay.
         per: what an edge's strength is relative to: "network" (|alpha| as it is), "stage" or "node".
         on_disconnected: where no path is left from a stage's input to its output: "error", "repair" keeps the path
             whose weakest edge is the strongest, with a warning, "allow" leaves no edge.
@@ -95,13 +97,14 @@ def cut(
     parts = wirings(model)
     if not parts:
         raise ConfigError(f"{type(model).__name__} has no wiring whose edges could go; give a model that contains one")
+    graphs = {name: wiring.topology for name, wiring in parts.items()}
     strengths = {name: _strengths(name, wiring, per) for name, wiring in parts.items()}
-    strong = _strong(torch.cat(list(strengths.values())), threshold, keep)
+    everything = torch.cat(list(strengths.values()))
+    strong = everything >= threshold if keep is None else _strongest(graphs, everything, keep)
     asked = f"threshold={threshold:g}" if keep is None else f"keep={keep:g}"
     cuts, torn = {}, []
-    for (name, wiring), stays in zip(parts.items(), strong.split([len(s) for s in strengths.values()])):
-        graph, scores = wiring.topology, strengths[name].tolist()
-        kept = {edge for edge, stay in zip(graph.edges, stays.tolist()) if stay}
+    for name, kept in _chosen(graphs, strong).items():
+        graph, scores = graphs[name], strengths[name].tolist()
         edges, repaired = live_edges(graph, kept), ()
         if not edges:
             path = strongest_path(graph, scores, kept)
@@ -238,7 +241,7 @@ def _check_arguments(threshold: float | None, keep: float | None, per: str, on_d
         raise ConfigError(f"give either threshold or keep, got threshold={threshold}, keep={keep}")
     # Written so that NaN is out of range as well.
     if keep is not None and not 0 < keep <= 1:
-        raise ConfigError(f"keep={keep} is out of range: the share of edges that stay lies in (0, 1], e.g. 0.4")
+        raise ConfigError(f"keep={keep} is out of range: the share of edges that are left lies in (0, 1], e.g. 0.4")
     if threshold is not None and not 0 <= threshold < math.inf:
         raise ConfigError(f"threshold={threshold} is out of range: |alpha| is compared with it, e.g. 0.01")
     if threshold is not None and per != "network" and threshold > 1:
@@ -262,13 +265,24 @@ def _strengths(name: str, wiring: Wiring, per: Per) -> Tensor:
     return torch.where(largest > 0, size / largest, 0.0)
 
 
-def _strong(strengths: Tensor, threshold: float | None, keep: float | None) -> Tensor:
-    """Return which edges of the whole network stay, bool [edges]."""
-    if keep is None:
-        return strengths >= threshold
-    strong = torch.zeros(len(strengths), dtype=torch.bool)
-    strong[strengths.argsort(descending=True, stable=True)[: round(keep * len(strengths))]] = True
-    return strong
+def _strongest(graphs: Mapping[str, Topology], strengths: Tensor, keep: float) -> Tensor:
+    """Return which edges of the whole network stay so that at least the share `keep` lies on paths, bool [edges]."""
+    order = strengths.argsort(descending=True, stable=True)
+
+    def first(count: int) -> Tensor:
+        return torch.zeros(len(order), dtype=torch.bool).index_fill_(0, order[:count], True)
+
+    def left(count: int) -> int:
+        return sum(len(live_edges(graphs[name], kept)) for name, kept in _chosen(graphs, first(count)).items())
+
+    # One more edge never takes another one off a path.
+    return first(bisect_left(range(len(order) + 1), keep * len(order), key=left))
+
+
+def _chosen(graphs: Mapping[str, Topology], stays: Tensor) -> dict[str, set[Edge]]:
+    """Return the edges of each graph that stay, of bool [edges] over the whole network."""
+    parts = stays.split([graph.num_edges for graph in graphs.values()])
+    return {name: set(compress(graph.edges, part.tolist())) for (name, graph), part in zip(graphs.items(), parts)}
 
 
 def _in_words(path: tuple[Edge, ...]) -> str:

@@ -96,7 +96,7 @@ def _add_edges(group: argparse._ArgumentGroup) -> None:
     add("--figure-interval", type=int, default=10, metavar="N", help="epochs between adjacency pictures; 0 for none")
     add("--edges-from", default="", metavar="FILE", help="start with the graphs and edge weights of this file")
     add("--prune-threshold", type=float, metavar="T", help="start without the edges that are weaker")
-    add("--prune-keep", type=float, metavar="SHARE", help="start with this share of the edges, the strongest")
+    add("--prune-keep", type=float, metavar="SHARE", help="start with the strongest edges, this share of them")
     add("--prune-per", choices=("network", "stage", "node"), default="network", help="what an edge is measured by")
     add("--prune-disconnected", choices=("error", "repair"), default="error", help="for a graph that falls apart")
     _flag(group, "--freeze-alpha", help="leave the edge weights at what they start with")
