@@ -8,7 +8,7 @@ from tests.pretrain.helpers import train, write_images
 from tools import damage
 from topodet import connectivity, records, weights
 from topodet.analysis import damage as report
-from topodet.errors import DataError
+from topodet.errors import ConfigError, DataError
 from topodet.models import TopoNet
 from topodet.pretrain.engine import accuracy
 from topodet.pretrain.options import parse
@@ -120,6 +120,13 @@ def test_what_cannot_be_measured_is_told(run, tmp_path, capsys, change, message)
     assert damage.main([str(run[0] / "last.pth.tar"), "--output", str(tmp_path), *change]) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_one_process_sees_all_images(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2: start this as one process"):  # noqa: SIM117
+        with restore(run[0] / "last.pth.tar"):
+            pass
 
 
 def test_a_file_without_classifier_is_told(run, tmp_path, capsys):

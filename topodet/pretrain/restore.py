@@ -28,8 +28,11 @@ def restore(checkpoint: str | os.PathLike, argv: Sequence[str] = ()) -> Iterator
 
     Raises:
         WeightsError: the file is damaged or unsafe, or has no classifier, as a published backbone.
-        ConfigError, DataError: options that do not exist, or images that are not there or have other classes.
+        ConfigError, DataError: options that do not exist, images that are not there or have other classes, or more than
+            one process, each of which would see a part of the images.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: start this as one process, without torchrun")
     file = weights.read(checkpoint)
     if not isinstance(file.checkpoint.get("args"), dict):
         raise WeightsError(
