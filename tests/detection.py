@@ -45,7 +45,21 @@ def write_coco(root: Path, classes: tuple[str, ...] = ("person", "bicycle"), cou
     return root
 
 
-def published(folder: Path, arch: str, **kwargs: object) -> weights.PublishedFiles:
+def with_ground_truth(root: Path, found: dict[int, tuple[np.ndarray, np.ndarray]], path: Path) -> Path:
+    """Write `write_coco`'s annotations with other boxes: by image, x1 y1 x2 y2 [N, 4] and classes [N] by index."""
+    content = json.loads((root / "all.json").read_text())
+    content["annotations"] = []
+    for image, (boxes, labels) in found.items():
+        for (x, y, right, bottom), label in zip(boxes.tolist(), labels.tolist()):
+            box = [x, y, right - x, bottom - y]
+            number = len(content["annotations"]) + 1
+            row = {"id": number, "image_id": image, "category_id": content["categories"][label]["id"], "iscrowd": 0}
+            content["annotations"].append({**row, "bbox": box, "area": box[2] * box[3]})
+    path.write_text(json.dumps(content))
+    return path
+
+
+def published(folder: Path, arch: str, prune: dict | None = None, **kwargs: object) -> weights.PublishedFiles:
     """Publish a network that knows random weights and the statistics they give, as if it had been trained."""
     torch.manual_seed(1234)  # not the seed of the tests, whose networks would start from the same numbers
     model = timm.create_model(arch, num_classes=3, **kwargs).train()
@@ -59,7 +73,7 @@ def published(folder: Path, arch: str, **kwargs: object) -> weights.PublishedFil
                 alpha.uniform_(-0.5, 1)
     content = {"arch": arch, "state_dict": model.state_dict(), "args": {}, "data_config": IMAGENET}
     torch.save(content, folder / "last.pth.tar")
-    return weights.publish(folder / "last.pth.tar", folder)
+    return weights.publish(folder / "last.pth.tar", folder, prune=prune)
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +84,14 @@ def coco(tmp_path_factory):
 @pytest.fixture(scope="session")
 def nano(tmp_path_factory):
     return published(tmp_path_factory.mktemp("nano"), "toponet_nano")
+
+
+@pytest.fixture(scope="session")
+def pruned(tmp_path_factory):
+    """The network of `nano` with most of its edges gone, and nodes with them."""
+    files = published(tmp_path_factory.mktemp("pruned"), "toponet_nano", prune={"threshold": 0.5, "per": "node"})
+    assert any(graph.num_nodes < count for graph, count in zip(weights.build(files.pth).topologies, (4, 5, 6, 4)))
+    return files
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,4 @@
+import csv
 import os
 import resource
 import stat
@@ -5,7 +6,7 @@ import stat
 import pytest
 import torch
 
-from topodet.files import atomic_json, atomic_path, atomic_torch_save, atomic_write, sha256
+from topodet.files import atomic_csv, atomic_json, atomic_path, atomic_torch_save, atomic_write, sha256
 
 
 def test_content_appears_whole(tmp_path):
@@ -58,3 +59,9 @@ def test_a_full_disk_is_named_and_costs_nothing(tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         assert path.read_text() == "old"
         assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_rows_become_csv_with_every_key(tmp_path):
+    path = atomic_csv(tmp_path / "rows.csv", [{"a": 1, "b": None}, {"a": 2.5, "c": "x, y"}])
+    assert path.read_text() == 'a,b,c\n1,,\n2.5,,"x, y"\n'
+    assert [row["c"] for row in csv.DictReader(path.open())] == ["", "x, y"]

@@ -9,7 +9,8 @@ from topodet import weights
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+DAMAGE = (ROOT / "docs" / "topology_damage.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README + DAMAGE, flags=re.DOTALL)
 CONFIGS = [block for block in BLOCKS if block.startswith("# my_config.py")]
 SCRIPTS = [block for block in BLOCKS if block not in CONFIGS]
 FRAMEWORK = re.compile(r"^from (detectron2)", flags=re.MULTILINE)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import topologies
-from topodet import weights
-from topodet.errors import WeightsError
+from topodet import connectivity, weights
+from topodet.errors import ConfigError, WeightsError
 from topodet.files import sha256
 from topodet.models import TopoNet
 
@@ -293,3 +293,24 @@ def test_preprocessing_is_compared_with_the_card():
     problems = weights.preprocessing_problems(card, **caffe, channel_order="RGB")
     assert "mean is [103.53, 116.28, 123.675], the weights were trained with [123.675, 116.28, 103.53]" in problems[0]
     assert "std is [1.0, 1.0, 1.0]" in problems[1]
+
+
+def test_what_pruning_leaves_is_published(tmp_path):
+    model = trained()
+    with torch.no_grad():
+        for stage in model.stages:
+            stage.wiring.alpha.normal_()
+    path = checkpoint(tmp_path / "last.pth.tar", model)
+    files = weights.publish(path, tmp_path / "out", prune={"keep": 0.6, "per": "node"})
+    small = connectivity.prune(model, keep=0.6, per="node")
+    back = weights.build(files.safetensors, num_classes=0).eval()
+    assert back.topologies == small.topologies != model.topologies
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(back.forward_features(image), small.forward_features(image))
+    card = json.loads(files.card.read_text())
+    assert (card["pruned"], card["metrics"]) == ({"keep": 0.6, "per": "node"}, {})
+    assert card["nodes"] == [graph.num_nodes for graph in small.topologies]
+    assert card["parameters"] == sum(p.numel() for p in back.parameters())
+    with pytest.raises(ConfigError, match="the input no longer reaches the output"):
+        weights.publish(path, tmp_path / "torn", prune={"threshold": 100})
+    assert not (tmp_path / "torn").exists()

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, words: list[str]) -> int:
     if args.json:
         print(f"\n{atomic_json(args.json, record)}")
     if args.record:
-        print(f"\n{records.save_benchmark(record, ROOT / 'records' / 'benchmarks')}")
+        print(f"\n{records.save_as(record, ROOT / 'records' / 'benchmarks')}")
     return 0
 
 

@@ -8,8 +8,10 @@ NAME-<hash>.pth with its config and class names, which tools/demo.py and topodet
 import argparse
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 from topodet import weights
+from topodet.connectivity import Per
 from topodet.errors import exit_status
 from topodet.frameworks import require_framework
 
@@ -30,20 +32,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", help="stem before the hash (default: the architecture, or the detector's folder)")
     parser.add_argument("--licence", default="Apache-2.0", help="of the weights, SPDX name (default: %(default)s)")
     parser.add_argument("--notes", default="", help="one line for the card, e.g. the data")
+    parser.add_argument("--prune-threshold", type=float, metavar="T", help="leave out the edges that are weaker")
+    parser.add_argument(
+        "--prune-keep", type=float, metavar="SHARE", help="keep the strongest edges, this share of them"
+    )
+    parser.add_argument("--prune-per", choices=get_args(Per), default="network", help="what an edge is measured by")
+    parser.add_argument("--prune-disconnected", choices=["error", "repair"], default="error", help="for a torn graph")
     parser.add_argument("--hub", metavar="USER/REPO", help="also upload a backbone to the Hugging Face hub")
     parser.add_argument("--hub-private", action="store_true", help="make a new hub repository private")
     args = parser.parse_args(argv)
     if (args.checkpoint is None) == (args.detector is None):
         parser.error("give either the checkpoint of a backbone or --detector CHECKPOINT")
-    if args.detector and args.hub:
-        parser.error("--hub is for backbones")
+    if args.detector and (args.hub or pruning(args)):
+        parser.error("--hub and --prune-... are for backbones")
     if args.checkpoint and (args.config or args.classes):
         parser.error("--config and --classes go with --detector")
     return exit_status(publish_detector if args.detector else publish_backbone, args)
 
 
 def publish_backbone(args: argparse.Namespace) -> None:
-    files = weights.publish(args.checkpoint, args.output, name=args.name, licence=args.licence, notes=args.notes)
+    files = weights.publish(
+        args.checkpoint,
+        args.output,
+        name=args.name,
+        licence=args.licence,
+        notes=args.notes,
+        prune=pruning(args),
+    )
     report = weights.load(weights.build(files.pth), files.safetensors, quiet=True)
     print(f"{report} verified in both files")
     for path in (files.pth, files.safetensors, files.card):
@@ -52,6 +67,12 @@ def publish_backbone(args: argparse.Namespace) -> None:
         from topodet.hub import push
 
         print(push(files, args.hub, private=args.hub_private))
+
+
+def pruning(args: argparse.Namespace) -> dict[str, Any] | None:
+    chosen = {"threshold": args.prune_threshold, "keep": args.prune_keep}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return {**given, "per": args.prune_per, "on_disconnected": args.prune_disconnected} if given else None
 
 
 def publish_detector(args: argparse.Namespace) -> None:

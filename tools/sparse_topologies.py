@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     with atomic_path(pictures / f"{name}.png") as temporary:
         figure.savefig(temporary, format="png", dpi=130)
     print(tables(record))
-    print(f"\n{records.save_benchmark(record, folder)}\n{pictures / f'{name}.png'}")
+    print(f"\n{records.save_as(record, folder)}\n{pictures / f'{name}.png'}")
 
 
 def experiment(args: argparse.Namespace) -> tuple[dict[str, Any], Distances]:

@@ -7,11 +7,13 @@ readers see the old file or the new one, whole.
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,16 @@ def atomic_write(path: str | os.PathLike, content: str | bytes) -> Path:
 def atomic_json(path: str | os.PathLike, content: Any) -> Path:
     """Write `content` as indented JSON through `atomic_path`; return the path."""
     return atomic_write(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def atomic_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write `rows` as CSV through `atomic_path`, a column for each key that any of them has; return the path."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return atomic_write(path, text.getvalue())
 
 
 def atomic_torch_save(content: Any, path: str | os.PathLike) -> Path:

@@ -1,16 +1,20 @@
 """Records of runs: what was measured, on what, with which command.
 
 A record is a JSON file under records/runs, made from what a run wrote (never typed), under records/benchmarks, from
-what `topodet.benchmark` measured, or under records/experiments, from what an experiment of `topodet.analysis` found.
-`topodet.zoo` makes tables of the first two.
+what `topodet.benchmark` measured, under records/damage, from what `topodet.connectivity` removed and measured, or under
+records/experiments, from what an experiment found. `topodet.zoo` and the reports beside what measures make tables of
+them.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import platform
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -19,9 +23,12 @@ from typing import Any
 import torch
 import yaml
 
+from . import weights
 from .analysis.results import framework_of, read_evaluations, read_speed
+from .connectivity import Damage
 from .errors import DataError
-from .files import atomic_json
+from .files import atomic_json, sha256
+from .pretrain.options import command_line
 
 _PACKAGES = ("topodet", "torch", "timm")
 _FRAMEWORKS = {
@@ -171,8 +178,79 @@ def _measurement(
     }
 
 
-def save_benchmark(record: dict[str, Any], folder: str | Path) -> Path:
-    """Write the record of a benchmark or an experiment under its name; one of the same name is replaced."""
+def record_damage(
+    *,
+    nodes: Damage | None,
+    edges: Damage | None,
+    checkpoint: str | Path,
+    data: str,
+    name: str,
+    command: str,
+    retrained: Sequence[str | Path] = (),
+) -> dict[str, Any]:
+    """Make the record of what `connectivity.remove_nodes` and `remove_edges` returned.
+
+    Args:
+        nodes, edges: what was measured; None for nothing.
+        checkpoint: of the network; the record has the file's name and the head of its SHA-256.
+        data: which images, in words.
+        name: of the record, and of its file.
+        command: how to repeat it.
+        retrained: folders of topodet.pretrain's runs that started from the network, pruned.
+
+    Raises:
+        DataError: a folder without a finished run, or one that was not validated by the same scores.
+        WeightsError: a checkpoint that is missing or damaged.
+    """
+    file = weights.read(checkpoint)
+    scores = next(found.whole for found in (edges, nodes) if found is not None)
+    record = {
+        "kind": "damage",
+        "name": name,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "command": command,
+        "architecture": file.checkpoint.get("arch"),
+        "checkpoint": f"{file.path.name} ({sha256(file.path)[:8]})",
+        "data": data,
+        "retrained": [_retrained(Path(folder), scores, _edges(file)) for folder in retrained],
+        **_environment(),
+    }
+    for kind, found in (("nodes", nodes), ("edges", edges)):
+        if found is not None:
+            record[kind] = {"whole": _finite(found.whole), "rows": list(map(_finite, found.rows))}
+    return record
+
+
+def _retrained(folder: Path, scores: Iterable[str], before: int) -> dict[str, Any]:
+    run = record_pretraining(folder, data="", command="")
+    args = yaml.safe_load((folder / "args.yaml").read_text())
+    edges = _edges(weights.read(folder / "last.pth.tar"))
+    found = {score: run["metrics"].get(f"ema_eval_{score}", run["metrics"].get(f"eval_{score}")) for score in scores}
+    if None in found.values():
+        raise DataError(f"{folder}/summary.csv has no {', '.join(found)} of the last epoch; validate the run")
+    return {
+        "name": run["name"],
+        "command": f"python tools/pretrain.py {shlex.join(command_line(args))}",
+        "start": "its weights" if args["initial_checkpoint"] else "random weights",
+        "frozen": args["freeze_alpha"],
+        "epochs": run["epochs"],
+        "edges": edges,
+        "removed": 1 - edges / before,
+        **found,
+    }
+
+
+def _edges(file: weights.WeightsFile) -> int:
+    return sum(len(tensor) for name, tensor in file.state_dict.items() if name.endswith("wiring.edges"))
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with None for what JSON has no number for, as the AP of no detections."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
+def save_as(record: dict[str, Any], folder: str | Path) -> Path:
+    """Write a record that has a name under its name; one of the same name is replaced."""
     return atomic_json(Path(folder) / f"{record['name']}.json", record)
 
 

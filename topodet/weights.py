@@ -35,15 +35,18 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from . import __version__
-from .connectivity import sparsity
-from .errors import TopologyError, WeightsError
+from . import __version__, connectivity
+from .errors import ConfigError, TopologyError, WeightsError
 from .files import atomic_json, atomic_write, sha256
-from .models import ARCHITECTURES, TopoNet
+from .models import ARCHITECTURES, TopoNet, architecture_arguments
+from .models.trunk import ARCHITECTURE_ARGUMENTS
 from .topology import Topology
 
 FORMAT = 1
+# In the place of an architecture's name: the one that the weights file has.
+PRETRAINED = "pretrained"
 _HEAD = "head."
+_STEM = "stem.conv.weight"
 # What a detector's card says of its backbone, besides its name.
 _OF_THE_BACKBONE = ("architecture", "mean", "std", "channel_order")
 _NAME_HASH = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt)$")
@@ -186,7 +189,7 @@ def load(
         if (head or not name.startswith(_HEAD)) and (name in offered or not is_update_counter(name))
     }
     problems = _differences(own, wanted, offered)
-    if problems and "stem.conv.weight" in own and any(name.startswith("backbone.") for name in offered):
+    if problems and _STEM in own and any(name.startswith("backbone.") for name in offered):
         raise WeightsError(
             f"{file.path} is a whole detector, not a backbone: load it with MODEL.WEIGHTS (Detectron2) or load_from "
             "(MMDetection), in the framework it was trained with, or give a backbone's file here"
@@ -226,11 +229,41 @@ def build(source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, **ov
         WeightsError: what `load` raises.
     """
     file = source if isinstance(source, WeightsFile) else read(source)
-    trained = {key: file.card[key] for key in ("edge_weights", "norm_layer") if key in file.card}
-    arguments = {**describe(file.state_dict), **trained, **overrides}
-    model = TopoNet(num_classes=num_classes, **arguments)
+    model = TopoNet(num_classes=num_classes, **{**_arguments(file), **overrides})
     load(model, file)
     return model
+
+
+def backbone_arguments(arch: str, pretrained: str | os.PathLike | None, **overrides: Any) -> tuple[str, dict[str, Any]]:
+    """Return the name and the hyper-parameters of a detector's backbone, as `build_blocks` takes them.
+
+    Args:
+        arch: a named network, or "pretrained" for that of the weights file, whatever graphs it has: a pruned one, or
+            one of nobody's name.
+        pretrained: path or URL of the weights file.
+        overrides: hyper-parameters that replace the network's own, unless None.
+
+    Raises:
+        ConfigError: no such network, or "pretrained" without a file.
+        WeightsError: what `read` raises; the file holds no TopoNet.
+    """
+    if arch != PRETRAINED:
+        return arch, architecture_arguments(arch, **overrides)
+    if not pretrained:
+        raise ConfigError(
+            f"arch={PRETRAINED!r} is the network of a weights file, and none is given: set pretrained "
+            "(MODEL.TOPONET.PRETRAINED) to a published backbone, or arch to one of: " + ", ".join(ARCHITECTURES)
+        )
+    file = read(pretrained)
+    own = {name: value for name, value in _arguments(file).items() if name in ARCHITECTURE_ARGUMENTS}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return file.card.get("architecture") or "toponet", {**own, **given}
+
+
+def _arguments(file: WeightsFile) -> dict[str, Any]:
+    """Return the arguments of `TopoNet` that rebuild a file's network."""
+    trained = {key: file.card[key] for key in ("edge_weights", "norm_layer") if key in file.card}
+    return {**describe(file.state_dict), **trained}
 
 
 def describe(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -240,7 +273,7 @@ def describe(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         WeightsError: no TopoNet's tensors.
     """
     try:
-        width, in_chans = state_dict["stem.conv.weight"].shape[:2]
+        width, in_chans = state_dict[_STEM].shape[:2]
         topologies = []
         while (edges := state_dict.get(f"stages.{len(topologies)}.wiring.edges")) is not None:
             # The output node is the highest one, and every node but the first is some edge's target.
@@ -252,6 +285,14 @@ def describe(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"nodes": [t.num_nodes for t in topologies], "width": width, "in_chans": in_chans, "topology": topologies}
 
 
+def within_detector(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a detector's TopoNet, by the names that a backbone's file has; none if there is none."""
+    prefix = next((name.removesuffix(_STEM) for name in state_dict if name.endswith(_STEM)), None)
+    if prefix is None:
+        return {}
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+
+
 def publish(
     checkpoint: str | os.PathLike,
     folder: str | os.PathLike,
@@ -260,10 +301,12 @@ def publish(
     architecture: str | None = None,
     licence: str = "Apache-2.0",
     notes: str = "",
+    prune: Mapping[str, Any] | None = None,
 ) -> PublishedFiles:
     """Turn a training checkpoint into a published backbone, and verify it by loading it back.
 
-    The averaged weights (EMA) are taken where there are any; the classifier is left out.
+    The averaged weights (EMA) are taken where there are any; the classifier is left out. Edge weights that the training
+    left as they were (--freeze-alpha) are fixed ones in the card.
 
     Args:
         checkpoint: what `topodet.pretrain` saved.
@@ -272,21 +315,29 @@ def publish(
         architecture: name of the network; read from the checkpoint when omitted.
         licence: of the weights, as SPDX identifier.
         notes: one line for the card, e.g. the data.
+        prune: arguments of `connectivity.prune`, to publish what is left of the network without its weak edges. The
+            card has these and not the metrics, which are those of the whole network.
 
     Raises:
         WeightsError: what `read` and `load` raise.
+        ConfigError: what `connectivity.prune` raises.
         OSError: the files could not be written; nothing half-written is left.
     """
     file = read(checkpoint)
     state_dict = {key: tensor.contiguous() for key, tensor in file.state_dict.items() if not key.startswith(_HEAD)}
     shape = describe(state_dict)
     architecture = architecture or file.checkpoint.get("arch") or "toponet"
+    frozen = file.checkpoint.get("args", {}).get("freeze_alpha")
     trained = {
-        "edge_weights": _trained_argument(file, "edge_weights", "learned"),
+        "edge_weights": "fixed" if frozen else _trained_argument(file, "edge_weights", "learned"),
         "norm_layer": _trained_argument(file, "norm_layer", "batchnorm2d"),
     }
     model = TopoNet(num_classes=0, **shape, **trained)
     load(model, WeightsFile(file.path, state_dict, {}), quiet=True)
+    if prune:
+        model = connectivity.prune(model, **prune)
+        state_dict = model.state_dict()
+        shape = describe(state_dict)
     data = file.checkpoint.get("data_config", {})
     card = {
         "format": FORMAT,
@@ -307,8 +358,9 @@ def publish(
         "crop_pct": data.get("crop_pct"),
         "weights": "ema" if "state_dict_ema" in file.checkpoint.get("held", ()) else "last",
         "epoch": file.checkpoint.get("epoch"),
-        "metrics": _plain((file.checkpoint.get("history") or [{}])[-1]),
-        "sparsity": sparsity(model),
+        "metrics": {} if prune else _plain((file.checkpoint.get("history") or [{}])[-1]),
+        "pruned": _plain(prune or {}),
+        "sparsity": connectivity.sparsity(model),
         "recipe": _plain(file.checkpoint.get("args", {})),
         "licence": licence,
         "notes": notes,
@@ -395,7 +447,7 @@ def read_detector(source: str | os.PathLike, framework: str) -> WeightsFile:
     file = read(source)
     card = file.card
     if card.get("kind") != "detector":
-        what = "a backbone" if "stem.conv.weight" in file.state_dict else "a checkpoint without config and class names"
+        what = "a backbone" if _STEM in file.state_dict else "a checkpoint without config and class names"
         raise WeightsError(
             f"{file.path} is {what}, not a published detector; make one of a training's output with "
             "tools/publish_model.py --detector CHECKPOINT --config CONFIG, or give --config where a tool takes it"

@@ -1,9 +1,9 @@
 import pytest
 from mmengine.logging import MMLogger
 
-from tests.detection import backbone_files, coco, nano, write_coco
+from tests.detection import backbone_files, coco, nano, pruned, write_coco
 
-__all__ = ["backbone_files", "coco", "nano"]
+__all__ = ["backbone_files", "coco", "nano", "pruned"]
 
 
 @pytest.fixture(scope="session")

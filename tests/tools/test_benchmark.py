@@ -4,7 +4,7 @@ import re
 import pytest
 
 from tools import benchmark, update_model_zoo
-from topodet import records, zoo
+from topodet import markdown, records, zoo
 from topodet.benchmark import make_settings, report
 from topodet.benchmark.measure import process_memory
 from topodet.errors import DataError
@@ -84,16 +84,16 @@ def test_tables_have_every_number(record):
 def test_docs_are_made_from_records(record, tmp_path, capsys):
     page = tmp_path / "docs" / "performance.md"
     page.parent.mkdir()
-    page.write_text(f"# Top\n\n{report.START}\n\n{report.NOT_YET}\n\n{report.END}\n\nbottom\n")
+    page.write_text(f"# Top\n\n{markdown.START}\n\n{report.NOT_YET}\n\n{markdown.END}\n\nbottom\n")
     assert benchmark.docs(check=True, root=tmp_path) == 0
-    records.save_benchmark(record, tmp_path / "records" / "benchmarks")
+    records.save_as(record, tmp_path / "records" / "benchmarks")
     assert benchmark.docs(check=True, root=tmp_path) == 1
     assert "stale" in capsys.readouterr().out
     assert benchmark.docs(check=False, root=tmp_path) == 0
     assert benchmark.docs(check=True, root=tmp_path) == 0
     text = page.read_text()
     assert text.startswith("# Top\n")
-    assert text.endswith(f"{report.END}\n\nbottom\n")
+    assert text.endswith(f"{markdown.END}\n\nbottom\n")
     assert report.NOT_YET not in text
     assert report.tables(record) in text
     assert record["command"] in text

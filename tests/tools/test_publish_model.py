@@ -1,7 +1,9 @@
+import pytest
 import timm
 
 from tests.test_weights import checkpoint
 from tools import publish_model
+from topodet import weights
 
 
 def test_it_writes_and_verifies_three_files(tmp_path, capsys):
@@ -25,3 +27,17 @@ def test_an_unreachable_hub_keeps_the_files(tmp_path, capsys, monkeypatch):
     assert publish_model.main([str(path), "--output", str(tmp_path / "out"), "--hub", "somebody/toponet"]) == 1
     assert "error: " in capsys.readouterr().err
     assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_it_publishes_what_pruning_leaves(tmp_path, capsys):
+    model = timm.create_model("toponet_nano", num_classes=2)
+    for stage in model.stages:
+        stage.wiring.alpha.data[1] = 0.01  # from the input to node 2
+    path = checkpoint(tmp_path / "c.pth.tar", model)
+    argv = [str(path), "--output", str(tmp_path / "out"), "--prune-threshold", "0.5", "--prune-per", "stage"]
+    assert publish_model.main(argv) == 0
+    (pth,) = (tmp_path / "out").glob("*.pth")
+    assert [graph.num_edges for graph in weights.build(pth).topologies] == [5, 9, 14, 5]
+    with pytest.raises(SystemExit):
+        publish_model.main(["--detector", "x.pth", "--prune-keep", "0.5"])
+    assert "--hub and --prune-... are for backbones" in capsys.readouterr().err

@@ -8,9 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from ..errors import DataError
+from ..markdown import replace_measured, table
 
-START, END = "<!-- records: begin -->", "<!-- records: end -->"
 NOT_YET = "Not yet measured."
 
 _PANELS = (
@@ -52,7 +51,7 @@ def contestants_table(record: Record) -> str:
             cells += [_over(_median(row, mode), _median(base, mode)) for mode in ("train", "eval")]
             cells.append(_over(memory.get("train_peak_mb"), base.get("memory", {}).get("train_peak_mb")))
         lines.append(cells)
-    return _table(head, lines)
+    return table(head, lines)
 
 
 def keep_table(record: Record) -> str:
@@ -64,7 +63,7 @@ def keep_table(record: Record) -> str:
         [kept, names[mode], f"{keep[mode]['promised_ratio']:.3f}", f"{keep[mode]['measured_ratio']:.3f}"]
         for mode in names
     ]
-    return _table(["pruned", "", "time / full model, promised", "measured"], lines)
+    return table(["pruned", "", "time / full model, promised", "measured"], lines)
 
 
 def bandwidth_table(record: Record) -> str:
@@ -81,7 +80,7 @@ def bandwidth_table(record: Record) -> str:
         for mode in names
     ]
     peak = f"share of a copy's {found['peak_gb_per_s']:,.0f} GB/s"
-    return _table([f"aggregation ({found['kernel']})", "GB that must move", "GB/s", peak], lines)
+    return table([f"aggregation ({found['kernel']})", "GB that must move", "GB/s", peak], lines)
 
 
 def growth_table(record: Record) -> str:
@@ -98,7 +97,7 @@ def growth_table(record: Record) -> str:
             form = "{:,.0f}" if key.endswith("mb") else "{:,.1f}"
             cells += [_number(row["contestants"][name].get(key), form) for name in chosen]
         lines.append(cells)
-    return _table(head, lines)
+    return table(head, lines)
 
 
 def growth_figure(record: Record) -> Figure:
@@ -134,11 +133,7 @@ def update_page(page: str, records: Sequence[Record]) -> str:
     Raises:
         DataError: the page lacks a marker.
     """
-    before, start, rest = page.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise DataError(f"docs/performance.md: the lines {START} and {END} must stand around the measured tables")
-    return f"{before}{START}\n\n{_measured(records)}\n\n{END}{after}"
+    return replace_measured(page, _measured(records), path="docs/performance.md")
 
 
 def circumstances(record: Record) -> str:
@@ -202,9 +197,3 @@ def _over(ours: float | None, theirs: float | None) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(head, *lines)]
-    rows = [head, ["-" * width for width in widths], *lines]
-    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows)

@@ -6,6 +6,7 @@ from .check import check_detector
 from .checkpoint import TopoNetCheckpointer
 from .config import add_topodet_config, load_config
 from .data import check_datasets, register_dataset
+from .evaluation import coco_evaluation
 from .hooks import AlphaLogHook, SparsityHook
 from .inference import predictor
 from .lazy import common_config
@@ -25,6 +26,7 @@ __all__ = [
     "build_toponet_fpn_backbone",
     "check_datasets",
     "check_detector",
+    "coco_evaluation",
     "common_config",
     "load_config",
     "predictor",

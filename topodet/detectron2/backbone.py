@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import weights
 from ..errors import ConfigError, WeightsError, unknown_name
-from ..models import Trunk, architecture_arguments, build_blocks
+from ..models import Trunk, build_blocks
 from ..models.trunk import TopologySpec
 from ..models.wiring import EdgeWeights
 
@@ -34,7 +34,8 @@ class TopoNet(Trunk, Backbone):
 
     Args:
         arch: name of a network, see `topodet.models.ARCHITECTURES`. Its hyper-parameters are the defaults of the next
-            five; "toponet50" is {14, 20, 26, 14} nodes, width 64, channels 128/256/512/1024.
+            five; "toponet50" is {14, 20, 26, 14} nodes, width 64, channels 128/256/512/1024. "pretrained" is the
+            network of the weights file, graphs included, e.g. a pruned one.
         nodes, width, topology, edge_weights, seed: see `topodet.models.build_blocks`.
         in_channels: channels of the image.
         out_features: feature maps to return, of "res2" (stride 4) to "res5" (stride 32).
@@ -69,8 +70,8 @@ class TopoNet(Trunk, Backbone):
         pretrained: str | None = None,
         use_act_checkpoint: bool = False,
     ):
-        arguments = architecture_arguments(
-            arch, nodes=nodes, width=width, topology=topology, edge_weights=edge_weights, seed=seed
+        name, arguments = weights.backbone_arguments(
+            arch, pretrained, nodes=nodes, width=width, topology=topology, edge_weights=edge_weights, seed=seed
         )
         if isinstance(norm, str) and norm not in NORMS:
             raise ConfigError(unknown_name("norm", norm, NORMS))
@@ -82,7 +83,7 @@ class TopoNet(Trunk, Backbone):
                 num_stages=_num_stages(out_features, arguments.get("nodes")),
             )
         )
-        self.arch = arch
+        self.arch = name
         self.stage_names = tuple(f"res{k + 2}" for k in range(len(self.stages)))
         # What `Backbone.output_shape` is computed from.
         self._out_features = list(out_features)

@@ -22,11 +22,12 @@ def build_toponet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoNet:
     """
     node = cfg.MODEL.TOPONET
     topology = {name.lower(): value for name, value in node.TOPOLOGY.items()}
+    graphs = [{"edges": edges} for edges in node.EDGES]
     backbone = TopoNet(
         node.ARCH,
         nodes=list(node.NODES) or None,
         width=node.WIDTH or None,
-        topology=topology if topology["name"] else None,
+        topology=graphs or (topology if topology["name"] else None),
         edge_weights=node.EDGE_WEIGHTS or None,
         seed=node.SEED if node.SEED >= 0 else None,
         in_channels=input_shape.channels,

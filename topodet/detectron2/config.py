@@ -23,11 +23,14 @@ def add_topodet_config(cfg: CfgNode) -> None:
     if "TOPONET" in cfg.MODEL:
         return
     node = CfgNode()
-    node.ARCH = "toponet50"  # a name of topodet.models.ARCHITECTURES; `topodet list` prints them
+    # A name of topodet.models.ARCHITECTURES (`topodet list` prints them), or "pretrained": the network of PRETRAINED,
+    # graphs included, e.g. a pruned one.
+    node.ARCH = "toponet50"
     node.NODES = []  # nodes of each stage
     node.WIDTH = 0  # channels of the stem
     # e.g. {NAME: random, P: 0.8}: a generator of topodet.topology and its arguments, for all stages
     node.TOPOLOGY = CfgNode({"NAME": ""}, new_allowed=True)
+    node.EDGES = []  # instead, the edges [[j, i], ...] of each stage; their nodes are NODES
     node.EDGE_WEIGHTS = ""  # "learned", or "fixed" at 1
     node.SEED = -1  # of random graphs
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]

@@ -61,7 +61,7 @@ def publish_detector(
     names = _class_names(cfg, classes)
     file = weights.read(checkpoint)
     # What a reader of the file cannot have, and what is no part of the detector.
-    cfg.MODEL.WEIGHTS = cfg.MODEL.TOPONET.PRETRAINED = ""
+    _forget_weights(cfg, file)
     cfg.OUTPUT_DIR = load_config().OUTPUT_DIR
     model = build_model(_on(cfg, "cpu"))
     fill(model, file)
@@ -143,7 +143,7 @@ def build_predictor(
     names = _class_names(cfg, classes)
     dataset = _register_classes(names)
     cfg.DATASETS.TEST = (dataset,)
-    cfg.MODEL.WEIGHTS = cfg.MODEL.TOPONET.PRETRAINED = ""  # loaded below, whole or not at all
+    _forget_weights(cfg, file)  # loaded below, whole or not at all
     made = DefaultPredictor(cfg)
     fill(made.model, file)
     made.cfg.MODEL.WEIGHTS = str(file.path)
@@ -194,6 +194,17 @@ def _with_preprocessing(file: weights.WeightsFile, cfg: CfgNode) -> weights.Weig
     }
     known = {key: value for key, value in file.card.items() if value is not None}
     return replace(file, card={**own, **known})
+
+
+def _forget_weights(cfg: CfgNode, file: weights.WeightsFile) -> None:
+    """Take out of a config what the training started from; a network that was a file's is described in its place."""
+    node = cfg.MODEL.TOPONET
+    if node.ARCH == weights.PRETRAINED:
+        network = weights.describe(weights.within_detector(file.state_dict))
+        node.ARCH = load_config().MODEL.TOPONET.ARCH  # every hyper-parameter of it is replaced
+        node.NODES, node.WIDTH = network["nodes"], network["width"]
+        node.EDGES = [list(map(list, graph.edges)) for graph in network["topology"]]
+    cfg.MODEL.WEIGHTS = node.PRETRAINED = ""
 
 
 def _load_yaml(config_file: str | os.PathLike) -> CfgNode:

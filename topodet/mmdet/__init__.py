@@ -2,6 +2,7 @@
 
 from .backbone import TopoNet
 from .check import check_detector
+from .evaluation import coco_evaluation
 from .hooks import AlphaLogHook, SparsityHook, TopoNetCheckHook
 
-__all__ = ["AlphaLogHook", "SparsityHook", "TopoNet", "TopoNetCheckHook", "check_detector"]
+__all__ = ["AlphaLogHook", "SparsityHook", "TopoNet", "TopoNetCheckHook", "check_detector", "coco_evaluation"]

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import weights
 from ..errors import ConfigError
-from ..models import Trunk, architecture_arguments, build_blocks
+from ..models import Trunk, build_blocks
 from ..models.trunk import TopologySpec
 from ..models.wiring import EdgeWeights
 
@@ -29,7 +29,8 @@ class TopoNet(Trunk, BaseModule):
 
     Args:
         arch: name of a network, see `topodet.models.ARCHITECTURES`. Its hyper-parameters are the defaults of the next
-            five; "toponet50" is {14, 20, 26, 14} nodes, width 64, channels 128/256/512/1024.
+            five; "toponet50" is {14, 20, 26, 14} nodes, width 64, channels 128/256/512/1024. "pretrained" is the
+            network of the weights file, graphs included, e.g. a pruned one.
         nodes, width, topology, edge_weights, seed: see `topodet.models.build_blocks`.
         in_channels: channels of the image.
         out_indices: stages whose feature maps are returned, ascending, 0 at stride 4.
@@ -48,6 +49,7 @@ class TopoNet(Trunk, BaseModule):
     Raises:
         ConfigError: unknown `arch`, or arguments that contradict each other.
         TopologyError: a topology that cannot be made.
+        WeightsError: the file that `arch` refers to is missing, damaged or no TopoNet's.
     """
 
     def __init__(
@@ -68,9 +70,6 @@ class TopoNet(Trunk, BaseModule):
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
         with_cp: bool = False,
     ):
-        arguments = architecture_arguments(
-            arch, nodes=nodes, width=width, topology=topology, edge_weights=edge_weights, seed=seed
-        )
         if pretrained is not None and init_cfg is not None:
             raise ConfigError(
                 f"backbone has both pretrained={pretrained!r} and init_cfg={init_cfg!r}; give one of them"
@@ -81,6 +80,9 @@ class TopoNet(Trunk, BaseModule):
             and "prefix" not in init_cfg
         ):
             pretrained, init_cfg = init_cfg["checkpoint"], None
+        name, arguments = weights.backbone_arguments(
+            arch, pretrained, nodes=nodes, width=width, topology=topology, edge_weights=edge_weights, seed=seed
+        )
         num_stages = _num_stages(out_indices, arguments.get("nodes"))
         super().__init__(
             *build_blocks(
@@ -90,7 +92,7 @@ class TopoNet(Trunk, BaseModule):
                 num_stages=num_stages,
             )
         )
-        self.arch = arch
+        self.arch = name
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval

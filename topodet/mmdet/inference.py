@@ -85,9 +85,14 @@ def build_detector(
         raise ConfigError(f"no config file at {path} (working folder {Path.cwd()}); check --config")
     config = Config.fromfile(path)
     config.merge_from_dict(_options(opts))
-    if "pretrained" in config.model.get("backbone", {}):
-        config.model.backbone.pretrained = None  # what the training started from
     file = read_checkpoint(checkpoint)
+    backbone = config.model.get("backbone", {})
+    if backbone.get("arch") == weights.PRETRAINED:
+        network = weights.describe(weights.within_detector(file.state_dict))
+        graphs = [{"num_nodes": graph.num_nodes, "edges": graph.edges} for graph in network["topology"]]
+        backbone.update(arch="toponet50", nodes=network["nodes"], width=network["width"], topology=graphs)
+    if "pretrained" in backbone:
+        backbone.pretrained = None  # what the training started from
     meta = file.checkpoint.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
     classes = _class_names(file, meta)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Mapping
 
 import timm
 import torch
@@ -12,16 +14,18 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler_factory import scheduler_kwargs
 from timm.utils import ModelEmaV3, NativeScaler
-from torch import nn
+from torch import Tensor, nn
 
-from topodet import connectivity
+from topodet import connectivity, weights
 from topodet.errors import ConfigError, WeightsError, did_you_mean
-from topodet.models import connect, rewire
+from topodet.models import ARCHITECTURES, connect, rewire
 from topodet.pretrain import data
 from topodet.pretrain.engine import Training, autocast_context
 from topodet.pretrain.group import Group
 from topodet.pretrain.loader import Loader
 from topodet.pretrain.options import mixes
+
+_logger = logging.getLogger(__name__)
 
 
 def check_model_name(name: str) -> None:
@@ -38,30 +42,46 @@ def check_model_name(name: str) -> None:
     raise ConfigError(f"unknown model {name!r}.{hint} topodet has {ours}; timm.list_models() has all {len(known)}")
 
 
-def create_model(args: argparse.Namespace, num_classes: int, channels: int, group: Group) -> nn.Module:
+def create_model(
+    args: argparse.Namespace,
+    num_classes: int,
+    channels: int,
+    group: Group,
+    trained: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
     """Return the network on its device, with the weights it is to start from.
 
+    Args:
+        trained: what the caller will load into it; it has the graphs that pruning left, and no other file is read.
+
     Raises:
-        ConfigError: arguments it does not take, blocks that cannot be connected, or a penalty on edges it does not
-            learn.
-        WeightsError: --initial-checkpoint is missing or does not fit.
+        ConfigError: arguments it does not take, blocks that cannot be connected, a penalty on edges it does not learn,
+            or pruning that is impossible.
+        WeightsError: --initial-checkpoint or --edges-from is missing or does not fit.
     """
+    source = trained
+    if trained is None and args.edges_from:
+        source = weights.read(args.edges_from).state_dict
     try:
         model = timm.create_model(
             args.model,
-            pretrained=args.pretrained,
+            pretrained=args.pretrained and trained is None,
             num_classes=num_classes,
             in_chans=channels,
             global_pool=args.gp,
             drop_rate=args.drop,
             drop_path_rate=args.drop_path,
-            **args.model_kwargs,
+            **{**args.model_kwargs, **_graphs(args, source)},
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"--model {args.model} cannot be made with the arguments given: {error}") from error
     model = _wired(model, args)
-    if args.initial_checkpoint:
-        _load_initial(model, args.initial_checkpoint)
+    if trained is None:
+        if args.initial_checkpoint:
+            _load_initial(model, args.initial_checkpoint)
+        model = _choose_edges(args, model, source)
+    if args.freeze_alpha:
+        connectivity.freeze(model)
     if args.sparsity != "none":
         connectivity.penalty(model, args.sparsity)  # refuses a model without learned edges
     if args.grad_checkpointing:
@@ -91,8 +111,55 @@ def _wired(model: nn.Module, args: argparse.Namespace) -> nn.Module:
 def _load_initial(model: nn.Module, path: str) -> None:
     try:
         timm.models.load_checkpoint(model, path)
+    except WeightsError as error:
+        raise WeightsError(
+            f"--initial-checkpoint {path!r} does not fit the model: {error}, or give it the graphs of the file: "
+            f"--edges-from {path}"
+        ) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"--initial-checkpoint {path!r} does not fit the model: {error}") from error
+
+
+def _graphs(args: argparse.Namespace, source: Mapping[str, Tensor] | None) -> dict[str, object]:
+    """Return the arguments that give a TopoNet the graphs of a state dict; other networks have their own."""
+    if source is None or args.model.split(".")[0] not in ARCHITECTURES:
+        return {}
+    graphs = {name: value for name, value in weights.describe(source).items() if name in ("nodes", "topology")}
+    given = graphs.keys() & args.model_kwargs.keys()
+    if args.edges_from and given:
+        raise ConfigError(f"--edges-from gives the graphs: leave {', '.join(sorted(given))} out of --model-kwargs")
+    return graphs
+
+
+def _choose_edges(args: argparse.Namespace, model: nn.Module, source: Mapping[str, Tensor] | None) -> nn.Module:
+    """Return the network with the edge weights of --edges-from, and without the edges that are to be pruned."""
+    if source is not None:
+        for name, wiring in connectivity.wirings(model).items():
+            own = {key: source.get(f"{name}.{key}") for key in wiring.state_dict()}
+            if any(value is None for value in own.values()):
+                raise WeightsError(f"--edges-from {args.edges_from!r} has no {name}: it is of another kind of network")
+            wiring.load_state_dict(own)
+    if args.prune_threshold is None and args.prune_keep is None:
+        return model
+    if source is None and not (args.initial_checkpoint or args.pretrained):
+        raise ConfigError(
+            "pruning needs edge weights that were trained: give --initial-checkpoint FILE, or --edges-from FILE to "
+            "train the pruned graphs from scratch"
+        )
+    pruned = connectivity.prune(
+        model,
+        threshold=args.prune_threshold,
+        keep=args.prune_keep,
+        per=args.prune_per,
+        on_disconnected=args.prune_disconnected,
+    )
+    _logger.info("pruned from %s to %s", *map(_edges_and_nodes, (model, pruned)))
+    return pruned
+
+
+def _edges_and_nodes(model: nn.Module) -> str:
+    graphs = [wiring.topology for wiring in connectivity.wirings(model).values()]
+    return f"{sum(graph.num_edges for graph in graphs)} edges of {sum(graph.num_nodes for graph in graphs)} nodes"
 
 
 def prepare(

@@ -6,7 +6,7 @@ import contextlib
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -318,6 +318,29 @@ def evaluate(training: Training, forward: nn.Module, loader: Loader) -> dict[str
     if not count:
         raise DataError("no image of the validation split can be read")
     return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
+
+
+def accuracy(batches: Iterable[tuple[Tensor, Tensor]]) -> Callable[[nn.Module], dict[str, float]]:
+    """Return what evaluates a classifier on a loader of timm's: from a model to top1, top5 (percent) and loss.
+
+    Args:
+        batches: (images [B, C, H, W], classes [B]), normalised; gone through anew for each model. Images of the class
+            -1 do not count.
+    """
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        device = next(model.parameters()).device
+        sums = torch.zeros(4, dtype=torch.float64, device=device)
+        for images, targets in batches:
+            targets = targets.to(device)
+            sums += _scores(model(images.to(device)).float(), targets, targets != NO_TARGET)
+        loss, top1, top5, count = sums.tolist()
+        if not count:
+            raise DataError("there is no image to evaluate on")
+        return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count}
+
+    return evaluate
 
 
 def _scores(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:

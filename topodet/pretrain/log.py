@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import sys
 import time
@@ -17,7 +15,7 @@ from tqdm import tqdm
 
 from topodet import connectivity
 from topodet.analysis import plots
-from topodet.files import atomic_write
+from topodet.files import atomic_csv
 
 _logger = logging.getLogger(__name__)
 
@@ -140,12 +138,7 @@ class Records:
 
     def summary(self, history: Sequence[Mapping[str, float | None]]) -> None:
         """Write summary.csv anew from the rows of all finished epochs."""
-        names = list(dict.fromkeys(name for row in history for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-        atomic_write(self.folder / "summary.csv", text.getvalue())
+        atomic_csv(self.folder / "summary.csv", history)
 
     def close(self) -> None:
         """Finish the TensorBoard file."""

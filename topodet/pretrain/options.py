@@ -6,7 +6,7 @@ A YAML file (`-c FILE`) gives values for any of them by name; the command line g
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -109,6 +109,12 @@ def _add_edges(group: argparse._ArgumentGroup) -> None:
     add("--sparsity-weight", type=float, default=1e-4, metavar="LAMBDA", help="weight of that penalty in the loss")
     add("--alpha-weight-decay", type=float, default=0.0, metavar="WD", help="weight decay of the edge weights")
     add("--figure-interval", type=int, default=10, metavar="N", help="epochs between adjacency pictures; 0 for none")
+    add("--edges-from", default="", metavar="FILE", help="start with the graphs and edge weights of this file")
+    add("--prune-threshold", type=float, metavar="T", help="start without the edges that are weaker")
+    add("--prune-keep", type=float, metavar="SHARE", help="start with the strongest edges, this share of them")
+    add("--prune-per", choices=("network", "stage", "node"), default="network", help="what an edge is measured by")
+    add("--prune-disconnected", choices=("error", "repair"), default="error", help="for a graph that falls apart")
+    _flag(group, "--freeze-alpha", help="leave the edge weights at what they start with")
 
 
 def _add_optimizer(group: argparse._ArgumentGroup) -> None:
@@ -241,6 +247,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def parse_over(saved: Mapping[str, object], argv: Sequence[str]) -> argparse.Namespace:
+    """Read the options from `argv` over those that a checkpoint was trained with (its "args").
+
+    Raises:
+        ConfigError: see `parse`.
+    """
+    parser = build_parser()
+    known = vars(parser.parse_args([]))
+    parser.set_defaults(**{name: value for name, value in saved.items() if name in known and name != "config"})
+    args = _parse_known(parser, argv)
+    check(args)
+    return args
+
+
 def _parse_known(parser: argparse.ArgumentParser, tokens: Sequence[str], where: str = "") -> argparse.Namespace:
     try:
         args, unknown = parser.parse_known_args(tokens)
@@ -278,7 +298,7 @@ def _config_tokens(path: Path, parser: argparse.ArgumentParser) -> list[str]:
             raise ConfigError(f"{path}: unknown key {key!r}.{_nearest(name, list(defaults))}")
         if isinstance(defaults[name], bool) and not isinstance(value, bool):
             raise ConfigError(f"{path}: {key} must be true or false, not {value!r}")
-        tokens += _tokens("--" + name.replace("_", "-"), value, defaults[name])
+        tokens += _tokens(_option(name), value, defaults[name])
     return tokens
 
 
@@ -295,6 +315,16 @@ def _tokens(option: str, value: object, default: object) -> list[str]:
     if isinstance(value, list):
         return [option, *(str(item) for item in value)]
     return [f"{option}={value}"]
+
+
+def command_line(values: Mapping[str, object]) -> list[str]:
+    """Return the words that give these values on the command line, without those that are the defaults."""
+    defaults = vars(build_parser().parse_args([]))
+    words = []
+    for name, value in values.items():
+        if name in defaults and value != defaults[name]:
+            words += _tokens(_option(name), value, defaults[name])
+    return words
 
 
 def check(args: argparse.Namespace) -> None:
@@ -327,6 +357,8 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--mixup and --cutmix pair images: --batch-size must be even, not {args.batch_size}")
     if args.in_chans and args.input_size and args.in_chans != args.input_size[0]:
         raise ConfigError(f"--in-chans {args.in_chans} contradicts --input-size {args.input_size}: leave one out")
+    if args.prune_threshold is not None and args.prune_keep is not None:
+        raise ConfigError("--prune-threshold and --prune-keep are two ways to choose the edges: leave one out")
     if not args.val_split and args.eval_metric == "top5":
         raise ConfigError("--eval-metric top5 needs a validation split; training itself counts top1 and loss only")
     if args.jsd_loss and args.bce_loss:

@@ -66,7 +66,8 @@ def _run(args: argparse.Namespace, group: Group) -> list[dict]:
         check_same_data(checkpoint["data"], datasets.counts, str(path))
 
     seed_all(args.seed)
-    model = build.create_model(args, datasets.num_classes, channels, group)
+    trained = None if checkpoint is None else checkpoint["state_dict"]
+    model = build.create_model(args, datasets.num_classes, channels, group, trained)
     data_config = resolve_data_config({**vars(args), "in_chans": channels}, model=model)
     train_loader = data.train_loader(args, datasets.train, datasets.num_classes, data_config, group)
     val_loader = None if datasets.val is None else data.val_loader(args, datasets.val, data_config, group)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .errors import ConfigError, unknown_name
-from .models.wiring import Wiring
+from ..errors import ConfigError, unknown_name
+from ..models.wiring import Wiring
 
 PenaltyKind = Literal["none", "uniform", "adaptive"]
 PENALTY_KINDS: tuple[PenaltyKind, ...] = ("none", "uniform", "adaptive")

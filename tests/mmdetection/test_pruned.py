@@ -1,0 +1,144 @@
+"""A pruned backbone in MMDetection: built from its file, trained, tested, damaged."""
+
+import shutil
+
+import pytest
+import timm
+import torch
+from mmdet.apis import inference_detector, init_detector
+from mmengine.runner import Runner
+
+from tests.detection import SIZE, with_ground_truth
+from tests.mmdetection.helpers import NANO, small_config, train
+from tests.mmdetection.test_backbone import build
+from topodet import connectivity, weights
+from topodet.errors import ConfigError, WeightsError
+from topodet.mmdet import coco_evaluation
+from topodet.mmdet.inference import build_detector
+from topodet.models import Wiring
+
+
+def test_the_file_gives_the_network(pruned, nano):
+    whole = weights.build(nano.pth)
+    small = connectivity.prune(whole, threshold=0.5, per="node").eval()
+    model = build("pretrained", pretrained=str(pruned.pth))
+    model.init_weights()
+    assert (model.arch, model.topologies) == ("toponet_nano", small.topologies)
+    assert model.card["pruned"] == {"threshold": 0.5, "per": "node"}
+    assert model.out_channels == (32, 64, 128, 256)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        maps, expected = model.eval()(x), small.forward_intermediates(x, intermediates_only=True)
+        # And what the whole network computes without these edges.
+        with connectivity.masked(whole.eval(), connectivity.cut(whole, threshold=0.5, per="node")):
+            masked = whole.forward_intermediates(x, intermediates_only=True)
+    for ours, theirs, large in zip(maps, expected, masked, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours, large, rtol=0, atol=1e-5 * large.abs().max().item())
+
+
+def test_other_ways_to_give_it(pruned, tmp_path):
+    card = weights.read(pruned.pth).card
+    model = build("toponet_nano", nodes=card["nodes"], topology=card["topology"], pretrained=str(pruned.pth))
+    model.init_weights()
+    model = build("pretrained", init_cfg={"type": "Pretrained", "checkpoint": str(pruned.safetensors)})
+    model.init_weights()
+    model = build("pretrained", pretrained=str(pruned.pth), out_indices=(0, 1), edge_weights="fixed")
+    model.init_weights()
+    assert len(model.stages) == 2
+    assert not any(wiring.learned for wiring in model.modules() if isinstance(wiring, Wiring))
+    # A timm network gets the same graphs.
+    features = timm.create_model(
+        "toponet_nano",
+        features_only=True,
+        nodes=card["nodes"],
+        topology=card["topology"],
+        checkpoint_path=str(pruned.pth),
+    )
+    assert features.topologies == weights.build(pruned.pth).topologies
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, ConfigError, "arch='pretrained' is the network of a weights file, and none is given"),
+        ({"pretrained": "gone.pth"}, WeightsError, "no weights file at gone.pth"),
+        ({"pretrained": "PRUNED", "out_indices": (0, 4)}, ConfigError, r"some of the stages 0\.\.3"),
+        ({"pretrained": "PRUNED", "in_channels": 1}, WeightsError, "stem.conv.weight is"),
+    ],
+)
+def test_what_makes_no_backbone_is_told(pruned, options, error, message):
+    options = {key: str(pruned.pth) if value == "PRUNED" else value for key, value in options.items()}
+    with pytest.raises(error, match=message):
+        build("pretrained", **options).init_weights()
+
+
+@pytest.fixture(scope="module")
+def trained(pruned, digits, tmp_path_factory):
+    """A short training of a detector with the pruned backbone: config and checkpoint. Its backbone's file moved."""
+    folder = tmp_path_factory.mktemp("pruned_detector")
+    file = shutil.copy(pruned.pth, folder)
+    options = {"model.backbone.arch": "pretrained", "model.backbone.pretrained": str(file), "train_cfg.max_epochs": 1}
+    options |= {"train_cfg.val_begin": 2, "custom_hooks": [{"type": "TopoNetCheckHook"}]}
+    config = small_config(NANO, digits, folder / "work", options)
+    config.dump(folder / "config.py")
+    runner = train(config)
+    return folder / "config.py", folder / "work" / "epoch_1.pth", runner.model
+
+
+def test_it_is_trained_and_read_back_by_the_stock_api(trained, pruned):
+    config, checkpoint, model = trained
+    assert model.backbone.topologies == weights.build(pruned.pth).topologies
+    assert not torch.equal(model.backbone.stem.conv.weight, weights.read(pruned.pth).state_dict["stem.conv.weight"])
+    image = torch.randint(0, 255, (SIZE[1], SIZE[0], 3), dtype=torch.uint8).numpy()
+    expected = inference_detector(init_detector(str(config), str(checkpoint), device="cpu"), image).pred_instances
+    text = config.read_text()
+    config.write_text(text.replace(str(config.parent), "moved"))  # the checkpoint alone tells the graphs
+    found = inference_detector(build_detector(config, checkpoint), image).pred_instances
+    config.write_text(text)
+    assert len(expected) > 0
+    assert torch.equal(found.bboxes, expected.bboxes)
+    assert torch.equal(found.scores, expected.scores)
+
+
+def test_damage_by_coco_ap(trained, digits, tmp_path):
+    """The detector's own boxes are the truth, so that its AP is 1 and damage shows."""
+    path, checkpoint, _ = trained
+    options = {
+        "model.backbone.arch": "pretrained",
+        "model.backbone.pretrained": str(next(path.parent.glob("toponet_nano-*.pth"))),
+        "model.test_cfg.rcnn.score_thr": 0.0,  # hardly trained, it is sure of nothing
+        "load_from": str(checkpoint),
+        "custom_hooks": [{"type": "TopoNetCheckHook"}],
+    }
+    config = small_config(NANO, digits, tmp_path, options)
+    config.dump(tmp_path / "config.py")
+    detector = init_detector(str(tmp_path / "config.py"), str(checkpoint), device="cpu")
+    found = {}
+    for number in range(2):
+        boxes = inference_detector(detector, str(digits / "images" / f"{number}.jpg")).pred_instances[:5]
+        found[number] = (boxes.bboxes.numpy(), boxes.labels.numpy())
+    truth = str(with_ground_truth(digits, found, tmp_path / "found.json"))
+    config.merge_from_dict({"val_evaluator.ann_file": truth, "val_dataloader.dataset.ann_file": truth})
+    runner = Runner.from_cfg(config)
+    evaluate = coco_evaluation(runner)
+    saved = {name: value.clone() for name, value in runner.model.state_dict().items()}
+    damage = connectivity.remove_edges(runner.model, evaluate, keep=[1.0, 0.5], per="node", progress=False)
+    assert all(torch.equal(value, saved[name]) for name, value in runner.model.state_dict().items())
+    assert damage.whole == pytest.approx(runner.val())
+    whole, same, less = (row["coco/bbox_mAP"] for row in (damage.whole, *damage.rows))
+    assert whole == same > 0.9 > less
+    assert next(iter(damage.whole)) == "coco/bbox_mAP"
+    # A pruned copy of the whole detector, and not the runner's own model.
+    small = connectivity.prune(runner.model, keep=0.9, per="node")
+    with connectivity.masked(runner.model, connectivity.cut(runner.model, keep=0.9, per="node")):
+        expected = evaluate(runner.model)
+    assert evaluate(small)["coco/bbox_mAP"] == pytest.approx(expected["coco/bbox_mAP"], abs=1e-3)
+
+
+def test_a_config_without_validation_is_told(digits, tmp_path):
+    config = small_config(NANO, digits, tmp_path)
+    for name in ("val_dataloader", "val_cfg", "val_evaluator"):
+        config[name] = None
+    with pytest.raises(ConfigError, match="no val_dataloader"):
+        coco_evaluation(Runner.from_cfg(config))

@@ -1,0 +1,210 @@
+"""How much a network's score depends on each of its nodes and on its weak edges (section 4.4, Fig. 4).
+
+Nothing is trained: a part is taken away, the score is measured, the part is put back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..errors import ConfigError
+from ..files import atomic_csv
+from ..models.stage import TopoStage
+from .penalty import wirings
+from .prune import OnDisconnected, Per, cut, masked, restored
+
+# Takes the model as it is at that moment; a number is named "score".
+Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Scores of a network, whole and with a part removed.
+
+    Attributes:
+        kind: what was removed.
+        whole: the scores without damage, by name.
+        rows: one a removal: what was removed, and the scores.
+    """
+
+    kind: Literal["nodes", "edges"]
+    whole: dict[str, float]
+    rows: list[dict[str, Any]]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the rows as CSV, that of the whole network first, with nothing where the others say what is removed.
+
+        Raises:
+            OSError: the file could not be written; one that was there is untouched.
+        """
+        names = self.rows[0] if self.rows else self.whole
+        atomic_csv(path, [{**dict.fromkeys(names), **self.whole}, *self.rows])
+
+
+def remove_nodes(
+    model: nn.Module, evaluate: Evaluate, *, csv: str | os.PathLike | None = None, progress: bool = True
+) -> Damage:
+    """Take each node out in turn, as `without_node` does, and measure.
+
+    The output node of a wiring counts where it computes something: in a `TopoStage`, not in a connected network, where
+    it only sums. The model is in evaluation mode meanwhile; afterwards its edge weights and modes are what they were.
+
+    Args:
+        model: any module that contains `Wiring`s, on its device.
+        evaluate: from the model to its score, or to scores by name.
+        csv: file that is written anew after each node, so that a run that is interrupted keeps what it has.
+        progress: show a bar.
+
+    Returns:
+        rows {"wiring": name, "node": number, "in_degree", "out_degree", **scores} in the order of the network.
+
+    Raises:
+        ConfigError: a model without wiring; `evaluate` returns no numbers.
+    """
+    parts = wirings(model)
+    if not parts:
+        raise ConfigError(f"{type(model).__name__} has no wiring whose nodes could go; give a model that contains one")
+    removals = []
+    for name, wiring in parts.items():
+        graph = wiring.topology
+        for node in range(graph.num_nodes - (0 if _stage(model, name) else 1)):
+            degrees = {"in_degree": graph.in_degree[node], "out_degree": graph.out_degree[node]}
+            removals.append(({"wiring": name, "node": node, **degrees}, without_node(model, name, node)))
+    return _measure("nodes", model, evaluate, removals, csv, progress)
+
+
+def remove_edges(
+    model: nn.Module,
+    evaluate: Evaluate,
+    *,
+    thresholds: Sequence[float] | None = None,
+    keep: Sequence[float] | None = None,
+    per: Per = "network",
+    on_disconnected: OnDisconnected = "allow",
+    csv: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Damage:
+    """Drop the weak edges, more and more of them, each time from the whole network, and measure.
+
+    Args:
+        model, evaluate, csv, progress: see `remove_nodes`.
+        thresholds: see `cut`, each in turn.
+        keep: instead, shares of the edges that are left; with neither, 0.9 to 0.1.
+        per: see `cut`.
+        on_disconnected: see `cut`. With "allow" a graph that falls apart is measured without any of its edges.
+
+    Returns:
+        rows {"threshold" or "keep": as given, "weak": edges that it took, "edges": edges left, "nodes": nodes left,
+        "removed": share of the edges that are gone, "torn": graphs that fell apart, repaired or not, **scores} in the
+        order given.
+
+    Raises:
+        ConfigError: what `cut` raises, before anything is measured; `evaluate` returns no numbers.
+    """
+    if thresholds is not None and keep is not None:
+        raise ConfigError("remove_edges takes thresholds or keep, not both")
+    option, values = ("keep", SHARES if keep is None else keep) if thresholds is None else ("threshold", thresholds)
+    removals = []
+    for value in values:
+        cuts = cut(model, **{option: value}, per=per, on_disconnected=on_disconnected)
+        total = sum(part.topology.num_edges for part in cuts.values())
+        left = sum(len(part.edges) for part in cuts.values())
+        row = {
+            option: float(value),
+            "weak": sum(part.weak for part in cuts.values()),
+            "edges": left,
+            "nodes": sum(part.nodes for part in cuts.values()),
+            "removed": 1 - left / total,
+            "torn": sum(part.torn for part in cuts.values()),
+        }
+        removals.append((row, masked(model, cuts)))
+    return _measure("edges", model, evaluate, removals, csv, progress)
+
+
+@contextmanager
+def without_node(model: nn.Module, wiring: str, node: int) -> Iterator[None]:
+    """Make the output of one node 0 for a while; nothing else changes, also not the nodes that read only this one.
+
+    Args:
+        model: any module that contains `Wiring`s.
+        wiring: name of the node's wiring in `connectivity.wirings(model)`.
+        node: number of the node.
+
+    Raises:
+        ConfigError: no such wiring or node, or an output node that is not the end of a `TopoStage`.
+    """
+    parts = wirings(model)
+    if wiring not in parts or not 0 <= node < parts[wiring].topology.num_nodes:
+        known = ", ".join(f"{name} (nodes 0..{part.topology.num_nodes - 1})" for name, part in parts.items())
+        raise ConfigError(f"no node {node} in a wiring {wiring!r}; {type(model).__name__} has {known or 'no wiring'}")
+    graph, alpha = parts[wiring].topology, parts[wiring].alpha
+    with restored(model):
+        if node < graph.num_nodes - 1:
+            outgoing = torch.tensor([j == node for j, _ in graph.edges], device=alpha.device)
+            with torch.no_grad():
+                alpha.masked_fill_(outgoing, 0)
+            yield
+            return
+        stage = _stage(model, wiring)
+        if stage is None:
+            raise ConfigError(f"node {node} of {wiring} is its output, which only sums: there is no node to take out")
+        handle = stage.register_forward_hook(lambda stage, inputs, output: torch.zeros_like(output))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _measure(
+    kind: Literal["nodes", "edges"],
+    model: nn.Module,
+    evaluate: Evaluate,
+    removals: Sequence[tuple[dict[str, Any], AbstractContextManager]],
+    csv: str | os.PathLike | None,
+    progress: bool,
+) -> Damage:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        damage = Damage(kind, _scores(evaluate, model), [])
+        clash = {name for row, _ in removals for name in row if name in damage.whole}
+        if clash:
+            raise ConfigError(f"evaluate may not call a score {', '.join(sorted(clash))}: the table has such a column")
+        for row, removed in tqdm(removals, desc=f"removing {kind}", disable=not progress):
+            with removed:
+                scores = _scores(evaluate, model)
+            if scores.keys() != damage.whole.keys():
+                raise ConfigError(f"evaluate returned {sorted(scores)} after {sorted(damage.whole)}: the names differ")
+            damage.rows.append({**row, **scores})
+            if csv is not None:
+                damage.save(csv)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return damage
+
+
+def _scores(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:
+    found = evaluate(model.eval())  # again each time: what evaluates may leave another mode behind
+    named = found if isinstance(found, Mapping) else {"score": found}
+    try:
+        scores = {str(name): float(value) for name, value in named.items()}
+    except (TypeError, ValueError):
+        scores = {}
+    if not scores:
+        raise ConfigError(f"evaluate must return a number or a dict of numbers, it returned {found!r}")
+    return scores
+
+
+def _stage(model: nn.Module, wiring: str) -> TopoStage | None:
+    """Return the stage that a wiring belongs to; None where something else owns it."""
+    owner = model.get_submodule(wiring.rpartition(".")[0])
+    return owner if isinstance(owner, TopoStage) else None

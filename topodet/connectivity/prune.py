@@ -1,0 +1,289 @@
+"""A network without its weak edges: the large one with their weights at 0, or a smaller one that computes the same.
+
+Section 4.4 of the paper (arXiv 2008.08261) drops the edges with |alpha| below a threshold, and with them the nodes left
+with in- or out-degree 0. An edge goes with either of its nodes, so that what is left are the paths from a stage's input
+to its output. A node that nothing reaches hands on 0, and not the constant that its normalisation would make of zeros:
+the masked network and the pruned one agree in evaluation and in training.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import compress
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, unknown_name
+from ..models.stage import TopoStage
+from ..models.wiring import Wiring
+from ..topology import Topology
+from ..topology.cuts import live_edges, strongest_path, subgraph
+from ..topology.graph import Edge
+from .penalty import wirings
+
+Per = Literal["network", "stage", "node"]
+OnDisconnected = Literal["error", "repair", "allow"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is left of one wiring.
+
+    Attributes:
+        topology: the graph before.
+        edges: those of its edges that are left, in their order; none where the input no longer reaches the output.
+        weak: how many edges the threshold or share took; others went with the nodes that these left without input or
+            output.
+        repaired: those of `edges` that were too weak, and stay as the only way to the output.
+    """
+
+    topology: Topology
+    edges: tuple[Edge, ...]
+    weak: int
+    repaired: tuple[Edge, ...] = ()
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes are left; of a graph that fell apart none."""
+        return len({node for edge in self.edges for node in edge})
+
+    @property
+    def torn(self) -> bool:
+        """Whether the input no longer reached the output, repaired or not."""
+        return not self.edges or bool(self.repaired)
+
+    def kept(self) -> Tensor:
+        """Return which edges are left, bool [E]."""
+        left = set(self.edges)
+        return torch.tensor([edge in left for edge in self.topology.edges])
+
+
+def cut(
+    model: nn.Module,
+    *,
+    threshold: float | None = None,
+    keep: float | None = None,
+    per: Per = "network",
+    on_disconnected: OnDisconnected = "error",
+) -> dict[str, Cut]:
+    """Return what is left of each wiring of a model, by its module name, when its weak edges go. Changes nothing.
+
+    An edge is as strong as its |alpha|, or its |alpha| as a share of the largest one of its stage or of its node. The
+    last is what a network with normalised nodes calls for: one factor on all inputs of a node changes nothing that it
+    computes, so |alpha| alone compares between nodes what training has left arbitrary.
+
+    Args:
+        model: any module that contains `Wiring`s.
+        threshold: edges with a strength below it go; in [0, 1] unless per="network".
+        keep: instead, the share of the network's edges that is left in the end, in (0, 1]: as few of the strongest
+            edges stay as leave so many of them on paths; of equal ones the first stay.
+        per: what an edge's strength is relative to: "network" (|alpha| as it is), "stage" or "node".
+        on_disconnected: where no path is left from a stage's input to its output: "error", "repair" keeps the path
+            whose weakest edge is the strongest, with a warning, "allow" leaves no edge.
+
+    Raises:
+        ConfigError: a model without wiring, both or neither of `threshold` and `keep`, one out of range, an edge
+            weight that is not finite, or a graph that falls apart (named, with what would hold it together).
+    """
+    _check_arguments(threshold, keep, per, on_disconnected)
+    parts = wirings(model)
+    if not parts:
+        raise ConfigError(f"{type(model).__name__} has no wiring whose edges could go; give a model that contains one")
+    graphs = {name: wiring.topology for name, wiring in parts.items()}
+    strengths = {name: _strengths(name, wiring, per) for name, wiring in parts.items()}
+    everything = torch.cat(list(strengths.values()))
+    strong = everything >= threshold if keep is None else _strongest(graphs, everything, keep)
+    asked = f"threshold={threshold:g}" if keep is None else f"keep={keep:g}"
+    cuts, torn = {}, []
+    for name, kept in _chosen(graphs, strong).items():
+        graph, scores = graphs[name], strengths[name].tolist()
+        edges, repaired = live_edges(graph, kept), ()
+        if not edges:
+            path = strongest_path(graph, scores, kept)
+            weakest = min(score for edge, score in zip(graph.edges, scores) if edge in path)
+            torn.append(f"{name}: its strongest path is {_in_words(path)}, weakest edge {weakest:.3g}")
+            if on_disconnected == "repair":
+                edges = live_edges(graph, kept | set(path))
+                repaired = tuple(edge for edge in path if edge not in kept)
+        cuts[name] = Cut(graph, edges, graph.num_edges - len(kept), repaired)
+    if torn and on_disconnected != "allow":
+        text = f"{asked} per {per}: the input no longer reaches the output in {len(torn)} of {len(parts)} graphs"
+        if on_disconnected == "error":
+            raise ConfigError(
+                f"{text} ({'; '.join(torn)}). Give a smaller threshold or a larger keep, per='node', or "
+                "on_disconnected='repair' to keep these paths"
+            )
+        warnings.warn(f"{text}; kept all the same: {'; '.join(torn)}", stacklevel=2)
+    return cuts
+
+
+@torch.no_grad()
+def mask(model: nn.Module, cuts: Mapping[str, Cut]) -> None:
+    """Set the edge weights of what is cut to 0, in place."""
+    parts = wirings(model)
+    for name, part in cuts.items():
+        alpha = parts[name].alpha
+        alpha.masked_fill_(~part.kept().to(alpha.device), 0)
+
+
+@contextmanager
+def masked(model: nn.Module, cuts: Mapping[str, Cut]) -> Iterator[None]:
+    """Set the edge weights of what is cut to 0 for a while; afterwards they are what they were, to the bit.
+
+    Any model with wirings can be masked: whole detectors, and connected networks too.
+
+    Args:
+        model: is changed only meanwhile.
+        cuts: what `cut` returned for it.
+    """
+    with restored(model):
+        mask(model, cuts)
+        yield
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Give a model back its edge weights after whatever happens within."""
+    alphas = [(wiring.alpha, wiring.alpha.detach().clone()) for wiring in wirings(model).values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for alpha, before in alphas:
+                alpha.copy_(before)
+
+
+def prune(
+    model: nn.Module,
+    *,
+    threshold: float | None = None,
+    keep: float | None = None,
+    per: Per = "network",
+    on_disconnected: Literal["error", "repair"] = "error",
+) -> nn.Module:
+    """Return a smaller copy of a model: weak edges are gone from its graphs, and so are nodes left without use.
+
+    The copy computes what the model does while it is `masked` by the same cut, in evaluation and in training. It is
+    made of the same classes, so it trains, saves, is published and rebuilt (`topodet.weights.build`) as any other; its
+    nodes are numbered anew. Make the optimiser afterwards: the copy has parameters of its own.
+
+    Args:
+        model: any module that contains `TopoStage`s: a TopoNet, its `features_only` form, a detector.
+        threshold, keep, per, on_disconnected: see `cut`.
+
+    Raises:
+        ConfigError: what `cut` raises; a wiring that belongs to something else than a `TopoStage`.
+
+    Example:
+        >>> model = TopoNet(nodes=(3, 3), width=4, num_classes=2)
+        >>> model.stages[0].wiring.alpha.data[1:] = torch.tensor([1.0, 0.001])  # of the edges (0, 2) and (1, 2)
+        >>> print(prune(model, threshold=0.01).stages[0].topology)  # node 1 has no output any more
+        Topology(2 nodes, 1 edges, density 1.000)
+    """
+    if on_disconnected == "allow":
+        raise ConfigError("prune: a graph without edges is no network; use on_disconnected='error' or 'repair'")
+    for name in wirings(model):
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if type(owner) is not TopoStage:
+            raise ConfigError(
+                f"prune: {name} belongs to a {type(owner).__name__} and not to a TopoStage. The nodes of a connected "
+                "network are blocks of a network that others define, which calls them in its own way and could not be "
+                "rebuilt without them: mask its edges instead (topodet.connectivity.masked)"
+            )
+    cuts = cut(model, threshold=threshold, keep=keep, per=per, on_disconnected=on_disconnected)
+    pruned = copy.deepcopy(model)
+    for name, part in cuts.items():
+        _shrink(pruned.get_submodule(name.rpartition(".")[0]), part)
+    return pruned
+
+
+def freeze(model: nn.Module) -> None:
+    """Let training leave the edge weights as they are, in place; `sparsity` still counts them, `penalty` does not.
+
+    Raises:
+        ConfigError: a model without wiring.
+    """
+    parts = wirings(model)
+    if not parts:
+        raise ConfigError(f"{type(model).__name__} has no edge weights to freeze; give a model that contains a wiring")
+    for wiring in parts.values():
+        wiring.alpha.requires_grad_(False)
+
+
+@torch.no_grad()
+def _shrink(stage: TopoStage, part: Cut) -> None:
+    """Take out of a stage, in place, what is cut."""
+    before = stage.wiring
+    topology, nodes = subgraph(part.edges)
+    wiring = Wiring(topology, "learned" if isinstance(before.alpha, nn.Parameter) else "fixed")
+    wiring.to(before.alpha).train(before.training)
+    # Edges keep their order: the numbers of the nodes do.
+    wiring.alpha.copy_(before.alpha[part.kept().to(before.alpha.device)])
+    wiring.alpha.requires_grad_(before.alpha.requires_grad)
+    stage.wiring = wiring
+    stage.nodes = nn.ModuleList(stage.nodes[i] for i in nodes).train(stage.nodes.training)
+
+
+def _check_arguments(threshold: float | None, keep: float | None, per: str, on_disconnected: str) -> None:
+    if per not in get_args(Per):
+        raise ConfigError(unknown_name("per", per, get_args(Per)))
+    if on_disconnected not in get_args(OnDisconnected):
+        raise ConfigError(unknown_name("on_disconnected", on_disconnected, get_args(OnDisconnected)))
+    if (threshold is None) == (keep is None):
+        raise ConfigError(f"give either threshold or keep, got threshold={threshold}, keep={keep}")
+    # Written so that NaN is out of range as well.
+    if keep is not None and not 0 < keep <= 1:
+        raise ConfigError(f"keep={keep} is out of range: the share of edges that are left lies in (0, 1], e.g. 0.4")
+    if threshold is not None and not 0 <= threshold < math.inf:
+        raise ConfigError(f"threshold={threshold} is out of range: |alpha| is compared with it, e.g. 0.01")
+    if threshold is not None and per != "network" and threshold > 1:
+        raise ConfigError(
+            f"threshold={threshold} is out of range: per={per!r} compares |alpha| as a share of the largest of its "
+            f"{per} with it, which is at most 1"
+        )
+
+
+def _strengths(name: str, wiring: Wiring, per: Per) -> Tensor:
+    """Return the strength of each edge, float64 [E] on the CPU."""
+    size = wiring.alpha.detach().abs().double().cpu()
+    if not torch.isfinite(size).all():
+        raise ConfigError(f"{name}.alpha has {int((~torch.isfinite(size)).sum())} value(s) that are NaN or infinite")
+    if per == "network":
+        return size
+    groups = [slice(None)] if per == "stage" else wiring.topology.incoming[1:]
+    largest = torch.empty_like(size)
+    for group in groups:
+        largest[group] = size[group].max()
+    return torch.where(largest > 0, size / largest, 0.0)
+
+
+def _strongest(graphs: Mapping[str, Topology], strengths: Tensor, keep: float) -> Tensor:
+    """Return which edges of the whole network stay so that at least the share `keep` lies on paths, bool [edges]."""
+    order = strengths.argsort(descending=True, stable=True)
+
+    def first(count: int) -> Tensor:
+        return torch.zeros(len(order), dtype=torch.bool).index_fill_(0, order[:count], True)
+
+    def left(count: int) -> int:
+        return sum(len(live_edges(graphs[name], kept)) for name, kept in _chosen(graphs, first(count)).items())
+
+    # One more edge never takes another one off a path.
+    return first(bisect_left(range(len(order) + 1), keep * len(order), key=left))
+
+
+def _chosen(graphs: Mapping[str, Topology], stays: Tensor) -> dict[str, set[Edge]]:
+    """Return the edges of each graph that stay, of bool [edges] over the whole network."""
+    parts = stays.split([graph.num_edges for graph in graphs.values()])
+    return {name: set(compress(graph.edges, part.tolist())) for (name, graph), part in zip(graphs.items(), parts)}
+
+
+def _in_words(path: tuple[Edge, ...]) -> str:
+    return " -> ".join(str(node) for node in [path[0][0], *(target for _, target in path)])

@@ -1,0 +1,40 @@
+"""A detector's scores as MMDetection computes them, for `connectivity.remove_nodes` and `remove_edges`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mmengine.runner import Runner
+from torch import nn
+
+from ..errors import ConfigError
+
+
+def coco_evaluation(runner: Runner) -> Callable[[nn.Module], dict[str, float]]:
+    """Return what evaluates a detector on a runner's validation set: {"coco/bbox_mAP": 0.41, ...} with COCO's metric.
+
+        runner = Runner.from_cfg(config)  # with load_from=CHECKPOINT
+        evaluate = coco_evaluation(runner)
+        damage = connectivity.remove_nodes(runner.model, evaluate)
+
+    Args:
+        runner: its checkpoint (`load_from`) is loaded now. What is evaluated is the model at hand, which may be another
+            one, e.g. a pruned copy of `runner.model`.
+
+    Raises:
+        ConfigError: the config has no validation.
+    """
+    if runner.val_loop is None:
+        raise ConfigError(
+            "the config has no val_dataloader, val_cfg and val_evaluator: there is nothing to evaluate on"
+        )
+    runner.load_or_resume()
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        before, runner.model = runner.model, model
+        try:
+            return dict(runner.val_loop.run())
+        finally:
+            runner.model = before
+
+    return evaluate

@@ -1,0 +1,56 @@
+"""What is left of a graph when edges go (section 4.4): the paths that remain, and one back where none does."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import networkx as nx
+
+from .graph import Edge, Topology
+
+
+def live_edges(topology: Topology, kept: Collection[Edge]) -> tuple[Edge, ...]:
+    """Return those of the kept edges that lie on a path of kept edges from the input node to the output node.
+
+    The same as removing, again and again, the nodes between them that are left without input or without output. Empty
+    where the input no longer reaches the output.
+    """
+    last = topology.num_nodes - 1
+    kept = set(kept)
+    graph = topology.to_networkx().edge_subgraph(kept)
+    if 0 not in graph or last not in graph:
+        return ()
+    alive = ({0} | nx.descendants(graph, 0)) & ({last} | nx.ancestors(graph, last))
+    return tuple(edge for edge in topology.edges if edge in kept and alive.issuperset(edge))
+
+
+def strongest_path(topology: Topology, scores: Sequence[float], kept: Collection[Edge]) -> tuple[Edge, ...]:
+    """Return a path from the input node to the output node whose weakest edge is the strongest that a path can have.
+
+    Of several, one with the fewest edges that are not kept already.
+
+    Args:
+        topology: the graph.
+        scores: the strength of each edge, in the order of `edges`.
+        kept: edges of it.
+    """
+    # The best weakest edge of any path to each node: nodes are in topological order.
+    best = [float("inf")] + [-float("inf")] * (topology.num_nodes - 1)
+    for (j, i), score in zip(topology.edges, scores):
+        best[i] = max(best[i], min(best[j], score))
+    graph = nx.DiGraph()
+    for edge, score in zip(topology.edges, scores):
+        if score >= best[-1]:
+            graph.add_edge(*edge, added=int(edge not in kept))
+    return tuple(nx.utils.pairwise(nx.shortest_path(graph, 0, topology.num_nodes - 1, weight="added")))
+
+
+def subgraph(edges: Collection[Edge]) -> tuple[Topology, tuple[int, ...]]:
+    """Return the topology of some edges, its nodes renumbered in their order, and the numbers that they had.
+
+    Raises:
+        TopologyError: a node of theirs is not on a path from the first to the last of them.
+    """
+    nodes = tuple(sorted({node for edge in edges for node in edge}))
+    number = {node: k for k, node in enumerate(nodes)}
+    return Topology(len(nodes), [(number[j], number[i]) for j, i in edges]), nodes
