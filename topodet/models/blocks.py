@@ -51,10 +51,11 @@ class Blocks:
 
 
 def divide(predecessors: Neighbours, size: int = SIZE) -> Blocks | None:
-    """Divide a graph into blocks; None where no two of them have enough edges between them.
+    """Divide a graph into blocks; None where no two of them have enough edges between them, or there are but two.
 
     An edge that is read alone passes over three features (two are read, one is written), a product over one for each
-    node of the two blocks. The fewer passes decide.
+    node of the two blocks. The fewer passes decide. For a single pair of blocks, putting the features side by side
+    costs what the product saves.
 
     Args:
         predecessors: for each node, in topological order, what it reads; edges are in this order everywhere.
@@ -62,6 +63,8 @@ def divide(predecessors: Neighbours, size: int = SIZE) -> Blocks | None:
     """
     nodes = len(predecessors)
     count = -(-nodes // size)
+    if count < 3:
+        return None
     bounds = [k * nodes // count for k in range(count + 1)]
     blocks = tuple(map(range, bounds[:-1], bounds[1:]))
     block_of = tuple(k for k, members in enumerate(blocks) for _ in members)
