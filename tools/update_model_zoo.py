@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Generate model_zoo.md and its pictures from records/; with --check only tell whether it is up to date."""
+"""Generate model_zoo.md, its pictures and docs/experiments.md from records/; --check only tells what is stale."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from topodet import records, zoo
+from topodet import experiments, records, zoo
 from topodet.files import atomic_path, atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -14,22 +14,29 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if model_zoo.md is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page is stale")
     args = parser.parse_args(argv)
     runs = records.load_all(ROOT / "records" / "runs")
     paper = json.loads((ROOT / "records" / "paper.json").read_text())
     benchmarks = records.load_all(ROOT / "records" / "benchmarks")
     text = zoo.model_zoo(paper, runs, coco_configs(), benchmarks)
-    page, pictures = ROOT / "model_zoo.md", zoo.pictures(runs)
+    experiment = ROOT / "docs" / "experiments.md"
+    pages = {
+        ROOT / "model_zoo.md": text,
+        experiment: experiments.update_page(experiment.read_text(), paper["cifar100"], runs),
+    }
+    pictures = zoo.pictures(runs)
     if args.check:
-        stale = not page.exists() or page.read_text() != text or not all((ROOT / path).exists() for path in pictures)
-        print("model_zoo.md is stale: run tools/update_model_zoo.py" if stale else "model_zoo.md is up to date")
-        return int(stale)
+        stale = [page.name for page, text in pages.items() if not page.exists() or page.read_text() != text]
+        stale += [path for path in pictures if not (ROOT / path).exists()]
+        print(f"stale: {', '.join(stale)}; run tools/update_model_zoo.py" if stale else "model_zoo.md is up to date")
+        return int(bool(stale))
     for path, figure in pictures.items():
         with atomic_path(ROOT / path) as temporary:
             figure.savefig(temporary, format="png", dpi=130)
         print(ROOT / path)
-    print(atomic_write(page, text))
+    for page, text in pages.items():
+        print(atomic_write(page, text))
     return 0
 
 

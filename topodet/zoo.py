@@ -12,11 +12,11 @@ from typing import Any
 import timm
 import torch
 from matplotlib.figure import Figure
-from scipy.stats import ttest_ind
 
 from .analysis.results import seed_curves
 from .benchmark.report import subject
 from .complexity import multiply_adds, parameters
+from .experiments import difference
 from .models import ARCHITECTURES
 from .records import full_name
 from .topology import Topology
@@ -73,7 +73,7 @@ def model_zoo(
             "top-1 / top-5 (paper)",
             "top-1 (measured)",
         ),
-        [_backbone_row(name, paper["backbones"], records) for name in [*paper["backbones"], *_small()]],
+        [_backbone_row(name, paper["backbones"], records) for name in _networks(paper["backbones"])],
     )
     lines += ["", "## Backbones on other data", ""]
     lines += _table(
@@ -305,14 +305,11 @@ def _comparisons(records: Sequence[Record]) -> list[str]:
 def _compare(mmdet: Sequence[Record], detectron2: Sequence[Record]) -> str:
     """Return in words whether two frameworks' AP differ by more than their seeds do."""
     a, b = ([100 * record["metrics"]["bbox_mAP"] for record in group] for group in (mmdet, detectron2))
-    difference = mean(b) - mean(a)
-    low = high = difference  # where no seed differs from another the test has nothing to work with
-    if stdev(a) or stdev(b):
-        low, high = ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
+    gap, low, high = difference(a, b)
     verdict = "within" if low <= 0 <= high else "larger than"
     return (
         f"AP in MMDetection {_score(mmdet, 'bbox_mAP')}, {len(a)} seeds; in Detectron2 "
-        f"{_score(detectron2, 'bbox_mAP')}, {len(b)} seeds. Detectron2 less MMDetection is {difference:+.1f}, 95% "
+        f"{_score(detectron2, 'bbox_mAP')}, {len(b)} seeds. Detectron2 less MMDetection is {gap:+.1f}, 95% "
         f"interval {low:+.1f} to {high:+.1f}: {verdict} the spread of the seeds."
     )
 
@@ -355,8 +352,9 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _small() -> list[str]:
-    return [name for name in ARCHITECTURES if not name.startswith("toponet50")]
+def _networks(paper: dict[str, Any]) -> list[str]:
+    """Return the networks of the paper, and then those that only we have."""
+    return [*paper, *(name for name in ARCHITECTURES if name not in paper)]
 
 
 def _imagenet(record: Record) -> bool:
