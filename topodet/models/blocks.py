@@ -53,9 +53,9 @@ class Blocks:
 def divide(predecessors: Neighbours, size: int = SIZE) -> Blocks | None:
     """Divide a graph into blocks; None where no two of them have enough edges between them, or there are but two.
 
-    An edge that is read alone passes over three features (two are read, one is written), a product over one for each
-    node of the two blocks. The fewer passes decide. For a single pair of blocks, putting the features side by side
-    costs what the product saves.
+    A product is for blocks with half of the edges between them that there can be. It passes over the features of both
+    once, whatever their edges, and putting them side by side costs as much again; an edge that is read alone passes
+    over three. For a single pair of blocks nothing is left of what the product saves.
 
     Args:
         predecessors: for each node, in topological order, what it reads; edges are in this order everywhere.
@@ -73,7 +73,7 @@ def divide(predecessors: Neighbours, size: int = SIZE) -> Blocks | None:
     for j, i in edges:
         pair = block_of[j], block_of[i]
         between[pair] = between.get(pair, 0) + 1
-    products = {(k, b) for (k, b), n in between.items() if k != b and 3 * n > len(blocks[k]) + len(blocks[b])}
+    products = {(k, b) for (k, b), n in between.items() if k != b and 2 * n >= len(blocks[k]) * len(blocks[b])}
     if not products:
         return None
     alone = [e for e, (j, i) in enumerate(edges) if (block_of[j], block_of[i]) not in products]
