@@ -24,28 +24,32 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import safetensors
+import timm
 import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from . import __version__
-from .connectivity import sparsity
-from .errors import TopologyError, WeightsError
+from .connectivity import sparsity, wirings
+from .errors import ConfigError, TopologyError, WeightsError
 from .files import atomic_json, atomic_write, sha256
-from .models import ARCHITECTURES, TopoNet
+from .models import ARCHITECTURES, TimmTrunk, TopoNet, create_timm_network
+from .models.chain import RunWiring
 from .topology import Topology
 
 FORMAT = 1
-_HEAD = "head."
 # What a detector's card says of its backbone, besides its name.
 _OF_THE_BACKBONE = ("architecture", "mean", "std", "channel_order")
+# What a card says of a network's making, if it is one of timm; and which of timm's options a file must not choose.
+_OF_TIMM = ("architecture", "wiring", "options", "in_chans")
+_OF_OTHER_FILES = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 _NAME_HASH = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt)$")
 
 
@@ -159,10 +163,11 @@ def load(
     """Load a weights file strictly into a network and print `N/N tensors`.
 
     Every tensor of the backbone must be in the file with the same shape, and the file must have no other; stages
-    that the model was built without are passed over. The classifier is left alone unless `head` is set.
+    that the model was built without are passed over. The classifier is left alone unless `head` is set. A connected
+    network takes a file of the original as well, with all edge weights 1.
 
     Args:
-        model: a TopoNet, its `features_only` form, or a detector's backbone.
+        model: a TopoNet, its `features_only` form, a network of timm, a detector's backbone, or with `head` a detector.
         source: path, URL, or what `read` returned.
         head: load the classifier too; it must fit.
         quiet: do not print (other processes than the first never do).
@@ -172,21 +177,18 @@ def load(
             detector where a backbone is wanted.
     """
     file = source if isinstance(source, WeightsFile) else read(source)
-    own = model.state_dict()
+    network = model.network if isinstance(model, TimmTrunk) else model
+    own = network.state_dict()
+    passes_over = _passes_over(model, head)
     offered = {
         name: tensor
         for name, tensor in file.state_dict.items()
-        if (head or not name.startswith(_HEAD))
-        and not _is_unbuilt_stage(name, model)
-        and (name in own or not is_update_counter(name))
+        if not passes_over(name) and (name in own or not is_update_counter(name))
     }
-    wanted = {
-        name
-        for name in own
-        if (head or not name.startswith(_HEAD)) and (name in offered or not is_update_counter(name))
-    }
+    wanted = {name for name in own if not passes_over(name) and (name in offered or not is_update_counter(name))}
+    wanted -= unconnected(network, offered)
     problems = _differences(own, wanted, offered)
-    if problems and "stem.conv.weight" in own and any(name.startswith("backbone.") for name in offered):
+    if problems and not head and any(name.startswith("backbone.") for name in offered):
         raise WeightsError(
             f"{file.path} is a whole detector, not a backbone: load it with MODEL.WEIGHTS (Detectron2) or load_from "
             "(MMDetection), in the framework it was trained with, or give a backbone's file here"
@@ -199,7 +201,7 @@ def load(
             "norm and classes that the file was trained with, or rebuild the network from it: topodet.weights.build"
         )
     try:
-        model.load_state_dict(offered, strict=False)  # names are checked above; `strict` would ask for the classifier
+        network.load_state_dict(offered, strict=False)  # names are checked above; `strict` would ask for the classifier
     except WeightsError as error:  # another topology, which the wiring reports edge by edge
         raise WeightsError(f"{misfit}{error}") from error
     left_out = tuple(sorted({name.rpartition(".")[0] for name in own.keys() - wanted if not is_update_counter(name)}))
@@ -214,23 +216,105 @@ def is_update_counter(name: str) -> bool:
     return name.endswith(".num_batches_tracked")
 
 
-def build(source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, **overrides: Any) -> TopoNet:
+def unconnected(network: nn.Module, names: Collection[str]) -> set[str]:
+    """Return the tensors of a connected network that a checkpoint of the original, which holds `names`, has not."""
+    wirings = [name for name, module in network.named_modules() if isinstance(module, RunWiring)]
+    pairs = ({f"{name}.alpha", f"{name}.edges"} for name in wirings)
+    return {name for pair in pairs if pair.isdisjoint(names) for name in pair}
+
+
+def of_timm(name: str, **options: Any) -> WeightsFile:
+    """Return the weights that timm publishes for one of its networks, with a card of what timm says of them.
+
+    Args:
+        name: of the network, with or without the tag of its weights.
+        options: further arguments of `timm.create_model`.
+
+    Raises:
+        WeightsError: there are none, or they cannot be fetched.
+    """
+    try:
+        network = timm.create_model(name, pretrained=True, **options)
+    except Exception as error:  # the hub's client lets the types of its HTTP library through, whichever that is
+        raise WeightsError(
+            f"timm's weights of {name} could not be had: {error}. Fetch them where the hub can be reached and give "
+            "their path, or start from other weights"
+        ) from error
+    known = network.pretrained_cfg
+    parts = (known.get("architecture", name), known.get("tag"))
+    card = {
+        "name": ".".join(filter(None, parts)),
+        "architecture": parts[0],
+        "wiring": "none",
+        **{key: _plain(known.get(key)) for key in ("mean", "std", "input_size", "license")},
+        "channel_order": "RGB",
+    }
+    return WeightsFile(Path("timm", card["name"]), network.state_dict(), card)
+
+
+def build(source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, **overrides: Any) -> nn.Module:
     """Rebuild the network from a weights file alone, graphs included, and load it.
 
     Args:
         source: path, URL, or what `read` returned.
         num_classes: size of a new classifier; 0 for none.
-        overrides: further arguments of `TopoNet`.
+        overrides: further arguments of `TopoNet`, or of `timm.create_model`.
+
+    Returns:
+        a `TopoNet`, or the network of timm that the file was trained as, connected where it was.
 
     Raises:
-        WeightsError: what `load` raises.
+        WeightsError: what `load` raises; a file that does not tell its network.
     """
     file = source if isinstance(source, WeightsFile) else read(source)
-    trained = {key: file.card[key] for key in ("edge_weights", "norm_layer") if key in file.card}
-    arguments = {**describe(file.state_dict), **trained, **overrides}
-    model = TopoNet(num_classes=num_classes, **arguments)
+    model = _rebuild(file, _design(file), num_classes=num_classes, **overrides)
     load(model, file)
     return model
+
+
+def _design(file: WeightsFile, architecture: str | None = None) -> dict[str, Any]:
+    """Return what a card says of a network's making, from the file's own card or, of a checkpoint, its options."""
+    options = file.checkpoint.get("args") or {}
+    architecture = architecture or file.card.get("architecture") or file.checkpoint.get("arch")
+    if architecture in ARCHITECTURES or "stages.0.wiring.edges" in file.state_dict:
+        shape = describe(file.state_dict)
+        return {
+            "architecture": architecture or "toponet",
+            **{key: shape[key] for key in ("nodes", "width", "in_chans")},
+            "edge_weights": _trained_argument(file, "edge_weights", "learned"),
+            "norm_layer": _trained_argument(file, "norm_layer", "batchnorm2d"),
+        }
+    if file.card.get("wiring"):
+        return {key: file.card.get(key) for key in _OF_TIMM}
+    if not architecture:
+        raise WeightsError(f"{file.path} does not tell which network it was trained as; give its architecture")
+    connected = any(name.endswith(".wiring.edges") for name in file.state_dict)
+    return {
+        "architecture": architecture,
+        "wiring": options.get("connect") or ("learned" if connected else "none"),
+        "options": _plain(options.get("model_kwargs") or {}),
+        "in_chans": options.get("in_chans") or 3,
+    }
+
+
+def _rebuild(file: WeightsFile, design: Mapping[str, Any], **arguments: Any) -> nn.Module:
+    """Build, without weights, the network of a card.
+
+    Raises:
+        WeightsError: the card asks for more than a network, or for one that cannot be made here.
+    """
+    if "nodes" in design:
+        known = {key: design[key] for key in ("nodes", "width", "in_chans", "edge_weights", "norm_layer")}
+        return TopoNet(**{**known, "topology": describe(file.state_dict)["topology"], **arguments})
+    name, options = design["architecture"], design["options"] or {}
+    # The file may be a stranger's: it must not make timm fetch or read another one.
+    if ":" in name or not _OF_OTHER_FILES.isdisjoint(options):
+        raise WeightsError(f"{file.path} asks for other files: {name} {options}; it is refused")
+    made = {"wiring": design["wiring"], "in_chans": design["in_chans"] or 3, **options, **arguments}
+    try:
+        return create_timm_network(name, **made)
+    except ConfigError as error:
+        raise WeightsError(f"{file.path}: its network cannot be built here: {error}") from error
 
 
 def describe(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -278,25 +362,19 @@ def publish(
         OSError: the files could not be written; nothing half-written is left.
     """
     file = read(checkpoint)
-    state_dict = {key: tensor.contiguous() for key, tensor in file.state_dict.items() if not key.startswith(_HEAD)}
-    shape = describe(state_dict)
-    architecture = architecture or file.checkpoint.get("arch") or "toponet"
-    trained = {
-        "edge_weights": _trained_argument(file, "edge_weights", "learned"),
-        "norm_layer": _trained_argument(file, "norm_layer", "batchnorm2d"),
-    }
-    model = TopoNet(num_classes=0, **shape, **trained)
+    design = _design(file, architecture)
+    model = _rebuild(file, design, num_classes=0)
+    passes_over = _passes_over(model, head=False)
+    state_dict = {name: tensor.contiguous() for name, tensor in file.state_dict.items() if not passes_over(name)}
     load(model, WeightsFile(file.path, state_dict, {}), quiet=True)
     data = file.checkpoint.get("data_config", {})
+    graphs = {name: wiring.topology for name, wiring in wirings(model).items()}
     card = {
         "format": FORMAT,
-        "name": name or architecture,
-        "architecture": architecture,
-        "nodes": shape["nodes"],
-        "width": shape["width"],
-        "in_chans": shape["in_chans"],
-        **trained,
-        "topology": [json.loads(topology.to_json()) for topology in shape["topology"]],
+        "name": name or design["architecture"],
+        **design,
+        "wirings": list(graphs),
+        "topology": [json.loads(topology.to_json()) for topology in graphs.values()],
         "parameters": sum(p.numel() for p in model.parameters()),
         "tensors": len(state_dict),
         "mean": _plain(data.get("mean")),
@@ -395,7 +473,8 @@ def read_detector(source: str | os.PathLike, framework: str) -> WeightsFile:
     file = read(source)
     card = file.card
     if card.get("kind") != "detector":
-        what = "a backbone" if "stem.conv.weight" in file.state_dict else "a checkpoint without config and class names"
+        backbone = card.get("architecture") or "stem.conv.weight" in file.state_dict
+        what = "a backbone" if backbone else "a checkpoint without config and class names"
         raise WeightsError(
             f"{file.path} is {what}, not a published detector; make one of a training's output with "
             "tools/publish_model.py --detector CHECKPOINT --config CONFIG, or give --config where a tool takes it"
@@ -559,20 +638,35 @@ def _differences(own: Mapping[str, Tensor], wanted: set[str], offered: Mapping[s
 
 
 def _other_architecture(model: nn.Module, card: Mapping[str, Any]) -> str:
-    """Return the names of both architectures where the card and a framework's backbone have different ones, or ""."""
+    """Return what the card and a framework's backbone say of themselves, where that is not the same, or ""."""
     theirs, ours = card.get("architecture"), getattr(model, "arch", None)
-    return f"the file is {theirs}, the config asks for {ours}; " if theirs and ours and theirs != ours else ""
+    if theirs and ours and theirs != ours.partition(".")[0]:
+        return f"the file is {theirs}, the config asks for {ours}; "
+    theirs, ours = card.get("wiring"), getattr(model, "wiring", None)
+    if theirs and ours and theirs != ours and "none" in (theirs, ours):
+        return f"the file has wiring={theirs!r}, the config asks for wiring={ours!r}; "
+    return ""
 
 
-def _is_unbuilt_stage(name: str, model: nn.Module) -> bool:
-    part, _, rest = name.partition(".")
-    stages = getattr(model, "stages", None)
-    return part == "stages" and stages is not None and rest.partition(".")[0] not in dict(stages.named_children())
+def _passes_over(model: nn.Module, head: bool) -> Callable[[str], bool]:
+    """Return which tensors are none of what `load` fills: the classifier, and what the model was built without."""
+    unbuilt = getattr(model, "passes_over", lambda name: False)
+    classifier = () if head else _classifier(model)
+    return lambda name: name.startswith(classifier) or unbuilt(name)
+
+
+def _classifier(model: nn.Module) -> tuple[str, ...]:
+    """Return what the names of a timm network's classifier begin with; nothing for other modules."""
+    if not hasattr(model, "get_classifier"):
+        return ()
+    found = model.get_classifier()
+    parts = {id(part) for part in (found if isinstance(found, tuple | list) else (found,))}
+    return tuple(f"{name}." for name, module in model.named_modules() if id(module) in parts)
 
 
 def _trained_argument(file: WeightsFile, name: str, default: str) -> str:
     """Return an argument that the tensors do not tell: as the training set it, or as the named network has it."""
-    given = file.checkpoint.get("args", {}).get("model_kwargs") or {}
+    given = file.card or file.checkpoint.get("args", {}).get("model_kwargs") or {}
     return given.get(name, ARCHITECTURES.get(file.checkpoint.get("arch"), {}).get(name, default))
 
 

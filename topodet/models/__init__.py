@@ -5,6 +5,7 @@ from .connect import connect, connectable, disconnect
 from .fuse import FusedStage, fuse_for_inference
 from .residual import Residual
 from .stage import Node, TopoStage
+from .timm_trunk import TimmTrunk, check_timm_name, create_timm_network
 from .toponet import ARCHITECTURES, TopoNet, TopoNetFeatures, architecture_arguments
 from .trunk import Stem, Trunk, build_blocks, init_weights
 from .wiring import Wiring
@@ -15,6 +16,7 @@ __all__ = [
     "Node",
     "Residual",
     "Stem",
+    "TimmTrunk",
     "TopoNet",
     "TopoNetFeatures",
     "TopoStage",
@@ -22,8 +24,10 @@ __all__ = [
     "Wiring",
     "architecture_arguments",
     "build_blocks",
+    "check_timm_name",
     "connect",
     "connectable",
+    "create_timm_network",
     "disconnect",
     "fuse_for_inference",
     "init_weights",

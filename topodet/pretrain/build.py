@@ -22,20 +22,6 @@ from topodet.pretrain.group import Group
 from topodet.pretrain.options import mixes
 
 
-def check_model_name(name: str) -> None:
-    """Refuse the name of an architecture that timm does not know.
-
-    Raises:
-        ConfigError: names the nearest ones.
-    """
-    if ":" in name or timm.is_model(name.split(".")[0]):
-        return
-    known = timm.list_models()
-    hint = did_you_mean(name, known)
-    ours = ", ".join(timm.list_models("toponet*"))
-    raise ConfigError(f"unknown model {name!r}.{hint} topodet has {ours}; timm.list_models() has all {len(known)}")
-
-
 def create_model(args: argparse.Namespace, num_classes: int, channels: int, group: Group) -> nn.Module:
     """Return the network on its device, with the weights it is to start from.
 
