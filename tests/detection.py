@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 
 from topodet import weights
+from topodet.models import create_timm_network
 
 SIZE = (96, 64)  # width, height
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -45,10 +45,10 @@ def write_coco(root: Path, classes: tuple[str, ...] = ("person", "bicycle"), cou
     return root
 
 
-def published(folder: Path, arch: str, **kwargs: object) -> weights.PublishedFiles:
+def published(folder: Path, arch: str, *, wiring: str = "none", **kwargs: object) -> weights.PublishedFiles:
     """Publish a network that knows random weights and the statistics they give, as if it had been trained."""
     torch.manual_seed(1234)  # not the seed of the tests, whose networks would start from the same numbers
-    model = timm.create_model(arch, num_classes=3, **kwargs).train()
+    model = create_timm_network(arch, wiring=wiring, num_classes=3, **kwargs).train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the average over all that it sees
@@ -57,7 +57,8 @@ def published(folder: Path, arch: str, **kwargs: object) -> weights.PublishedFil
         for name, alpha in model.named_parameters():
             if name.endswith("alpha"):
                 alpha.uniform_(-0.5, 1)
-    content = {"arch": arch, "state_dict": model.state_dict(), "args": {}, "data_config": IMAGENET}
+    args = {"model": arch, "model_kwargs": kwargs, "connect": wiring}
+    content = {"arch": arch, "state_dict": model.state_dict(), "args": args, "data_config": IMAGENET}
     torch.save(content, folder / "last.pth.tar")
     return weights.publish(folder / "last.pth.tar", folder)
 
