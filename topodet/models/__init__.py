@@ -1,9 +1,10 @@
 """The networks, in plain torch and timm; importing this registers them in timm."""
 
 from .aggregation import weighted_sum
-from .connect import connect, connectable, disconnect
+from .connect import connect, connectable, disconnect, rewirable, rewire
 from .fuse import FusedStage, fuse_for_inference
 from .residual import Residual
+from .resnet_cifar import ResNetCifar
 from .stage import Node, TopoStage
 from .timm_trunk import TimmTrunk, check_timm_name, create_timm_network
 from .toponet import ARCHITECTURES, TopoNet, TopoNetFeatures, architecture_arguments
@@ -14,6 +15,7 @@ __all__ = [
     "ARCHITECTURES",
     "FusedStage",
     "Node",
+    "ResNetCifar",
     "Residual",
     "Stem",
     "TimmTrunk",
@@ -31,5 +33,7 @@ __all__ = [
     "disconnect",
     "fuse_for_inference",
     "init_weights",
+    "rewirable",
+    "rewire",
     "weighted_sum",
 ]

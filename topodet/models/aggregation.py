@@ -114,7 +114,7 @@ class Sums:
         topology: the stage's graph.
         alpha: [E], the weights of its edges.
         by_source: [E] int64, the edges ordered by source, then target, as indices into `alpha`.
-        like: a feature; all have its shape, dtype and device.
+        like: a feature; all have its dtype and device, and those that one node reads have one shape.
     """
 
     def __init__(self, topology: Topology, alpha: Tensor, by_source: Tensor, like: Tensor):
@@ -126,10 +126,11 @@ class Sums:
         # What each node reads of each of its sources.
         self.views: list[dict[int, Tensor]] = [{} for _ in range(topology.num_nodes)]
 
-    def put(self, j: int, feature: Tensor) -> None:
-        """Take the feature of node j, [B, C, H, W]."""
-        readers = self.topology.successors[j]
-        views = _Read.apply(self.kernel, feature, self.outgoing[j]) if self.backward else [feature] * len(readers)
+    def put(self, j: int, feature: Tensor, start: int = 0, stop: int | None = None) -> None:
+        """Take the feature of node j, [B, C, H, W], for its readers `start:stop`; for all of them by default."""
+        readers = self.topology.successors[j][start:stop]
+        weights = self.outgoing[j][start:stop] if self.backward else None
+        views = _Read.apply(self.kernel, feature, weights) if self.backward else [feature] * len(readers)
         for i, view in zip(readers, views):
             self.views[i][j] = view
 

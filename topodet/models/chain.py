@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..topology import complete
 from .aggregation import Sums
 from .residual import Branch
 from .wiring import Wiring
@@ -18,9 +20,17 @@ from .wiring import Wiring
 class RunWiring(Wiring):
     """The wiring of a run of blocks: a `Wiring` that a checkpoint of the original network need not know.
 
-    Where a state dict has neither `alpha` nor `edges` every weight becomes 1, which is what the network computed that
-    was saved. Half of them, or another graph, is an error as ever.
+    Where a state dict has neither `alpha` nor `edges` every weight becomes 1, as `connect` and `rewire` begin. Half of
+    them, or another graph, is an error as ever.
     """
+
+    def cut(self, num_nodes: int) -> RunWiring:
+        """Return a wiring of its own for the first nodes of a complete graph, with the weights that they have."""
+        part = RunWiring(complete(num_nodes), "learned" if isinstance(self.alpha, nn.Parameter) else "fixed")
+        part = part.to(self.alpha).train(self.training)
+        part.alpha.data.copy_(self.alpha[: part.topology.num_edges])  # edges are sorted by target
+        part.alpha.requires_grad_(self.alpha.requires_grad)
+        return part
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if f"{prefix}alpha" not in state_dict and f"{prefix}edges" not in state_dict:
@@ -39,11 +49,15 @@ class Link:
         branches: what the block adds, see `Residual`.
         node: of the first branch; the others follow.
         restore: (attribute, value) of the block that gives it back its addition.
+        activation: see `Residual`.
+        shortcut: see `Residual`; of a block that begins a run by it, None for others.
     """
 
     branches: tuple[Branch, ...]
     node: int
     restore: tuple[str, Any] | None = None
+    activation: str | None = None
+    shortcut: str | None = None
 
     @property
     def end(self) -> int:
@@ -56,6 +70,10 @@ class Chain(nn.Module):
 
     A run of branches f_1..f_m computes `s_i = sum_{j<i} alpha_ji * r_j` and `r_i = f_i(s_i)` from r_0, its input, and
     hands on s_{m+1}: a graph of m + 2 nodes, whose last one only sums. With all alphas 1, s_i is the residual stream.
+    Where a run begins with a projection of the stream (`Link.shortcut`), that is what the nodes read as r_0; node 1
+    alone reads the stream as it was, `s_1 = alpha_01 * x`. Blocks of a network that `rewire` made activate what they
+    hand on (`Link.activation`), and leave r_i as it is.
+
     The wiring is a child of the run's first block, `wiring`; all other names are those of the original container.
 
     Networks use their blocks in many ways: they call the container, iterate over it, cut it, or recompute parts of it
@@ -104,7 +122,29 @@ class Chain(nn.Module):
             return list(self._modules.values())[key]
         if range(len(self))[key] != range(len(range(len(self))[key])):
             raise ConfigError(f"a connected chain can be cut at its end only, [:n], got {key} of {len(self)} blocks")
-        return Chain(self.original[0][key], self.links)
+        container = self.original[0][key]
+        _cut_run(container, self.links)
+        return Chain(container, self.links)
+
+    @property
+    def rewired(self) -> bool:
+        """Whether its blocks would compute something else without it, whatever the weights of its edges."""
+        return any(link.activation for link in self.links.values())
+
+
+def _cut_run(container: nn.Module, links: dict[str, Link]) -> None:
+    """Give the last run of a container, whose further blocks are cut off, a wiring without them."""
+    names = list(container._modules)
+    last = links.get(names[-1]) if names else None
+    if last is None:
+        return
+    first = next(name for name in reversed(names) if links[name].node == 1)
+    block = container._modules[first]
+    if block.wiring.topology.num_nodes > last.end + 1:
+        twin = copy.copy(block)  # the block of the longer chain keeps its own
+        twin._modules = block._modules.copy()
+        twin.wiring = block.wiring.cut(last.end + 1)
+        container.add_module(first, twin)
 
 
 class _Pass:
@@ -122,7 +162,11 @@ class _Pass:
         first_time = link.node == self.node
         if link.node == 1:
             sums = self.wiring.sums(x)
-            sums.put(0, x)
+            if link.shortcut is None:
+                sums.put(0, x)
+            else:
+                sums.put(0, x, stop=1)
+                sums.put(0, getattr(block, link.shortcut)(x).to(x.dtype), start=1)
             x = sums.read(1)
             self.sums = self.sums or sums
         else:
@@ -138,6 +182,8 @@ class _Pass:
             # Autocast may give a branch another dtype than the stream; all terms of a sum have that of the stream.
             sums.put(node, branch(block, x, *args, **kwargs).to(dtype))
             x = sums.read(node + 1)
+        if link.activation:
+            x = getattr(block, link.activation)(x)
         if first_time:
             self.node, self.stream = link.end, x
         return x

@@ -10,6 +10,9 @@ weights stay, and what is done to the edges of a TopoNet can be done to its own.
     >>> model = connect(timm.create_model("convnext_atto"))
     >>> [name for name in connectivity.wirings(model)]
     ['stages.0.blocks.0.wiring', 'stages.1.blocks.0.wiring', 'stages.2.blocks.0.wiring', 'stages.3.blocks.0.wiring']
+
+ResNets are no such sums, because an activation follows each addition. `rewire` makes another network of one, with the
+same parameters, as the paper does for its Table 1.
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ from torch import nn
 
 from ..errors import ConfigError, unknown_name
 from ..topology import complete
-from . import residual
 from .chain import Chain, Link, RunWiring
-from .residual import Residual
+from .residual import ADDITIVE, Residual, Table
+from .rewired import REWIRED
 from .wiring import EdgeWeights
 
 # Modules that call their children one after the other, or whose owners do.
@@ -63,13 +66,48 @@ def connect(
         ConfigError: no block of the network can be connected, with the reasons; it is connected already; a name in
             `leave_out` that the network does not have.
     """
-    reasons = connectable(model, leave_out=leave_out, blocks=blocks)
-    if all(reasons.values()):  # none at all is all of none
-        raise ConfigError(_nothing_to_connect(model, reasons))
-    model = copy.deepcopy(model)
-    for name, container in list(_containers(model)):
-        model = _replace(model, name, _unfold(name, container, reasons, blocks, edge_weights))
-    return model
+    return _chained(model, ADDITIVE, edge_weights, leave_out, blocks)
+
+
+def rewire(
+    model: nn.Module,
+    *,
+    edge_weights: EdgeWeights = "learned",
+    leave_out: Collection[str] = (),
+    blocks: Residuals | None = None,
+) -> nn.Module:
+    """Return another network, to be trained, of the blocks of a ResNet: shortcuts of interval 2 become interval 1.
+
+    As the paper does with BasicBlocks (section 4.1, Table 1): the activation goes from behind the addition to those who
+    read the sum, and every node reads all earlier ones. What is computed differs from the original, what is kept are
+    the names and shapes of its parameters: trained weights are a starting point and no more.
+
+    The graph of a run of blocks with m nodes that compute, complete with m + 2 nodes and weights alpha, all 1:
+
+    - Node 0 is what the run is given, activated by the stem or the stage before. Where the first block has a projection
+      on its shortcut (1x1 convolution of a stage that changes stride or width), nodes from 2 on read the projection;
+      node 1, which changes stride and width itself, reads the input as it is: `s_1 = alpha_01 * x`.
+    - Nodes 1..m compute `r_i = o_i(s_i)` of `s_i = sum_{j<i} alpha_ji * r_j`, o = ReLU -> convolution -> normalisation
+      (Eq. 1); s_1 is an activated input and is not activated again. Each 3x3 convolution of a BasicBlock is a node.
+      The inner convolutions of a Bottleneck have other widths than its stream: its whole residual is one node. So it is
+      for other blocks that cannot be taken apart between two convolutions of one width.
+    - Node m + 1, the output, only sums. The run hands on ReLU of that sum: the feature map of a stage is what the next
+      stage and the classifier read, and not negative, as the original's is.
+
+    Drop path takes out nodes one by one. All else is as `connect` has it: names, loading of the original's checkpoints
+    with alphas 1, feature maps, gradient checkpointing, torch.compile and export.
+
+    Args:
+        model: a ResNet of timm (ResNeXt, SE-ResNet, RegNetX/Y and so on) or torchvision, also from
+            `create_model(..., features_only=True)`, or any of such blocks in series.
+        edge_weights, leave_out: see `connect`.
+        blocks: how blocks of other classes add and activate.
+
+    Raises:
+        ConfigError: no block of the network can be rewired, with the reasons; it is connected already; a name in
+            `leave_out` that the network does not have.
+    """
+    return _chained(model, REWIRED, edge_weights, leave_out, blocks)
 
 
 def connectable(
@@ -83,10 +121,31 @@ def connectable(
     Raises:
         ConfigError: the network is connected already, or has not what is to be left out.
     """
+    return _obstacles(model, ADDITIVE, leave_out, blocks)
+
+
+def rewirable(
+    model: nn.Module, *, leave_out: Collection[str] = (), blocks: Residuals | None = None
+) -> dict[str, str | None]:
+    """Return for each block that activates after its addition, by name, why `rewire` leaves it as it is, or None.
+
+    Args:
+        model, leave_out, blocks: see `rewire`.
+
+    Raises:
+        ConfigError: the network is connected already, or has not what is to be left out.
+    """
+    return _obstacles(model, REWIRED, leave_out, blocks)
+
+
+def _obstacles(
+    model: nn.Module, table: Table, leave_out: Collection[str], blocks: Residuals | None
+) -> dict[str, str | None]:
     modules = dict(model.named_modules())
     for name, module in modules.items():
         if isinstance(module, Chain):
-            raise ConfigError(f"{name or type(model).__name__} is connected already; disconnect(model) undoes it")
+            way_back = "" if module.rewired else "; disconnect(model) undoes it"
+            raise ConfigError(f"{name or type(model).__name__} is connected already{way_back}")
     for name in leave_out:
         if name not in modules:
             raise ConfigError(unknown_name("module in leave_out", name, modules))
@@ -94,7 +153,7 @@ def connectable(
     in_series = {id(block) for _, container in _containers(model) for block in container.children()}
     reasons = {}
     for name, block in modules.items():
-        kind = residual.find(block, blocks)
+        kind = table.find(block, blocks)
         if kind is None:
             continue
         if any(name == out or name.startswith(f"{out}.") for out in leave_out):
@@ -115,11 +174,16 @@ def disconnect(model: nn.Module) -> nn.Module:
 
     Raises:
         ConfigError: an alpha is not 1, so that the original blocks would compute something else; or the network
-            is not connected.
+            is not connected, or rewired.
     """
     if not any(isinstance(module, Chain) for module in model.modules()):
         raise ConfigError(f"{type(model).__name__} is not connected: there is nothing to undo")
     for name, module in model.named_modules():
+        if isinstance(module, Chain) and module.rewired:
+            raise ConfigError(
+                f"{name or type(model).__name__} is rewired: whatever its edge weights, the original blocks would "
+                "compute something else. Keep it (it can be exported as it is)"
+            )
         if isinstance(module, RunWiring) and bool((module.alpha != 1).any()):
             off = (module.alpha.detach() - 1).abs().max().item()
             raise ConfigError(
@@ -142,29 +206,50 @@ def disconnect(model: nn.Module) -> nn.Module:
     return model
 
 
+def _chained(
+    model: nn.Module,
+    table: Table,
+    edge_weights: EdgeWeights,
+    leave_out: Collection[str],
+    blocks: Residuals | None,
+) -> nn.Module:
+    reasons = _obstacles(model, table, leave_out, blocks)
+    if all(reasons.values()):  # none at all is all of none
+        raise ConfigError(_nothing_to_do(model, table, reasons))
+    model = copy.deepcopy(model)
+    for name, container in list(_containers(model)):
+        kinds = {
+            key: table.find(block, blocks)
+            for key, block in container._modules.items()
+            if reasons.get(f"{name}.{key}" if name else key, "it is no residual block") is None
+        }
+        if kinds:
+            model = _replace(model, name, _unfold(container, kinds, edge_weights))
+    return model
+
+
 def _containers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, _CONTAINERS))
 
 
-def _unfold(
-    name: str,
-    container: nn.Module,
-    reasons: Mapping[str, str | None],
-    blocks: Residuals | None,
-    edge_weights: EdgeWeights,
-) -> nn.Module:
-    """Return the chain of a container's blocks, or the container itself where it has none to connect."""
+def _unfold(container: nn.Module, kinds: Mapping[str, Residual], edge_weights: EdgeWeights) -> Chain:
+    """Return the chain of a container's blocks, of which those in `kinds` read weighted sums."""
     runs: list[dict[str, Link]] = [{}]
     for key, block in container._modules.items():
-        if reasons.get(f"{name}.{key}" if name else key, "it is no residual block") is not None:
+        kind = kinds.get(key)
+        begins = kind is not None and kind.begins_run(block)
+        if kind is None or begins:
             runs.append({})
-            continue
-        kind = residual.find(block, blocks)
-        node = next(reversed(runs[-1].values())).end if runs[-1] else 1
-        runs[-1][key] = Link(kind.branches, node, _switch_off(block, kind))
+        if kind is not None:
+            node = next(reversed(runs[-1].values())).end if runs[-1] else 1
+            runs[-1][key] = Link(
+                kind.branches,
+                node,
+                restore=_switch_off(block, kind),
+                activation=kind.activation,
+                shortcut=kind.shortcut if begins else None,
+            )
     runs = [run for run in runs if run]
-    if not runs:
-        return container
     device = next(container.parameters(), torch.empty(0)).device
     for run in runs:
         first = container.get_submodule(next(iter(run)))
@@ -196,17 +281,19 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     return model
 
 
-def _nothing_to_connect(model: nn.Module, reasons: Mapping[str, str | None]) -> str:
-    prefix = f"nothing to connect in {type(model).__name__}: "
+def _nothing_to_do(model: nn.Module, table: Table, reasons: Mapping[str, str | None]) -> str:
+    name = "connect" if table is ADDITIVE else "rewire"
+    prefix = f"nothing to {name} in {type(model).__name__}: "
     if not reasons:
+        if table is REWIRED and any(ADDITIVE.find(block) for block in model.modules()):
+            return f"{prefix}no block of it is known to activate after its addition. connect(model) says what it can do"
         return (
             f"{prefix}it has no residual block that topodet knows. Known in timm.models: "
-            f"{', '.join(residual.known_classes())}. For others say how they add: connect(..., blocks={{Class: "
-            "Residual(...)})"
+            f"{', '.join(table.classes())}. For others say how they add: {name}(..., blocks={{Class: Residual(...)}})"
         )
     named: dict[str, list[str]] = {}  # blocks by reason
-    for name, reason in reasons.items():
-        named.setdefault(reason, []).append(f"{name} ({type(model.get_submodule(name)).__name__})")
+    for block, reason in reasons.items():
+        named.setdefault(reason, []).append(f"{block} ({type(model.get_submodule(block)).__name__})")
     return prefix + "; ".join(
         f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
         for reason, names in named.items()

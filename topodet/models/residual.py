@@ -25,38 +25,62 @@ class Residual:
             of a module, not lambdas, so that a connected network can be pickled.
         obstacle: from a block to the reason why it cannot be taken apart; None when it can.
         switch: (attribute, value) that makes the block leave its addition out, for branches that call the block.
+        activation: attribute of the activation after the addition; it is applied to the sum that the block hands on.
+        shortcut: attribute of what is on the shortcut. Where that is not the identity a run begins, which reads the
+            stream through it; the first branch alone reads the stream itself. None for blocks that have only the
+            identity there.
     """
 
     branches: tuple[Branch, ...]
     obstacle: Callable[[nn.Module], str | None] = lambda block: None
     switch: tuple[str, object] | None = None
+    activation: str | None = None
+    shortcut: str | None = None
+
+    def begins_run(self, block: nn.Module) -> bool:
+        """Whether the stream changes on the block's shortcut."""
+        return self.shortcut is not None and not _is_identity(getattr(block, self.shortcut))
 
 
-def find(block: nn.Module, own: Mapping[type[nn.Module], Residual] | None = None) -> Residual | None:
-    """Return how a block adds to its stream; None for a class that is not known.
+class Table:
+    """How classes of blocks add to their streams.
 
     Args:
-        block: any module.
-        own: classes beside timm's; theirs come first.
+        families: module -> class -> how it adds. Imported when first asked; classes that an installed version does
+            not have are passed over.
     """
-    if own and type(block) in own:
-        return own[type(block)]
-    # By the forward and not by the class: a subclass with a forward of its own adds in its own way.
-    return _known().get(type(block).forward)
+
+    def __init__(self, families: Mapping[str, Mapping[str, Residual]]):
+        self.families = families
+        self.by_forward: dict[Callable, Residual] = {}
+
+    def find(self, block: nn.Module, own: Mapping[type[nn.Module], Residual] | None = None) -> Residual | None:
+        """Return how a block adds to its stream; None for a class that is not known.
+
+        Args:
+            block: any module.
+            own: further classes; they come first.
+        """
+        if own and type(block) in own:
+            return own[type(block)]
+        if not self.by_forward:
+            for name, entries in self.families.items():
+                module = importlib.import_module(name)
+                for kind, residual in entries.items():
+                    if hasattr(module, kind):
+                        self.by_forward[getattr(module, kind).forward] = residual
+        # By the forward and not by the class: a subclass with a forward of its own adds in its own way.
+        return self.by_forward.get(type(block).forward)
+
+    def classes(self) -> Iterator[str]:
+        """Yield the classes of the table as "module.Class", modules of timm.models without their package."""
+        for module, entries in self.families.items():
+            yield from (f"{module.removeprefix('timm.models.')}.{kind}" for kind in entries)
 
 
-def _known() -> dict[Callable, Residual]:
-    if not _by_forward:
-        for module, entries in _FAMILIES.items():
-            timm_module = importlib.import_module(f"timm.models.{module}")
-            for name, residual in entries.items():
-                block = getattr(timm_module, name, None)  # not in every version of timm
-                if block is not None:
-                    _by_forward[block.forward] = residual
-    return _by_forward
+def _is_identity(module: nn.Module | None) -> bool:
+    return module is None or isinstance(module, nn.Identity)
 
-
-_by_forward: dict[Callable, Residual] = {}
 
 NO_SHORTCUT = "it has no identity shortcut (its stride or width changes, or it was built without one)"
 
@@ -78,7 +102,7 @@ def activation_follows(activation: object) -> str:
     return (
         f"{activation} follows the addition, so what it hands on is no sum of residuals and no weights of edges "
         "would give the same network. What the paper does with such blocks (interval 2 to 1: every convolution a "
-        "node) makes another network, to be trained anew"
+        "node) makes another network, to be trained anew: see topodet.models.rewire"
     )
 
 
@@ -246,7 +270,6 @@ def _mixer_channels(block: nn.Module, x: Tensor) -> Tensor:
 
 _EVA = Residual((_eva_attention, _eva_mlp))
 
-# Module of timm.models -> class -> how it adds.
 _FAMILIES: dict[str, dict[str, Residual]] = {
     "_efficientnet_blocks": {
         "ConvBnAct": _EFFICIENTNET,
@@ -302,8 +325,5 @@ _FAMILIES: dict[str, dict[str, Residual]] = {
     },
 }
 
-
-def known_classes() -> Iterator[str]:
-    """Yield the classes that `find` knows, as "module.Class" of timm.models."""
-    for module, entries in _FAMILIES.items():
-        yield from (f"{module}.{name}" for name in entries)
+# Blocks whose stream is a sum of residuals, or says why it is not.
+ADDITIVE = Table({f"timm.models.{module}": entries for module, entries in _FAMILIES.items()})

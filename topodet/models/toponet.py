@@ -13,11 +13,12 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..errors import ConfigError, unknown_name
+from .classifier import StagedClassifier
 from .stage import NormLayer
 from .trunk import EdgeWeights, TopologySpec, Trunk, build_blocks, init_weights
 
 
-class TopoNet(Trunk):
+class TopoNet(Trunk, StagedClassifier):
     """Stem, stages, global average pooling and a linear classifier: [B, in_chans, H, W] to [B, num_classes].
 
     The defaults are the paper's network: {14, 20, 26, 14} nodes, C = 64, complete graphs, learned weights:
@@ -64,64 +65,9 @@ class TopoNet(Trunk):
             for k, (channels, stride) in enumerate(zip(self.stage_channels, self.stage_strides))
         ]
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last stage's feature map, [B, num_features, H / 32, W / 32]."""
-        for features in self.stage_features(x):
-            last = features
-        return last
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify a feature map; with `pre_logits` only pool."""
-        return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits [B, num_classes]."""
-        return self.forward_head(self.forward_features(x))
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the feature maps of the stages in `indices`, and the final one unless `intermediates_only`.
-
-        `norm` is accepted for timm's sake: every stage ends in a normalisation already.
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r}: TopoNet returns NCHW feature maps only")
-        take, last = feature_take_indices(len(self.stages), indices)
-        intermediates = []
-        for k, x in enumerate(self.stage_features(x)):  # noqa: B020
-            if k in take:
-                intermediates.append(x)
-            if stop_early and k == last:
-                break
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages after the last of `indices`, and the classifier if `prune_head`; return the indices."""
-        take, last = feature_take_indices(len(self.stages), indices)
-        self.stages = self.stages[: last + 1]
-        if prune_head:
-            self.reset_classifier(0, "")
-        return take
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """Return the linear layer."""
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier with `num_classes` outputs in place of the old one."""
-        self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=global_pool)
-        init_weights(self.head)
+    def keep_stages(self, count: int) -> None:
+        """Drop the stages after the first `count`."""
+        self.stages = self.stages[:count]
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

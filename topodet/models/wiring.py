@@ -51,7 +51,7 @@ class Wiring(nn.Module):
         nn.init.ones_(self.alpha)
 
     def sums(self, like: Tensor) -> Sums:
-        """Return the weighted sums of one pass, over features that have the shape, dtype and device of `like`."""
+        """Return the weighted sums of one pass, over features that have the dtype and device of `like`."""
         by_source = self.edges[:, 0].argsort(stable=True)
         return Sums(self.topology, self.alpha, by_source, like)
 

@@ -1,0 +1,100 @@
+"""What timm asks of a classifier whose stages are in series, the same for every network of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm.layers import ClassifierHead
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from .trunk import init_weights
+
+
+class StagedClassifier(nn.Module):
+    """Stages in series and a head: [B, in_chans, H, W] to [B, num_classes].
+
+    Subclasses build them and say how to go through the stages (`stage_features`) and how to drop the last ones
+    (`keep_stages`).
+
+    Attributes:
+        head: pools, drops out and classifies.
+        num_classes: outputs of the classifier.
+        num_features: channels of the last stage.
+        feature_info: what timm wants to know of each stage: channels, stride, name of the module.
+    """
+
+    head: ClassifierHead
+    num_classes: int
+    num_features: int
+    feature_info: list[dict[str, Any]]
+
+    def stage_features(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield each stage's feature map in turn; a caller that stops early computes no more than it read."""
+        raise NotImplementedError
+
+    def keep_stages(self, count: int) -> None:
+        """Drop the stages after the first `count`."""
+        raise NotImplementedError
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last stage's feature map, [B, num_features, H / stride, W / stride]."""
+        for features in self.stage_features(x):
+            last = features
+        return last
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify a feature map; with `pre_logits` only pool."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits [B, num_classes]."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the feature maps of the stages in `indices`, and the final one unless `intermediates_only`.
+
+        `norm` is accepted for timm's sake: nothing comes between the last stage and the pooling.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}: {type(self).__name__} returns NCHW feature maps only")
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        intermediates = []
+        for k, x in enumerate(self.stage_features(x)):  # noqa: B020
+            if k in take:
+                intermediates.append(x)
+            if stop_early and k == last:
+                break
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages after the last of `indices`, and the classifier if `prune_head`; return the indices."""
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        self.feature_info = self.feature_info[: last + 1]
+        self.keep_stages(last + 1)
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """Return the linear layer."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new classifier with `num_classes` outputs in place of the old one."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, pool_type=global_pool)
+        init_weights(self.head)
