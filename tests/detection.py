@@ -45,10 +45,12 @@ def write_coco(root: Path, classes: tuple[str, ...] = ("person", "bicycle"), cou
     return root
 
 
-def published(folder: Path, arch: str, *, wiring: str = "none", **kwargs: object) -> weights.PublishedFiles:
+def published(
+    folder: Path, arch: str, *, wiring: str = "none", rewire: bool = False, **kwargs: object
+) -> weights.PublishedFiles:
     """Publish a network that knows random weights and the statistics they give, as if it had been trained."""
     torch.manual_seed(1234)  # not the seed of the tests, whose networks would start from the same numbers
-    model = create_timm_network(arch, wiring=wiring, num_classes=3, **kwargs).train()
+    model = create_timm_network(arch, wiring=wiring, rewire=rewire, num_classes=3, **kwargs).train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the average over all that it sees
@@ -57,7 +59,8 @@ def published(folder: Path, arch: str, *, wiring: str = "none", **kwargs: object
         for name, alpha in model.named_parameters():
             if name.endswith("alpha"):
                 alpha.uniform_(-0.5, 1)
-    args = {"model": arch, "model_kwargs": kwargs, "connect": wiring}
+    edges = {"rewire" if rewire else "connect": wiring} if wiring != "none" else {}
+    args = {"model": arch, "model_kwargs": kwargs, "connect": None, "rewire": None, **edges}
     content = {"arch": arch, "state_dict": model.state_dict(), "args": args, "data_config": IMAGENET}
     torch.save(content, folder / "last.pth.tar")
     return weights.publish(folder / "last.pth.tar", folder)
@@ -75,12 +78,13 @@ def nano(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def backbone_files(tmp_path_factory):
-    """Return a published file for an architecture, made once."""
+    """Return a published file for an architecture and further arguments of `published`, made once."""
     made = {}
 
-    def get(arch):
-        if arch not in made:
-            made[arch] = published(tmp_path_factory.mktemp(arch), arch).pth
-        return made[arch]
+    def get(arch, **options):
+        key = (arch, *options.items())
+        if key not in made:
+            made[key] = published(tmp_path_factory.mktemp(arch), arch, **options).pth
+        return made[key]
 
     return get

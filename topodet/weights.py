@@ -48,7 +48,7 @@ FORMAT = 1
 # What a detector's card says of its backbone, besides its name.
 _OF_THE_BACKBONE = ("architecture", "mean", "std", "channel_order")
 # What a card says of a network's making, if it is one of timm; and which of timm's options a file must not choose.
-_OF_TIMM = ("architecture", "wiring", "options", "in_chans")
+_OF_TIMM = ("architecture", "wiring", "rewire", "options", "in_chans")
 _OF_OTHER_FILES = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 _NAME_HASH = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt)$")
 
@@ -187,7 +187,7 @@ def load(
     }
     wanted = {name for name in own if not passes_over(name) and (name in offered or not is_update_counter(name))}
     wanted -= unconnected(network, offered)
-    problems = _differences(own, wanted, offered)
+    problems = _differences(own, wanted, offered) or other_network(model, file.card)
     if problems and not head and any(name.startswith("backbone.") for name in offered):
         raise WeightsError(
             f"{file.path} is a whole detector, not a backbone: load it with MODEL.WEIGHTS (Detectron2) or load_from "
@@ -209,6 +209,17 @@ def load(
     if not quiet and _first_process():
         print(f"topodet: {report} loaded from {file.path}", flush=True)
     return report
+
+
+def other_network(model: nn.Module, card: Mapping[str, Any]) -> list[str]:
+    """Return, as a sentence, that a card's network computes something else than a backbone of the same tensors."""
+    theirs, ours = card.get("rewire"), getattr(model, "rewire", None)
+    if None in (theirs, ours) or theirs == ours:
+        return []
+    return [
+        f"the file has rewire={theirs}, the config asks for rewire={ours}: a rewired network computes something else "
+        "from the same tensors, and must be trained as such (tools/pretrain.py)"
+    ]
 
 
 def is_update_counter(name: str) -> bool:
@@ -246,6 +257,7 @@ def of_timm(name: str, **options: Any) -> WeightsFile:
         "name": ".".join(filter(None, parts)),
         "architecture": parts[0],
         "wiring": "none",
+        "rewire": False,
         **{key: _plain(known.get(key)) for key in ("mean", "std", "input_size", "license")},
         "channel_order": "RGB",
     }
@@ -288,10 +300,13 @@ def _design(file: WeightsFile, architecture: str | None = None) -> dict[str, Any
         return {key: file.card.get(key) for key in _OF_TIMM}
     if not architecture:
         raise WeightsError(f"{file.path} does not tell which network it was trained as; give its architecture")
-    connected = any(name.endswith(".wiring.edges") for name in file.state_dict)
+    # Of a bare state dict the tensors tell; an architecture may also have edges of its own, without any option.
+    connected = not options and any(name.endswith(".wiring.edges") for name in file.state_dict)
+    rewire = options.get("rewire")
     return {
         "architecture": architecture,
-        "wiring": options.get("connect") or ("learned" if connected else "none"),
+        "wiring": options.get("connect") or rewire or ("learned" if connected else "none"),
+        "rewire": rewire is not None,
         "options": _plain(options.get("model_kwargs") or {}),
         "in_chans": options.get("in_chans") or 3,
     }
@@ -306,13 +321,13 @@ def _rebuild(file: WeightsFile, design: Mapping[str, Any], **arguments: Any) -> 
     if "nodes" in design:
         known = {key: design[key] for key in ("nodes", "width", "in_chans", "edge_weights", "norm_layer")}
         return TopoNet(**{**known, "topology": describe(file.state_dict)["topology"], **arguments})
-    name, options = design["architecture"], design["options"] or {}
+    name, options = str(design["architecture"]), dict(design["options"] or {})
     # The file may be a stranger's: it must not make timm fetch or read another one.
     if ":" in name or not _OF_OTHER_FILES.isdisjoint(options):
-        raise WeightsError(f"{file.path} asks for other files: {name} {options}; it is refused")
-    made = {"wiring": design["wiring"], "in_chans": design["in_chans"] or 3, **options, **arguments}
+        raise WeightsError(f"{file.path} is refused: its network asks for other files ({name}, {options})")
+    known = {key: design[key] for key in ("wiring", "rewire", "in_chans")}
     try:
-        return create_timm_network(name, **made)
+        return create_timm_network(name, **{**known, **options, **arguments})
     except ConfigError as error:
         raise WeightsError(f"{file.path}: its network cannot be built here: {error}") from error
 
@@ -638,7 +653,7 @@ def _differences(own: Mapping[str, Tensor], wanted: set[str], offered: Mapping[s
 
 
 def _other_architecture(model: nn.Module, card: Mapping[str, Any]) -> str:
-    """Return what the card and a framework's backbone say of themselves, where that is not the same, or ""."""
+    """Return the names of both architectures where the card and a framework's backbone have different ones, or ""."""
     theirs, ours = card.get("architecture"), getattr(model, "arch", None)
     if theirs and ours and theirs != ours.partition(".")[0]:
         return f"the file is {theirs}, the config asks for {ours}; "

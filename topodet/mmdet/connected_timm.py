@@ -22,6 +22,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
     Args:
         name: of the network in timm, e.g. "convnextv2_nano", with or without the tag of its weights.
         wiring: "learned", "fixed" (all weights as they were loaded), or "none": timm's network as it is, to compare.
+        rewire: of a ResNet make the network of `topodet.models.rewire`; only weights trained as such fit.
         in_channels: channels of the image.
         out_indices: stages whose feature maps are returned, ascending, 0 at stride 4. Later stages are cut off.
         frozen_stages: -1 trains everything, 0 freezes what comes before stride 4, k that and the first k stages, edge
@@ -46,6 +47,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         name: str,
         *,
         wiring: TimmWiring = "learned",
+        rewire: bool = False,
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
@@ -58,6 +60,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         super().__init__(
             name,
             wiring=wiring,
+            rewire=rewire,
             in_chans=in_channels,
             num_stages=number_of_stages(out_indices, len(STRIDES)),
             options=options,

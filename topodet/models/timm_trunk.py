@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, did_you_mean, unknown_name
 from .connect import connect
+from .connect import rewire as rewired
 from .trunk import check_frozen_stages
 
 TimmWiring = Literal["learned", "fixed", "none"]
@@ -31,12 +32,13 @@ class TimmTrunk(nn.Module):
         name: of the network in timm, with or without the tag of its weights, e.g. "mobilenetv2_100".
         wiring: "learned" connects its runs of residual blocks (see `connect`), "fixed" does with weights that stay,
             "none" takes the network as timm makes it.
+        rewire: of a ResNet, whose blocks cannot be connected, make the other network that `rewire` makes.
         in_chans: channels of the image.
         num_stages: build only so many stages, for a reader that needs no more.
         options: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
 
     Attributes:
-        arch, wiring: as given.
+        arch, wiring, rewire: as given.
         options: of `timm.create_model`, with which the network was made.
         stage_channels: channels of each stage's feature map.
         stage_strides: stride of each stage's feature map with respect to the image.
@@ -45,20 +47,24 @@ class TimmTrunk(nn.Module):
         ConfigError: unknown name, wiring or option; a network that has not these strides, or nothing to connect.
     """
 
+    network_prefix = "network."  # what names have here that a weights file does not
+
     def __init__(
         self,
         name: str,
         *,
         wiring: TimmWiring = "learned",
+        rewire: bool = False,
         in_chans: int = 3,
         num_stages: int = len(STRIDES),
         options: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        network = create_timm_network(name, wiring=wiring, in_chans=in_chans, **_any_size(name, options or {}))
+        options = {"in_chans": in_chans, **_any_size(name), **(options or {})}
+        network = create_timm_network(name, wiring=wiring, rewire=rewire, **options)
         taps = _taps(name, network)[:num_stages]
-        self.arch, self.wiring = name, wiring
-        self.options = {"in_chans": in_chans, **(options or {})}
+        self.arch, self.wiring, self.rewire = name, wiring, rewire
+        self.options = options
         self.stage_channels = tuple(network.feature_info[tap]["num_chs"] for tap in taps)
         self.stage_strides = STRIDES[:num_stages]
         whole = set(network.state_dict())
@@ -94,11 +100,13 @@ class TimmTrunk(nn.Module):
         self.network.set_grad_checkpointing(enable)
 
 
-def create_timm_network(name: str, *, wiring: TimmWiring = "learned", **options: Any) -> nn.Module:
-    """Return a network of timm, connected unless `wiring` is "none".
+def create_timm_network(
+    name: str, *, wiring: TimmWiring = "learned", rewire: bool = False, **options: Any
+) -> nn.Module:
+    """Return a network of timm, connected or rewired unless `wiring` is "none".
 
     Args:
-        name, wiring: see `TimmTrunk`.
+        name, wiring, rewire: see `TimmTrunk`.
         options: of `timm.create_model`.
 
     Raises:
@@ -107,11 +115,15 @@ def create_timm_network(name: str, *, wiring: TimmWiring = "learned", **options:
     check_timm_name(name)
     if wiring not in ("learned", "fixed", "none"):
         raise ConfigError(unknown_name("wiring", wiring, ("learned", "fixed", "none")))
+    if rewire and wiring == "none":
+        raise ConfigError("rewire=True makes edges and wiring='none' has none: give one of them")
     try:
         network = timm.create_model(name, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} cannot be made with the arguments given: {error}") from error
-    return network if wiring == "none" else connect(network, edge_weights=wiring)
+    if wiring == "none":
+        return network
+    return (rewired if rewire else connect)(network, edge_weights=wiring)
 
 
 def check_timm_name(name: str) -> None:
@@ -128,10 +140,9 @@ def check_timm_name(name: str) -> None:
     raise ConfigError(f"unknown model {name!r}.{hint} topodet has {ours}; timm.list_models() has all {len(known)}")
 
 
-def _any_size(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options, with the one by which timm's Swin takes images of other sizes than its own."""
-    windows = timm.is_model(name.split(".")[0]) and name.startswith(("swin", "swinv2"))
-    return {**({"strict_img_size": False} if windows else {}), **options}
+def _any_size(name: str) -> dict[str, Any]:
+    """Return the option by which timm's Swin takes images of other sizes than its own."""
+    return {"strict_img_size": False} if name.startswith("swin") else {}
 
 
 def _taps(name: str, network: nn.Module) -> list[int]:

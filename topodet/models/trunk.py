@@ -48,6 +48,8 @@ class Trunk(nn.Module):
         stages: each halves the resolution and has `out_chs`.
     """
 
+    network_prefix = ""  # what names have here that a weights file does not
+
     def __init__(self, stem: nn.Module, stages: Sequence[TopoStage]):
         super().__init__()
         self.stem = stem
