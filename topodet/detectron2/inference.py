@@ -24,7 +24,7 @@ from .. import weights
 from ..errors import ConfigError, WeightsError
 from ..frameworks import require_framework
 from .check import backbones, check_detector
-from .config import head_name, load_config, merge_options
+from .config import backbone_node, head_name, load_config, merge_options
 
 
 def publish_detector(
@@ -61,7 +61,7 @@ def publish_detector(
     names = _class_names(cfg, classes)
     file = weights.read(checkpoint)
     # What a reader of the file cannot have, and what is no part of the detector.
-    cfg.MODEL.WEIGHTS = cfg.MODEL.TOPONET.PRETRAINED = ""
+    cfg.MODEL.WEIGHTS = backbone_node(cfg).PRETRAINED = ""
     cfg.OUTPUT_DIR = load_config().OUTPUT_DIR
     model = build_model(_on(cfg, "cpu"))
     fill(model, file)
@@ -143,7 +143,7 @@ def build_predictor(
     names = _class_names(cfg, classes)
     dataset = _register_classes(names)
     cfg.DATASETS.TEST = (dataset,)
-    cfg.MODEL.WEIGHTS = cfg.MODEL.TOPONET.PRETRAINED = ""  # loaded below, whole or not at all
+    cfg.MODEL.WEIGHTS = backbone_node(cfg).PRETRAINED = ""  # loaded below, whole or not at all
     made = DefaultPredictor(cfg)
     fill(made.model, file)
     made.cfg.MODEL.WEIGHTS = str(file.path)
