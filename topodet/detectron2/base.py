@@ -52,7 +52,7 @@ class TopodetBackbone(Backbone):
         if pretrained:
             source = weights.of_timm(self.arch, **self.options) if pretrained is True else pretrained
             report = weights.load(self, source, quiet=True)
-            self.card = report.card
+            self.card, self._has_weights = report.card, True
             where = f"timm's {self.card['name']}" if pretrained is True else pretrained
             logger.info(f"topodet: {report} loaded from {where}")
         self.freeze(freeze_at)
