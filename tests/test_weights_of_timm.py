@@ -168,8 +168,8 @@ def test_a_bare_state_dict_is_published_by_its_architectures_name(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"options": {"checkpoint_path": "/etc/passwd"}}, "is refused: its network asks for other files"),
-        ({"architecture": "hf-hub:somebody/something"}, "is refused: its network asks for other files"),
+        ({"options": {"checkpoint_path": "/etc/passwd"}}, "is refused: its network .* asks for other files"),
+        ({"architecture": "hf-hub:somebody/something"}, "is refused: its network .* asks for other files"),
         ({"architecture": "mobilenetv9"}, "cannot be built here: unknown model 'mobilenetv9'"),
         ({"wiring": "all"}, "cannot be built here: unknown wiring 'all'"),
         ({"options": {"width": [1, {}]}}, "cannot be built here: .*width"),

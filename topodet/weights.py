@@ -322,14 +322,23 @@ def _rebuild(file: WeightsFile, design: Mapping[str, Any], **arguments: Any) -> 
         known = {key: design[key] for key in ("nodes", "width", "in_chans", "edge_weights", "norm_layer")}
         return TopoNet(**{**known, "topology": describe(file.state_dict)["topology"], **arguments})
     name, options = str(design["architecture"]), dict(design["options"] or {})
-    # The file may be a stranger's: it must not make timm fetch or read another one.
-    if ":" in name or not _OF_OTHER_FILES.isdisjoint(options):
-        raise WeightsError(f"{file.path} is refused: its network asks for other files ({name}, {options})")
+    refuse_other_files(file, name, options)
     known = {key: design[key] for key in ("wiring", "rewire", "in_chans")}
     try:
         return create_timm_network(name, **{**known, **options, **arguments})
     except ConfigError as error:
         raise WeightsError(f"{file.path}: its network cannot be built here: {error}") from error
+
+
+def refuse_other_files(file: WeightsFile, name: str, options: Collection[str]) -> None:
+    """Refuse a stranger's file whose network, by its name or options in timm, would be read from somewhere else.
+
+    Raises:
+        WeightsError: names the file and what it asks for.
+    """
+    asked = [option for option in options if option.lower() in _OF_OTHER_FILES]
+    if ":" in name or asked:
+        raise WeightsError(f"{file.path} is refused: its network {name} asks for other files {asked or ''}")
 
 
 def describe(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from tests.detection import published
 from tests.detectron.helpers import metrics, small_config, trainable_config
+from tests.detectron.test_inference import with_card
 from tests.models.test_connect import randomize
 from topodet import connectivity, weights
 from topodet.detectron2 import AlphaLogHook, ConnectedTimm, SparsityHook, TopoNetCheckpointer, Trainer, predictor
@@ -289,7 +290,13 @@ def test_a_training(coco, connected, tmp_path):
     )
     made = predictor(path, device="cpu")
     assert all(torch.equal(a, b) for a, b in zip(made.model.state_dict().values(), trainer.model.state_dict().values()))
-    assert weights.read(path).card["architecture"] == NAME
+    card = weights.read(path).card
+    assert card["architecture"] == NAME
+    # A stranger's config must not name further files, which timm would unpickle.
+    changed = card["config"].replace("OPTIONS: {}", "OPTIONS: {CHECKPOINT_PATH: harmful.pth}")
+    assert changed != card["config"]
+    with pytest.raises(WeightsError, match=r"is refused: its network .* asks for other files \['CHECKPOINT_PATH'\]"):
+        predictor(with_card(tmp_path, path, config=changed), device="cpu")
 
 
 def test_unknown_optimizers_are_named():

@@ -141,6 +141,13 @@ def test_refuses_what_is_no_backbone(arguments, message):
         TimmTrunk(**arguments)
 
 
+def test_tensors_that_no_module_holds_cannot_be_frozen():
+    model = TimmTrunk("hiera_tiny_224", wiring="none")
+    assert model.frozen_modules(-1) == []
+    with pytest.raises(ConfigError, match=r"frozen_stages=1, but hiera_tiny_224 has tensors .*\(pos_embed\)"):
+        model.frozen_modules(1)
+
+
 def test_wirings():
     assert not connectivity.wirings(TimmTrunk("mobilenetv2_050", wiring="none"))
     fixed, learned = (connectivity.wirings(TimmTrunk("mobilenetv2_050", wiring=w)) for w in ("fixed", "learned"))

@@ -220,6 +220,8 @@ def _published_config(file: weights.WeightsFile) -> CfgNode:
             f"the config in {file.path} is none that this Detectron2 can read ({error}); it was published with "
             f"topodet {file.card.get('topodet')}: update topodet and Detectron2, or ask its author"
         ) from error
+    node = cfg.MODEL.CONNECTED_TIMM
+    weights.refuse_other_files(file, node.NAME, node.OPTIONS)
     return cfg
 
 

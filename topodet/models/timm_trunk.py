@@ -85,13 +85,21 @@ class TimmTrunk(nn.Module):
     def frozen_names(self, frozen_stages: int) -> list[str]:
         """Return the names within `network` of what `frozen_modules` returns."""
         check_frozen_stages(frozen_stages, len(self.stage_channels))
-        return [] if frozen_stages < 0 else self._parts[frozen_stages]
+        if frozen_stages < 0:
+            return []
+        names, loose = self._parts[frozen_stages]
+        if loose:
+            raise ConfigError(
+                f"frozen_stages={frozen_stages}, but {self.arch} has tensors beside its modules ({', '.join(loose)}): "
+                "it cannot be frozen in part, use -1"
+            )
+        return names
 
     def frozen_modules(self, frozen_stages: int) -> list[nn.Module]:
         """Return what `frozen_stages` freezes: -1 nothing, 0 what comes before stride 4, k that and the first k stages.
 
         Raises:
-            ConfigError: not in -1..number of stages.
+            ConfigError: not in -1..number of stages, or the network has tensors of its own, which no module holds.
         """
         return [self.network.get_submodule(name) for name in self.frozen_names(frozen_stages)]
 
@@ -161,8 +169,11 @@ def _prune(network: nn.Module, tap: int) -> None:
     network.prune_intermediate_layers([tap], prune_norm=True, prune_head=True)
 
 
-def _parts(network: nn.Module, taps: list[int]) -> list[list[str]]:
-    """Return the names of the modules that compute what comes before stride 4, that and the first stage, and so on."""
+def _parts(network: nn.Module, taps: list[int]) -> list[tuple[list[str], list[str]]]:
+    """Return what computes all that comes before stride 4, that and the first stage, and so on.
+
+    Names of modules, and of tensors that are not in one of them alone.
+    """
     spare = copy.deepcopy(network)
     kept: list[set[str]] = []
     for tap in reversed(taps):
@@ -170,7 +181,12 @@ def _parts(network: nn.Module, taps: list[int]) -> list[list[str]]:
         kept.insert(0, set(spare.state_dict()))
     first = network.feature_info[taps[0]]["module"]
     stem = {key for key in kept[0] if not key.startswith(f"{first}.")}
-    return [list(_cover(network, keys)) for keys in (stem, *kept)]
+    parts = []
+    for keys in (stem, *kept):
+        modules = list(_cover(network, keys))
+        within = tuple(f"{name}." for name in modules)
+        parts.append((modules, sorted(key for key in keys if not key.startswith(within))))
+    return parts
 
 
 def _cover(module: nn.Module, keys: Collection[str], prefix: str = "") -> Iterator[str]:
