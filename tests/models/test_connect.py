@@ -205,6 +205,30 @@ def test_features_inside_a_block():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("edge_weights", ["learned", "fixed"])
+def test_a_cut_run_keeps_the_edges_of_its_blocks_only(edge_weights):
+    connected = scatter(connect(create("vit_tiny_patch16_224"), edge_weights=edge_weights)).eval()
+    [whole] = connectivity.wirings(connected).values()
+    x = image("vit_tiny_patch16_224")
+    short = copy.deepcopy(connected)
+    short.blocks = connected.blocks[:2]
+    [cut] = connectivity.wirings(short).values()
+    assert (cut.topology, cut.learned) == (complete(6), edge_weights == "learned")
+    alpha = dict(zip(whole.topology.edges, whole.alpha.tolist()))
+    assert cut.alpha.tolist() == [alpha[edge] for edge in complete(6).edges]
+    assert whole.topology == complete(8)
+    expected = connected.forward_intermediates(x, indices=[1], intermediates_only=True, norm=False)
+    torch.testing.assert_close(short.forward_intermediates(x, indices=[1], intermediates_only=True), expected)
+    assert short.blocks[1] is connected.blocks[1]
+    assert next(short.blocks.parameters()) is next(connected.blocks.parameters())
+
+    original = create("vit_tiny_patch16_224")
+    short = connect(original)
+    short.prune_intermediate_layers([1])
+    original.prune_intermediate_layers([1])
+    assert repr(disconnect(short)) == repr(original)
+
+
 def test_connectivity_sees_the_edges():
     model = connect(create("mobilenetv2_050"))
     edges = sum(NETWORKS["mobilenetv2_050"][1])

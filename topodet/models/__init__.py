@@ -1,5 +1,6 @@
 """The networks, in plain torch and timm; importing this registers them in timm."""
 
+from . import mobilenetv2  # noqa: F401 - registers
 from .aggregation import weighted_sum
 from .connect import connect, connectable, disconnect, rewirable, rewire
 from .fuse import FusedStage, fuse_for_inference

@@ -78,19 +78,20 @@ def rewire(
 ) -> nn.Module:
     """Return another network, to be trained, of the blocks of a ResNet: shortcuts of interval 2 become interval 1.
 
-    As the paper does with BasicBlocks (section 4.1, Table 1): the activation goes from behind the addition to those who
-    read the sum, and every node reads all earlier ones. What is computed differs from the original, what is kept are
-    the names and shapes of its parameters: trained weights are a starting point and no more.
+    As the paper does with BasicBlocks (Table 1): the activation goes from behind the addition to those who read the
+    sum, and every node reads all earlier ones. What it computes differs from the original; what it keeps are the names
+    and shapes of the parameters, so that trained weights are a starting point.
 
-    The graph of a run of blocks with m nodes that compute, complete with m + 2 nodes and weights alpha, all 1:
+    The graph of a run of blocks with m nodes that compute is complete, with m + 2 nodes and weights alpha, all 1:
 
     - Node 0 is what the run is given, activated by the stem or the stage before. Where the first block has a projection
       on its shortcut (1x1 convolution of a stage that changes stride or width), nodes from 2 on read the projection;
       node 1, which changes stride and width itself, reads the input as it is: `s_1 = alpha_01 * x`.
     - Nodes 1..m compute `r_i = o_i(s_i)` of `s_i = sum_{j<i} alpha_ji * r_j`, o = ReLU -> convolution -> normalisation
       (Eq. 1); s_1 is an activated input and is not activated again. Each 3x3 convolution of a BasicBlock is a node.
-      The inner convolutions of a Bottleneck have other widths than its stream: its whole residual is one node. So it is
-      for other blocks that cannot be taken apart between two convolutions of one width.
+      The inner convolutions of a Bottleneck have other widths than its stream: its whole residual is one node, as that
+      of all blocks that cannot be taken apart between two convolutions of one width. Such a network differs from the
+      original at first only in that the stream keeps what is negative: s + f(ReLU(s)) for ReLU(x + f(x)).
     - Node m + 1, the output, only sums. The run hands on ReLU of that sum: the feature map of a stage is what the next
       stage and the classifier read, and not negative, as the original's is.
 

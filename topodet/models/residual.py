@@ -270,6 +270,7 @@ def _mixer_channels(block: nn.Module, x: Tensor) -> Tensor:
 
 _EVA = Residual((_eva_attention, _eva_mlp))
 
+# Module of timm.models -> class -> how it adds.
 _FAMILIES: dict[str, dict[str, Residual]] = {
     "_efficientnet_blocks": {
         "ConvBnAct": _EFFICIENTNET,

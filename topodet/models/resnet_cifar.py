@@ -1,5 +1,15 @@
 """ResNets for CIFAR, plain and with learned connectivity: both columns of the paper's Table 1 (arXiv 2008.08261).
 
+The connected form is `rewire` of the plain one, with the same names of parameters. A stage of n BasicBlocks becomes the
+complete graph of 2n + 2 nodes: node 0, its input; nodes 1..2n, its 3x3 convolutions, each ReLU -> convolution -> BN of
+the weighted sum of all earlier nodes (Eq. 1); node 2n + 1, its output, the weighted sum of all of them. Table 1 counts
+the 2n that compute. Input and output are nodes of their own because with all weights 1 the graph is the residual stream
+at interval 1: what a stage is given passes by every convolution, and what it hands on is the sum of everything.
+
+The first node of stages 2 and 3 changes stride and width, and reads the stage's input as it is; for the others the
+input is its option-B projection, which has the new size. The stem keeps its ReLU, and a stage hands on ReLU of its
+output: what a stage is given is activated.
+
 >>> import timm
 >>> import topodet
 >>> from topodet.complexity import parameters
@@ -13,7 +23,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead
+from timm.layers import ClassifierHead, get_norm_layer
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, downsample_conv
 from torch import Tensor, nn
@@ -21,6 +31,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .classifier import StagedClassifier
 from .connect import rewire
+from .stage import NormLayer
 from .trunk import init_weights
 from .wiring import EdgeWeights
 
@@ -35,6 +46,7 @@ class ResNetCifar(StagedClassifier):
     Args:
         depth: 6n + 2.
         in_chans: channels of the image.
+        norm_layer: a name that timm knows, or a callable from channels to a module.
         num_classes: outputs of the classifier; 0 leaves it out and returns pooled features.
         global_pool: timm's pooling type.
         drop_rate: dropout before the classifier.
@@ -48,6 +60,7 @@ class ResNetCifar(StagedClassifier):
         *,
         depth: int,
         in_chans: int = 3,
+        norm_layer: str | NormLayer = "batchnorm2d",
         num_classes: int = 100,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
@@ -56,12 +69,13 @@ class ResNetCifar(StagedClassifier):
         blocks, rest = divmod(depth - 2, 6)
         if blocks < 1 or rest:
             raise ConfigError(f"a ResNet for CIFAR has 6n + 2 layers: 8, 14, 20 and so on, got depth={depth}")
+        norm = get_norm_layer(norm_layer) if isinstance(norm_layer, str) else norm_layer
         self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        self.bn1 = norm(16)
         self.act1 = nn.ReLU(inplace=True)
-        self.layer1 = _stage(16, 16, blocks, stride=1)
-        self.layer2 = _stage(16, 32, blocks, stride=2)
-        self.layer3 = _stage(32, 64, blocks, stride=2)
+        self.layer1 = _stage(16, 16, blocks, stride=1, norm_layer=norm)
+        self.layer2 = _stage(16, 32, blocks, stride=2, norm_layer=norm)
+        self.layer3 = _stage(32, 64, blocks, stride=2, norm_layer=norm)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = 64
@@ -92,10 +106,13 @@ class ResNetCifar(StagedClassifier):
         return {"stem": r"^conv1|^bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
 
-def _stage(in_chs: int, out_chs: int, blocks: int, *, stride: int) -> nn.Sequential:
-    downsample = downsample_conv(in_chs, out_chs, 1, stride=stride) if in_chs != out_chs else None
+def _stage(in_chs: int, out_chs: int, blocks: int, *, stride: int, norm_layer: NormLayer) -> nn.Sequential:
+    downsample = None
+    if in_chs != out_chs:
+        downsample = downsample_conv(in_chs, out_chs, 1, stride=stride, norm_layer=norm_layer)
     return nn.Sequential(
-        BasicBlock(in_chs, out_chs, stride, downsample), *(BasicBlock(out_chs, out_chs) for _ in range(blocks - 1))
+        BasicBlock(in_chs, out_chs, stride, downsample, norm_layer=norm_layer),
+        *(BasicBlock(out_chs, out_chs, norm_layer=norm_layer) for _ in range(blocks - 1)),
     )
 
 
