@@ -308,7 +308,7 @@ def _design(file: WeightsFile, architecture: str | None = None) -> dict[str, Any
         "wiring": options.get("connect") or rewire or ("learned" if connected else "none"),
         "rewire": rewire is not None,
         "options": _plain(options.get("model_kwargs") or {}),
-        "in_chans": options.get("in_chans") or 3,
+        "in_chans": options.get("in_chans") or (options.get("input_size") or [3])[0],
     }
 
 

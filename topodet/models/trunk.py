@@ -91,7 +91,7 @@ class Trunk(nn.Module):
         """Whether a tensor of a whole network is none of this part of it: the classifier's, or of a stage not built."""
         part, _, rest = name.partition(".")
         if part == "stages":
-            return rest.partition(".")[0] not in self.stages._modules
+            return rest.partition(".")[0] not in dict(self.stages.named_children())
         return part == "head" and not hasattr(self, "head")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
