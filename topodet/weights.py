@@ -188,7 +188,7 @@ def load(
     wanted = {name for name in own if not passes_over(name) and (name in offered or not is_update_counter(name))}
     wanted -= unconnected(network, offered)
     problems = _differences(own, wanted, offered) or other_network(model, file.card)
-    if problems and not head and any(name.startswith("backbone.") for name in offered):
+    if problems and not head and _of_a_detector(offered):
         raise WeightsError(
             f"{file.path} is a whole detector, not a backbone: load it with MODEL.WEIGHTS (Detectron2) or load_from "
             "(MMDetection), in the framework it was trained with, or give a backbone's file here"
@@ -497,7 +497,8 @@ def read_detector(source: str | os.PathLike, framework: str) -> WeightsFile:
     file = read(source)
     card = file.card
     if card.get("kind") != "detector":
-        backbone = card.get("architecture") or "stem.conv.weight" in file.state_dict
+        known = card.get("architecture") or "stem.conv.weight" in file.state_dict
+        backbone = known and not _of_a_detector(file.state_dict)
         what = "a backbone" if backbone else "a checkpoint without config and class names"
         raise WeightsError(
             f"{file.path} is {what}, not a published detector; make one of a training's output with "
@@ -670,6 +671,11 @@ def _other_architecture(model: nn.Module, card: Mapping[str, Any]) -> str:
     if theirs and ours and theirs != ours and "none" in (theirs, ours):
         return f"the file has wiring={theirs!r}, the config asks for wiring={ours!r}; "
     return ""
+
+
+def _of_a_detector(names: Collection[str]) -> bool:
+    """Whether tensors of these names are those of a whole detector, in either framework."""
+    return any(name.startswith("backbone.") for name in names)
 
 
 def _passes_over(model: nn.Module, head: bool) -> Callable[[str], bool]:
