@@ -109,10 +109,12 @@ def test_a_shorter_backbone_reads_its_part(published):
         assert torch.equal(ours, theirs)
 
 
-def test_a_file_of_the_original_is_the_connected_networks_start(published):
+@pytest.mark.parametrize("form", ["published", "as timm has it"])
+def test_a_file_of_the_original_is_the_connected_networks_start(published, form, tmp_path):
     model, files = published("plain")
+    torch.save(model.state_dict(), tmp_path / "bare.pth")  # with the classifier
     connected = scatter(trunk("connected")).eval()
-    report = weights.load(connected, files.pth)
+    report = weights.load(connected, files.pth if form == "published" else tmp_path / "bare.pth")
     assert report.left_out == tuple(f"blocks.{k}.1.wiring" for k in (1, 2, 3, 4, 5))
     assert report.loaded == report.total == len(connected.state_dict()) - 2 * 5
     assert all((wiring.alpha == 1).all() for wiring in connectivity.wirings(connected).values())
