@@ -1,3 +1,4 @@
+import copy
 import json
 import re
 
@@ -200,6 +201,7 @@ class Task(BaseModel):
 
 def test_the_hooks_penalise_record_and_remember(connected, tmp_path):
     model = Task(pretrained=str(connected))
+    name = str(tmp_path).replace("/", "_")  # visualizers and loggers live as long as the process
     before = [wiring.alpha.detach().clone() for wiring in connectivity.wirings(model).values()]
     runner = Runner(
         model,
@@ -208,8 +210,8 @@ def test_the_hooks_penalise_record_and_remember(connected, tmp_path):
         optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.05}},
         train_cfg={"by_epoch": True, "max_epochs": 1},
         custom_hooks=[TopoNetCheckHook(), SparsityHook("adaptive", 0.01), AlphaLogHook()],
-        visualizer=VISUALIZER,
-        experiment_name=str(tmp_path).replace("/", "_"),
+        visualizer={**copy.deepcopy(VISUALIZER), "name": name},  # MMEngine writes into what it is given
+        experiment_name=name,
     )
     runner.train()
     after = [wiring.alpha for wiring in connectivity.wirings(model).values()]
@@ -222,7 +224,7 @@ def test_the_hooks_penalise_record_and_remember(connected, tmp_path):
     assert len(list((tmp_path / "alpha").glob("adjacency_*.png"))) == 2
     other = Task()
     runner = Runner(
-        other, work_dir=str(tmp_path / "test"), custom_hooks=[TopoNetCheckHook()], experiment_name=f"{tmp_path}_test"
+        other, work_dir=str(tmp_path / "test"), custom_hooks=[TopoNetCheckHook()], experiment_name=f"{name}_test"
     )
     runner.load_checkpoint(str(tmp_path / "epoch_1.pth"))
     assert other.backbone.card == weights.read(connected).card
