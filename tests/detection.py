@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 
 from topodet import weights
+from topodet.models import create_timm_network
 
 SIZE = (96, 64)  # width, height
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -59,10 +59,18 @@ def with_ground_truth(root: Path, found: dict[int, tuple[np.ndarray, np.ndarray]
     return path
 
 
-def published(folder: Path, arch: str, prune: dict | None = None, **kwargs: object) -> weights.PublishedFiles:
+def published(
+    folder: Path,
+    arch: str,
+    *,
+    wiring: str = "none",
+    rewire: bool = False,
+    prune: dict | None = None,
+    **kwargs: object,
+) -> weights.PublishedFiles:
     """Publish a network that knows random weights and the statistics they give, as if it had been trained."""
     torch.manual_seed(1234)  # not the seed of the tests, whose networks would start from the same numbers
-    model = timm.create_model(arch, num_classes=3, **kwargs).train()
+    model = create_timm_network(arch, wiring=wiring, rewire=rewire, num_classes=3, **kwargs).train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the average over all that it sees
@@ -71,7 +79,9 @@ def published(folder: Path, arch: str, prune: dict | None = None, **kwargs: obje
         for name, alpha in model.named_parameters():
             if name.endswith("alpha"):
                 alpha.uniform_(-0.5, 1)
-    content = {"arch": arch, "state_dict": model.state_dict(), "args": {}, "data_config": IMAGENET}
+    edges = {"rewire" if rewire else "connect": wiring} if wiring != "none" else {}
+    args = {"model": arch, "model_kwargs": kwargs, "connect": None, "rewire": None, **edges}
+    content = {"arch": arch, "state_dict": model.state_dict(), "args": args, "data_config": IMAGENET}
     torch.save(content, folder / "last.pth.tar")
     return weights.publish(folder / "last.pth.tar", folder, prune=prune)
 
@@ -96,12 +106,13 @@ def pruned(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def backbone_files(tmp_path_factory):
-    """Return a published file for an architecture, made once."""
+    """Return a published file for an architecture and further arguments of `published`, made once."""
     made = {}
 
-    def get(arch):
-        if arch not in made:
-            made[arch] = published(tmp_path_factory.mktemp(arch), arch).pth
-        return made[arch]
+    def get(arch, **options):
+        key = (arch, *options.items())
+        if key not in made:
+            made[key] = published(tmp_path_factory.mktemp(arch), arch, **options).pth
+        return made[key]
 
     return get

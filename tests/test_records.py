@@ -83,6 +83,21 @@ def test_a_pretraining_record_is_read_from_its_folder(tmp_path):
     assert "| nano | `toponet_nano` | Tiny | 2 of 4 | 3 | 30.50 | 50.0% | p.pth |" in text
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"connect": "learned", "rewire": None}, "convnext_atto, connected"),
+        ({"connect": None, "rewire": "fixed"}, "convnext_atto, rewired with fixed weights"),
+        ({"connect": None, "rewire": None}, "convnext_atto"),
+    ],
+)
+def test_a_pretraining_record_tells_plain_networks_from_connected_ones(tmp_path, args, words):
+    run = pretraining_run(tmp_path / "run", model="convnext_atto", **args)
+    record = records.record_pretraining(run, data="Tiny", command="-")
+    assert record["architecture"] == words
+    assert f"| nano | `{words}` | Tiny |" in zoo.model_zoo(PAPER, [record], [])
+
+
 def test_real_summaries_can_be_recorded(tmp_path):
     """The names of the columns are those that the pretraining entry point writes."""
     import numpy as np

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Detectron2's train_net.py for configs with `MODEL.TOPONET`.
+"""Detectron2's train_net.py for configs with `MODEL.TOPONET` or `MODEL.CONNECTED_TIMM`.
 
 The same command line: --config-file, --num-gpus, --num-machines, --dist-url, --resume, --eval-only and `KEY VALUE`
 pairs at the end. In addition `--dataset NAME annotations.json images/` registers a COCO-format dataset of your own.
@@ -16,6 +16,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from topodet.detectron2 import TopoNetCheckpointer, Trainer, check_datasets, load_config, register_dataset
+from topodet.detectron2.config import backbone_node
 from topodet.errors import ConfigError, exit_status
 
 
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> dict | None:
 def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     if args.eval_only:
-        cfg.MODEL.TOPONET.PRETRAINED = ""  # what is evaluated comes from MODEL.WEIGHTS
+        backbone_node(cfg).PRETRAINED = ""  # what is evaluated comes from MODEL.WEIGHTS
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch finds no GPU here: add MODEL.DEVICE cpu")
     cfg.freeze()

@@ -7,31 +7,36 @@ from typing import Any
 import timm
 from huggingface_hub import HfApi
 from timm.models import push_to_hf_hub
+from torch import nn
 
-from . import weights
+from . import connectivity, weights
 from .errors import WeightsError
-from .models import ARCHITECTURES, TopoNet
+from .models import ARCHITECTURES
 from .weights import PublishedFiles, WeightsFile
 
 # Timm's interpolation and crop are not always known; it has defaults for them.
 _DATA_KEYS = ("mean", "std", "input_size", "interpolation", "crop_pct")
 
 
-def timm_model(file: WeightsFile) -> tuple[TopoNet, dict[str, Any]]:
+def timm_model(file: WeightsFile) -> tuple[nn.Module, dict[str, Any]]:
     """Return a published backbone as timm has it, and the arguments its name needs (empty for a named network as is).
 
     Raises:
-        WeightsError: the file's architecture is no registered network.
+        WeightsError: the file's architecture is no registered network, or a connected one, which timm cannot make.
     """
     name = file.card.get("architecture")
-    if name not in ARCHITECTURES:
+    wiring = file.card.get("wiring")
+    if name not in ARCHITECTURES and wiring is None:
         raise WeightsError(f"{file.path}: architecture {name!r} is not registered in timm, so the hub cannot serve it")
-    rebuilt = weights.build(file)
-    named = timm.create_model(name, num_classes=0)
-    arguments: dict[str, Any] = {}
-    if str(named) != str(rebuilt) or named.topologies != rebuilt.topologies:
-        arguments = {key: file.card[key] for key in ("nodes", "width", "topology", "edge_weights", "norm_layer")}
+    arguments: dict[str, Any] = dict(file.card.get("options") or {})
+    if name in ARCHITECTURES:
+        rebuilt = weights.build(file)
+        named = timm.create_model(name, num_classes=0)
+        if str(named) != str(rebuilt) or named.topologies != rebuilt.topologies:
+            arguments = {key: file.card[key] for key in ("nodes", "width", "topology", "edge_weights", "norm_layer")}
     model = timm.create_model(name, num_classes=0, **arguments)
+    if wiring not in (None, "none") and not connectivity.wirings(model):
+        raise WeightsError(f"{file.path}: timm does not connect {name}, so the hub cannot serve it; publish the files")
     weights.load(model, file, quiet=True)
     model.pretrained_cfg.update({key: file.card[key] for key in _DATA_KEYS if file.card.get(key) is not None})
     return model, arguments
@@ -56,7 +61,7 @@ def push(files: PublishedFiles, repo: str, *, private: bool = False) -> str:
 
 
 def _upload(
-    files: PublishedFiles, repo: str, model: TopoNet, arguments: dict[str, Any], *, licence: str, private: bool
+    files: PublishedFiles, repo: str, model: nn.Module, arguments: dict[str, Any], *, licence: str, private: bool
 ) -> None:
     card = {"license": licence.lower(), "details": {"Paper": "https://arxiv.org/abs/2008.08261"}}
     push_to_hf_hub(

@@ -64,7 +64,7 @@ def record_pretraining(
     return {
         "kind": "pretraining",
         "name": name or args["experiment"] or folder.name,
-        "architecture": args["model"],
+        "architecture": _architecture(args),
         "sparsity": args["sparsity"],
         "data": data,
         "command": command,
@@ -76,6 +76,14 @@ def record_pretraining(
         "history": rows,
         **_environment(),
     }
+
+
+def _architecture(args: Mapping[str, Any]) -> str:
+    """Return the network of a pretraining in words: its name, and what --connect or --rewire made of it."""
+    for option, made in (("connect", "connected"), ("rewire", "rewired")):
+        if args.get(option):  # runs from before the options have none
+            return f"{args['model']}, {made}{' with fixed weights' if args[option] == 'fixed' else ''}"
+    return args["model"]
 
 
 def record_detector(

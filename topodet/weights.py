@@ -24,13 +24,14 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import safetensors
+import timm
 import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
@@ -38,17 +39,20 @@ from torch import Tensor, nn
 from . import __version__, connectivity
 from .errors import ConfigError, TopologyError, WeightsError
 from .files import atomic_json, atomic_write, sha256
-from .models import ARCHITECTURES, TopoNet, architecture_arguments
+from .models import ARCHITECTURES, TimmTrunk, TopoNet, architecture_arguments, create_timm_network
+from .models.chain import RunWiring
 from .models.trunk import ARCHITECTURE_ARGUMENTS
 from .topology import Topology
 
 FORMAT = 1
 # In the place of an architecture's name: the one that the weights file has.
 PRETRAINED = "pretrained"
-_HEAD = "head."
 _STEM = "stem.conv.weight"
 # What a detector's card says of its backbone, besides its name.
 _OF_THE_BACKBONE = ("architecture", "mean", "std", "channel_order")
+# What a card says of a network's making, if it is one of timm; and which of timm's options a file must not choose.
+_OF_TIMM = ("architecture", "wiring", "rewire", "options", "in_chans")
+_OF_OTHER_FILES = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 _NAME_HASH = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt)$")
 
 
@@ -162,10 +166,11 @@ def load(
     """Load a weights file strictly into a network and print `N/N tensors`.
 
     Every tensor of the backbone must be in the file with the same shape, and the file must have no other; stages
-    that the model was built without are passed over. The classifier is left alone unless `head` is set.
+    that the model was built without are passed over. The classifier is left alone unless `head` is set. A connected
+    network takes a file of the original as well, with all edge weights 1.
 
     Args:
-        model: a TopoNet, its `features_only` form, or a detector's backbone.
+        model: a TopoNet, its `features_only` form, a network of timm, a detector's backbone, or with `head` a detector.
         source: path, URL, or what `read` returned.
         head: load the classifier too; it must fit.
         quiet: do not print (other processes than the first never do).
@@ -175,21 +180,18 @@ def load(
             detector where a backbone is wanted.
     """
     file = source if isinstance(source, WeightsFile) else read(source)
-    own = model.state_dict()
+    network = model.network if isinstance(model, TimmTrunk) else model
+    own = network.state_dict()
+    passes_over = _passes_over(model, head)
     offered = {
         name: tensor
         for name, tensor in file.state_dict.items()
-        if (head or not name.startswith(_HEAD))
-        and not _is_unbuilt_stage(name, model)
-        and (name in own or not is_update_counter(name))
+        if not passes_over(name) and (name in own or not is_update_counter(name))
     }
-    wanted = {
-        name
-        for name in own
-        if (head or not name.startswith(_HEAD)) and (name in offered or not is_update_counter(name))
-    }
-    problems = _differences(own, wanted, offered)
-    if problems and _STEM in own and any(name.startswith("backbone.") for name in offered):
+    wanted = {name for name in own if not passes_over(name) and (name in offered or not is_update_counter(name))}
+    wanted -= unconnected(network, offered)
+    problems = _differences(own, wanted, offered) or other_network(model, file.card)
+    if problems and not head and _of_a_detector(offered):
         raise WeightsError(
             f"{file.path} is a whole detector, not a backbone: load it with MODEL.WEIGHTS (Detectron2) or load_from "
             "(MMDetection), in the framework it was trained with, or give a backbone's file here"
@@ -202,7 +204,7 @@ def load(
             "norm and classes that the file was trained with, or rebuild the network from it: topodet.weights.build"
         )
     try:
-        model.load_state_dict(offered, strict=False)  # names are checked above; `strict` would ask for the classifier
+        network.load_state_dict(offered, strict=False)  # names are checked above; `strict` would ask for the classifier
     except WeightsError as error:  # another topology, which the wiring reports edge by edge
         raise WeightsError(f"{misfit}{error}") from error
     left_out = tuple(sorted({name.rpartition(".")[0] for name in own.keys() - wanted if not is_update_counter(name)}))
@@ -212,24 +214,75 @@ def load(
     return report
 
 
+def other_network(model: nn.Module, card: Mapping[str, Any]) -> list[str]:
+    """Return, as a sentence, that a card's network computes something else than a backbone of the same tensors."""
+    theirs, ours = card.get("rewire"), getattr(model, "rewire", None)
+    if None in (theirs, ours) or theirs == ours:
+        return []
+    return [
+        f"the file has rewire={theirs}, the config asks for rewire={ours}: a rewired network computes something else "
+        "from the same tensors, and must be trained as such (tools/pretrain.py)"
+    ]
+
+
 def is_update_counter(name: str) -> bool:
     """Whether a tensor only counts a batch normalisation's updates, which frozen ones (Detectron2's) do not do."""
     return name.endswith(".num_batches_tracked")
 
 
-def build(source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, **overrides: Any) -> TopoNet:
+def unconnected(network: nn.Module, names: Collection[str]) -> set[str]:
+    """Return the tensors of a connected network that a checkpoint of the original, which holds `names`, has not."""
+    wirings = [name for name, module in network.named_modules() if isinstance(module, RunWiring)]
+    pairs = ({f"{name}.alpha", f"{name}.edges"} for name in wirings)
+    return {name for pair in pairs if pair.isdisjoint(names) for name in pair}
+
+
+def of_timm(name: str, **options: Any) -> WeightsFile:
+    """Return the weights that timm publishes for one of its networks, with a card of what timm says of them.
+
+    Args:
+        name: of the network, with or without the tag of its weights.
+        options: further arguments of `timm.create_model`.
+
+    Raises:
+        WeightsError: there are none, or they cannot be fetched.
+    """
+    try:
+        network = timm.create_model(name, pretrained=True, **options)
+    except Exception as error:  # the hub's client lets the types of its HTTP library through, whichever that is
+        raise WeightsError(
+            f"timm's weights of {name} could not be had: {error}. Fetch them where the hub can be reached and give "
+            "their path, or start from other weights"
+        ) from error
+    known = network.pretrained_cfg
+    parts = (known.get("architecture", name), known.get("tag"))
+    card = {
+        "name": ".".join(filter(None, parts)),
+        "architecture": parts[0],
+        "wiring": "none",
+        "rewire": False,
+        **{key: _plain(known.get(key)) for key in ("mean", "std", "input_size", "license")},
+        "channel_order": "RGB",
+    }
+    return WeightsFile(Path("timm", card["name"]), network.state_dict(), card)
+
+
+def build(source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, **overrides: Any) -> nn.Module:
     """Rebuild the network from a weights file alone, graphs included, and load it.
 
     Args:
         source: path, URL, or what `read` returned.
         num_classes: size of a new classifier; 0 for none.
-        overrides: further arguments of `TopoNet`.
+        overrides: further arguments of `TopoNet`, or of `timm.create_model`.
+
+    Returns:
+        a `TopoNet`, or the network of timm that the file was trained as, connected where it was.
 
     Raises:
-        WeightsError: what `load` raises.
+        WeightsError: what `load` raises; a file that does not tell its network.
     """
     file = source if isinstance(source, WeightsFile) else read(source)
-    model = TopoNet(num_classes=num_classes, **{**_arguments(file), **overrides})
+    model = _rebuild(file, _design(file), num_classes=num_classes, **overrides)
     load(model, file)
     return model
 
@@ -260,10 +313,72 @@ def backbone_arguments(arch: str, pretrained: str | os.PathLike | None, **overri
     return file.card.get("architecture") or "toponet", {**own, **given}
 
 
+def _design(file: WeightsFile, architecture: str | None = None) -> dict[str, Any]:
+    """Return what a card says of a network's making, from the file's own card or, of a checkpoint, its options."""
+    options = file.checkpoint.get("args") or {}
+    architecture = architecture or file.card.get("architecture") or file.checkpoint.get("arch")
+    if architecture in ARCHITECTURES or "stages.0.wiring.edges" in file.state_dict:
+        arguments = _arguments(file)
+        del arguments["topology"]
+        return {"architecture": architecture or "toponet", **arguments}
+    if file.card.get("wiring"):
+        return {key: file.card.get(key) for key in _OF_TIMM}
+    if not architecture:
+        raise WeightsError(f"{file.path} does not tell which network it was trained as; give its architecture")
+    # The tensors tell whether there are edges: an architecture may have them of its own, without any option.
+    connected = any(name.endswith(".wiring.edges") for name in file.state_dict)
+    return {
+        "architecture": architecture,
+        "wiring": _edge_weights(file) if connected else "none",
+        "rewire": options.get("rewire") is not None,
+        "options": _plain(options.get("model_kwargs") or {}),
+        "in_chans": options.get("in_chans") or (options.get("input_size") or [3])[0],
+    }
+
+
 def _arguments(file: WeightsFile) -> dict[str, Any]:
     """Return the arguments of `TopoNet` that rebuild a file's network."""
-    trained = {key: file.card[key] for key in ("edge_weights", "norm_layer") if key in file.card}
-    return {**describe(file.state_dict), **trained}
+    return {
+        **describe(file.state_dict),
+        "edge_weights": _edge_weights(file),
+        "norm_layer": _trained_argument(file, "norm_layer", "batchnorm2d"),
+    }
+
+
+def _edge_weights(file: WeightsFile) -> str:
+    """Return "fixed" where the training left the edge weights as they were, for whichever reason, else "learned"."""
+    options = file.checkpoint.get("args") or {}
+    if options.get("freeze_alpha"):
+        return "fixed"
+    return options.get("connect") or options.get("rewire") or _trained_argument(file, "edge_weights", "learned")
+
+
+def _rebuild(file: WeightsFile, design: Mapping[str, Any], **arguments: Any) -> nn.Module:
+    """Build, without weights, the network of a card.
+
+    Raises:
+        WeightsError: the card asks for more than a network, or for one that cannot be made here.
+    """
+    if "nodes" in design:
+        return TopoNet(**{**_arguments(file), **arguments})
+    name, options = str(design["architecture"]), dict(design["options"] or {})
+    refuse_other_files(file, name, options)
+    known = {key: design[key] for key in ("wiring", "rewire", "in_chans")}
+    try:
+        return create_timm_network(name, **{**known, **options, **arguments})
+    except ConfigError as error:
+        raise WeightsError(f"{file.path}: its network cannot be built here: {error}") from error
+
+
+def refuse_other_files(file: WeightsFile, name: str, options: Collection[str]) -> None:
+    """Refuse a stranger's file whose network, by its name or options in timm, would be read from somewhere else.
+
+    Raises:
+        WeightsError: names the file and what it asks for.
+    """
+    asked = [option for option in options if option.lower() in _OF_OTHER_FILES]
+    if ":" in name or asked:
+        raise WeightsError(f"{file.path} is refused: its network {name} asks for other files {asked or ''}")
 
 
 def describe(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -324,30 +439,22 @@ def publish(
         OSError: the files could not be written; nothing half-written is left.
     """
     file = read(checkpoint)
-    state_dict = {key: tensor.contiguous() for key, tensor in file.state_dict.items() if not key.startswith(_HEAD)}
-    shape = describe(state_dict)
-    architecture = architecture or file.checkpoint.get("arch") or "toponet"
-    frozen = file.checkpoint.get("args", {}).get("freeze_alpha")
-    trained = {
-        "edge_weights": "fixed" if frozen else _trained_argument(file, "edge_weights", "learned"),
-        "norm_layer": _trained_argument(file, "norm_layer", "batchnorm2d"),
-    }
-    model = TopoNet(num_classes=0, **shape, **trained)
+    model = _rebuild(file, _design(file, architecture), num_classes=0)
+    passes_over = _passes_over(model, head=False)
+    state_dict = {name: tensor.contiguous() for name, tensor in file.state_dict.items() if not passes_over(name)}
     load(model, WeightsFile(file.path, state_dict, {}), quiet=True)
     if prune:
         model = connectivity.prune(model, **prune)
         state_dict = model.state_dict()
-        shape = describe(state_dict)
+    design = _design(replace(file, state_dict=state_dict), architecture)
     data = file.checkpoint.get("data_config", {})
+    graphs = {name: wiring.topology for name, wiring in connectivity.wirings(model).items()}
     card = {
         "format": FORMAT,
-        "name": name or architecture,
-        "architecture": architecture,
-        "nodes": shape["nodes"],
-        "width": shape["width"],
-        "in_chans": shape["in_chans"],
-        **trained,
-        "topology": [json.loads(topology.to_json()) for topology in shape["topology"]],
+        "name": name or design["architecture"],
+        **design,
+        "wirings": list(graphs),
+        "topology": [json.loads(topology.to_json()) for topology in graphs.values()],
         "parameters": sum(p.numel() for p in model.parameters()),
         "tensors": len(state_dict),
         "mean": _plain(data.get("mean")),
@@ -447,7 +554,9 @@ def read_detector(source: str | os.PathLike, framework: str) -> WeightsFile:
     file = read(source)
     card = file.card
     if card.get("kind") != "detector":
-        what = "a backbone" if _STEM in file.state_dict else "a checkpoint without config and class names"
+        known = card.get("architecture") or _STEM in file.state_dict
+        backbone = known and not _of_a_detector(file.state_dict)
+        what = "a backbone" if backbone else "a checkpoint without config and class names"
         raise WeightsError(
             f"{file.path} is {what}, not a published detector; make one of a training's output with "
             "tools/publish_model.py --detector CHECKPOINT --config CONFIG, or give --config where a tool takes it"
@@ -613,18 +722,38 @@ def _differences(own: Mapping[str, Tensor], wanted: set[str], offered: Mapping[s
 def _other_architecture(model: nn.Module, card: Mapping[str, Any]) -> str:
     """Return the names of both architectures where the card and a framework's backbone have different ones, or ""."""
     theirs, ours = card.get("architecture"), getattr(model, "arch", None)
-    return f"the file is {theirs}, the config asks for {ours}; " if theirs and ours and theirs != ours else ""
+    if theirs and ours and theirs != ours.partition(".")[0]:
+        return f"the file is {theirs}, the config asks for {ours}; "
+    theirs, ours = card.get("wiring"), getattr(model, "wiring", None)
+    if theirs and ours and theirs != ours and "none" in (theirs, ours):
+        return f"the file has wiring={theirs!r}, the config asks for wiring={ours!r}; "
+    return ""
 
 
-def _is_unbuilt_stage(name: str, model: nn.Module) -> bool:
-    part, _, rest = name.partition(".")
-    stages = getattr(model, "stages", None)
-    return part == "stages" and stages is not None and rest.partition(".")[0] not in dict(stages.named_children())
+def _of_a_detector(names: Collection[str]) -> bool:
+    """Whether tensors of these names are those of a whole detector, in either framework."""
+    return any(name.startswith("backbone.") for name in names)
+
+
+def _passes_over(model: nn.Module, head: bool) -> Callable[[str], bool]:
+    """Return which tensors are none of what `load` fills: the classifier, and what the model was built without."""
+    unbuilt = getattr(model, "passes_over", lambda name: False)
+    classifier = () if head else _classifier(model)
+    return lambda name: name.startswith(classifier) or unbuilt(name)
+
+
+def _classifier(model: nn.Module) -> tuple[str, ...]:
+    """Return what the names of a timm network's classifier begin with; nothing for other modules."""
+    if not hasattr(model, "get_classifier"):
+        return ()
+    found = model.get_classifier()
+    parts = {id(part) for part in (found if isinstance(found, tuple | list) else (found,))}
+    return tuple(f"{name}." for name, module in model.named_modules() if id(module) in parts)
 
 
 def _trained_argument(file: WeightsFile, name: str, default: str) -> str:
     """Return an argument that the tensors do not tell: as the training set it, or as the named network has it."""
-    given = file.checkpoint.get("args", {}).get("model_kwargs") or {}
+    given = file.card or file.checkpoint.get("args", {}).get("model_kwargs") or {}
     return given.get(name, ARCHITECTURES.get(file.checkpoint.get("arch"), {}).get(name, default))
 
 

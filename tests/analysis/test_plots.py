@@ -45,6 +45,14 @@ def test_pictures_are_written(model, tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
+def test_titles_leave_out_what_all_names_begin_with(model):
+    detector = nn.ModuleDict({"backbone": nn.ModuleDict({"network": model})})
+    for drawn, titles in ((detector, ["stages.0", "stages.1"]), (nn.Sequential(model.stages[0]), ["0"])):
+        edges = [f"{graph.num_edges} edges" for graph in model.topologies]
+        found = [axis.get_title() for axis in adjacency_figure(drawn).axes if axis.images]
+        assert found == [f"{title}: {count}" for title, count in zip(titles, edges)]
+
+
 def test_a_model_without_wiring_is_named():
     with pytest.raises(ConfigError, match="Linear has no wiring to draw"):
         adjacency_figure(nn.Linear(2, 2))

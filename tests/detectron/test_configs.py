@@ -24,6 +24,7 @@ from tests.detection import IMAGENET
 from topodet import connectivity
 from topodet.detectron2 import Trainer, load_config
 from topodet.detectron2.check import backbones
+from topodet.detectron2.config import backbone_node
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "detectron2"
@@ -39,6 +40,10 @@ ROWS = {
 PAIRS = [f"faster_rcnn_{row}_FPN_{schedule}" for row in ROWS for schedule in ("1x", "noaug_1x")] + [
     "faster_rcnn_toponet50_adaptive_FPN_3x",
     *(f"{model}_toponet50_adaptive_FPN_1x" for model in ("mask_rcnn", "cascade_rcnn", "retinanet")),
+    *(
+        f"faster_rcnn_{name}_FPN_1x"
+        for name in ("mobilenetv2_connected", "resnet50_rewired", "convnextv2_nano_connected")
+    ),
 ]
 SMALL = [f"faster_rcnn_toponet_nano_FPN_{data}" for data in ("bccd", "coco_mini", "digits")]
 # Detectron2's own configs, which ours should be but for the backbone.
@@ -49,14 +54,18 @@ ZOO_CONFIGS = {
     "mask_rcnn_toponet50_adaptive_FPN_1x": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
     "cascade_rcnn_toponet50_adaptive_FPN_1x": "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
     "retinanet_toponet50_adaptive_FPN_1x": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+    "faster_rcnn_mobilenetv2_connected_FPN_1x": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+    "faster_rcnn_resnet50_rewired_FPN_1x": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+    "faster_rcnn_convnextv2_nano_connected_FPN_1x": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
 }
 # How a TopoNet differs from ResNet-50; prefixes.
 OF_THE_BACKBONE = (
-    *("MODEL.BACKBONE.NAME", "MODEL.TOPONET.", "MODEL.RESNETS.", "MODEL.WEIGHTS"),
+    *("MODEL.BACKBONE.NAME", "MODEL.TOPONET.", "MODEL.CONNECTED_TIMM.", "MODEL.RESNETS.", "MODEL.WEIGHTS"),
     *("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT"),
 )
+ADAMW = {"MODEL.BACKBONE.FREEZE_AT", "SOLVER.OPTIMIZER", "SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY"}
 PERIODS = {"SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"}
-GROUP = ("lr", "weight_decay", "momentum", "dampening", "nesterov")
+GROUP = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "betas")
 
 # MMDetection's names of a detector's parts, and Detectron2's.
 RENAMED = [
@@ -150,9 +159,22 @@ def train_a_step(model, optimizer, batch):
     return {name: loss.item() for name, loss in losses.items()}, idle
 
 
+def is_norm(module):
+    return isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d)
+
+
 def groups(model, optimizer):
-    of = {id(p): {key: group[key] for key in GROUP} for group in optimizer.param_groups for p in group["params"]}
+    of = {id(p): {key: group.get(key) for key in GROUP} for group in optimizer.param_groups for p in group["params"]}
     return {name: of[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+
+
+def network(cfg):
+    node = backbone_node(cfg)
+    return node.get("ARCH") or node.NAME
+
+
+def assert_same_pretrained(ours, theirs):
+    assert {"timm": True, "": None}[ours] is theirs
 
 
 @pytest.fixture(scope="module", params=PAIRS)
@@ -161,8 +183,10 @@ def pair(request, backbone_files):
     name = request.param
     cfg, lazy = yaml_config(name), LazyConfig.load(str(CONFIGS / f"{name}.py"))
     if cfg.MODEL.BACKBONE.NAME != "build_resnet_fpn_backbone":
-        file = str(backbone_files(cfg.MODEL.TOPONET.ARCH))
-        cfg.MODEL.TOPONET.PRETRAINED = lazy.model.backbone.bottom_up.pretrained = file
+        assert_same_pretrained(backbone_node(cfg).PRETRAINED, lazy.model.backbone.bottom_up.pretrained)
+        trained = {"wiring": "learned", "rewire": True} if "rewired" in name else {}
+        file = str(backbone_files(network(cfg), **trained))
+        backbone_node(cfg).PRETRAINED = lazy.model.backbone.bottom_up.pretrained = file
     sides = SimpleNamespace(name=name, cfg=cfg, lazy=lazy)
     torch.manual_seed(0)
     sides.models = [build_model(cfg)]
@@ -177,7 +201,7 @@ def pair(request, backbone_files):
 
 
 def test_the_list_of_configs():
-    bases = ["Base-RCNN-FPN", "Base-RCNN-R50-FPN"]
+    bases = ["Base-RCNN-FPN", "Base-RCNN-R50-FPN", "Base-RCNN-ConnectedTimm-FPN"]
     bases += [f"Base-{model}-TopoNet{size}-FPN" for model, size in (("RCNN", ""), ("RCNN", "-nano"), ("RetinaNet", ""))]
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*PAIRS, *SMALL, *bases}
     assert {path.stem for path in CONFIGS.glob("*.py")} == set(PAIRS)
@@ -187,7 +211,7 @@ def test_the_list_of_configs():
 def test_is_detectron2s_own_config_but_for_the_backbone(name):
     theirs = load_config("", ["MODEL.DEVICE", "cpu"])
     theirs.merge_from_file(str(ZOO / ZOO_CONFIGS[name]))
-    expected = PERIODS | ({"MODEL.MASK_ON"} if "cascade" in name else set())
+    expected = PERIODS | ({"MODEL.MASK_ON"} if "cascade" in name else set()) | (ADAMW if "convnext" in name else set())
     found = differences(settings(name), dict(flat(theirs)))
     assert {key for key in found if "R_50" in name or not key.startswith(OF_THE_BACKBONE)} == expected
 
@@ -250,10 +274,18 @@ def test_a_pair_is_the_same_model(pair):
 def test_a_pair_has_the_same_optimizer(pair):
     both = [groups(model, optimizer) for model, optimizer in zip(pair.models, pair.optimizers)]
     assert both[0] == both[1]
+    kinds = {type(optimizer) for optimizer in pair.optimizers}
+    adamw = "convnext" in pair.name
+    assert kinds == {torch.optim.AdamW if adamw else torch.optim.SGD}
+    norms = {
+        f"{name}.{part}" for name, m in pair.models[0].named_modules() for part in ("weight", "bias") if is_norm(m)
+    }
     for name, group in both[0].items():
-        assert group["weight_decay"] == (0 if name.endswith("wiring.alpha") else 1e-4), name
-        assert (group["lr"], group["momentum"]) == (0.01 if "retinanet" in pair.name else 0.02, 0.9)
-    node, optimizer = pair.cfg.MODEL.TOPONET, pair.lazy.optimizer
+        spared = name.endswith("wiring.alpha") or name in norms
+        assert group["weight_decay"] == (0 if spared else 0.05 if adamw else 1e-4), name
+        assert group["lr"] == (1e-4 if adamw else 0.01 if "retinanet" in pair.name else 0.02)
+        assert group["momentum"] == (None if adamw else 0.9)
+    node, optimizer = backbone_node(pair.cfg), pair.lazy.optimizer
     assert optimizer.get("sparsity", "none") == node.SPARSITY
     assert node.SPARSITY_WEIGHT == optimizer.get("sparsity_weight", 1e-4) == 1e-4
 
@@ -318,7 +350,7 @@ def test_a_pair_trains_the_same_step(pair, coco):
     if backbones(models[1]):
         pair.lazy.optimizer.sparsity_weight = 100.0
         optimizers[1] = instantiate(pair.lazy.optimizer)
-    connectivity.penalize(optimizers[0], models[0], cfg.MODEL.TOPONET.SPARSITY, 100.0)
+    connectivity.penalize(optimizers[0], models[0], backbone_node(cfg).SPARSITY, 100.0)
     batch = small_batch(cfg, coco)
     (losses, idle), other = (train_a_step(model, optimizer, batch) for model, optimizer in zip(models, optimizers))
     assert idle == []  # DDP would wait for them
@@ -328,7 +360,7 @@ def test_a_pair_trains_the_same_step(pair, coco):
     for name, tensor in models[0].state_dict().items():
         torch.testing.assert_close(tensor, state[name], rtol=1e-4, atol=1e-5, msg=name)
     assert [backbone.card["architecture"] for backbone in backbones(models[0])] == (
-        [] if "R_50" in pair.name else [cfg.MODEL.TOPONET.ARCH]
+        [] if "R_50" in pair.name else [network(cfg)]
     )
 
 

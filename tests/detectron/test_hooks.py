@@ -139,7 +139,7 @@ def test_the_record_of_the_edges(tmp_path):
             f"edges/{name}": pytest.approx(share) for name, share in shares.items()
         }
         assert shares["below_0.001"] == pytest.approx(3 / (6 + 10))
-        assert [h["tag"] for h in storage._histograms] == ["alpha/stage0", "alpha/stage1"] * 3
+        assert [h["tag"] for h in storage._histograms] == [f"alpha/backbone.stages.{k}.wiring" for k in (0, 1)] * 3
         assert [sum(h["bucket_counts"]) for h in storage._histograms] == [6, 10] * 3
         name, image, _ = storage._vis_data[0]
         assert name == "adjacency"
@@ -168,5 +168,5 @@ def test_both_are_in_the_logs_of_a_training(coco, nano, tmp_path):
     assert row["edges/below_0.01"] == connectivity.sparsity(trainer.model)["below_0.01"]
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "histograms": 0}).Reload()
     assert events.Tags()["images"] == ["adjacency"]
-    assert events.Tags()["histograms"] == [f"alpha/stage{k}" for k in range(4)]
+    assert events.Tags()["histograms"] == [f"alpha/backbone.bottom_up.stages.{k}.wiring" for k in range(4)]
     assert {"sparsity_penalty", "edges/below_0.1"} <= set(events.Tags()["scalars"])

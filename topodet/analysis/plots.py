@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,13 @@ def adjacency_figure(model: nn.Module, title: str = "") -> Figure:
     top = max(float(all_alphas(parts.values()).abs().max()), 1e-12)
     figure = _figure(width=3.2 * len(parts) + 0.8, height=3.7)
     axes = figure.subplots(1, len(parts), squeeze=False)[0]
-    for axis, (name, wiring) in zip(axes, parts.items()):
+    for axis, name, wiring in zip(axes, _short(parts), parts.values()):
         # NaN is not drawn: a missing edge, the grey behind it, is not the same as one of weight 0.
         axis.set_facecolor("0.92")
         edges = np.where(wiring.topology.adjacency() > 0, 0.0, np.nan)
         matrix = edges + wiring.topology.adjacency(wiring.alpha.detach().float().abs().cpu().numpy())
         image = axis.imshow(matrix, cmap="viridis", vmin=0, vmax=top, interpolation="nearest")
-        axis.set_title(f"{name.removesuffix('.wiring')}: {wiring.topology.num_edges} edges", fontsize=9)
+        axis.set_title(f"{name}: {wiring.topology.num_edges} edges", fontsize=9)
         axis.set_xlabel("from node", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -95,6 +96,13 @@ def _wirings(model: nn.Module) -> dict:
             f"{type(model).__name__} has no wiring to draw; give a TopoNet or a network that contains one"
         )
     return parts
+
+
+def _short(names: Iterable[str]) -> list[str]:
+    """Return the names of wirings from the word on before they differ: "stages.0" of "backbone.stages.0.wiring"."""
+    words = [name.removesuffix(".wiring").split(".") for name in names]
+    differ = next((k for k, column in enumerate(zip(*words)) if len(set(column)) > 1), 0)
+    return [".".join(name[max(0, differ - 1) :]) for name in words]
 
 
 def _figure(width: float, height: float) -> Figure:

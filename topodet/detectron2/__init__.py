@@ -1,10 +1,18 @@
-"""TopoNet in Detectron2: importing this registers the builders that `MODEL.BACKBONE.NAME` names."""
+"""topodet in Detectron2: importing this registers the builders that `MODEL.BACKBONE.NAME` names."""
 
 from .backbone import TopoNet
-from .build import build_retinanet_toponet_fpn_backbone, build_toponet_backbone, build_toponet_fpn_backbone
+from .build import (
+    build_connected_timm_backbone,
+    build_connected_timm_fpn_backbone,
+    build_retinanet_connected_timm_fpn_backbone,
+    build_retinanet_toponet_fpn_backbone,
+    build_toponet_backbone,
+    build_toponet_fpn_backbone,
+)
 from .check import check_detector
 from .checkpoint import TopoNetCheckpointer
 from .config import add_topodet_config, load_config
+from .connected_timm import ConnectedTimm
 from .data import check_datasets, register_dataset
 from .evaluation import coco_evaluation
 from .hooks import AlphaLogHook, SparsityHook
@@ -15,12 +23,16 @@ from .trainer import Trainer
 
 __all__ = [
     "AlphaLogHook",
+    "ConnectedTimm",
     "SparsityHook",
     "TopoNet",
     "TopoNetCheckpointer",
     "Trainer",
     "add_topodet_config",
+    "build_connected_timm_backbone",
+    "build_connected_timm_fpn_backbone",
     "build_optimizer",
+    "build_retinanet_connected_timm_fpn_backbone",
     "build_retinanet_toponet_fpn_backbone",
     "build_toponet_backbone",
     "build_toponet_fpn_backbone",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,10 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from fvcore.nn import ActivationCountAnalysis, flop_count_table
 from torch import Tensor, nn
 
+from .. import connectivity
 from ..errors import ConfigError
-from ..models.stage import TopoStage
+from ..models.aggregation import Sums
+from ..models.wiring import Wiring
 from .config import load_config
 
 NOT_COUNTED = ("aten::batch_norm", "aten::addcmul")
@@ -33,10 +35,10 @@ class Counts:
     Attributes:
         flops: multiply-adds, one entry an image. Convolutions, linear layers and matrix products count, and what else
             fvcore has a formula for (upsampling, group normalisation); batch normalisation, activation functions and
-            the weighted sums of a TopoNet do not, as in the paper's tables.
+            the weighted sums of a wiring do not, as in the paper's tables.
         operators: mean multiply-adds by kind of operator.
         backbone: mean multiply-adds of the network below the FPN.
-        weighted_sums: mean multiply-adds of a TopoNet's weighted sums, one an edge and element, counted apart.
+        weighted_sums: mean multiply-adds of the weighted sums, one an edge and element, counted apart.
         activations: mean number of elements that convolutions, linear layers and matrix products put out.
         backbone_activations: those of the network below the FPN.
         uncounted: operators without a formula, and how often they ran for the last image.
@@ -151,16 +153,30 @@ def _nothing(inputs: list, outputs: list) -> Counter:
 
 @contextmanager
 def _weighted_sums(model: nn.Module) -> Iterator[list[int]]:
-    """Yield a list that gets each TopoNet stage's multiply-adds of weighted sums when the model runs."""
+    """Yield a list that gets the multiply-adds of each weighted sum when the model runs."""
     counts: list[int] = []
 
-    def add(stage: TopoStage, _: object, output: Tensor) -> None:
-        counts.append(stage.wiring.topology.num_edges * int(np.prod([int(n) for n in output.shape])))
+    def counted(wiring: Wiring) -> Callable[[Tensor], Sums]:
+        def sums(like: Tensor) -> Sums:
+            made = Wiring.sums(wiring, like)
+            made.read = read(made.read, wiring.topology.in_degree)
+            return made
 
-    stages = [module for module in model.modules() if isinstance(module, TopoStage)]
-    hooks = [stage.register_forward_hook(add) for stage in stages]
+        return sums
+
+    def read(original: Callable[[int], Tensor], in_degree: Sequence[int]) -> Callable[[int], Tensor]:
+        def counting(i: int) -> Tensor:
+            total = original(i)
+            counts.append(in_degree[i] * int(np.prod([int(n) for n in total.shape])))
+            return total
+
+        return counting
+
+    wirings = connectivity.wirings(model).values()
+    for wiring in wirings:
+        wiring.sums = counted(wiring)
     try:
         yield counts
     finally:
-        for hook in hooks:
-            hook.remove()
+        for wiring in wirings:
+            del wiring.sums

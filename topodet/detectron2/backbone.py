@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from detectron2.layers import FrozenBatchNorm2d, get_norm
-from detectron2.modeling import Backbone
-from torch import Tensor, nn
+from torch import nn
 
 from .. import weights
-from ..errors import ConfigError, WeightsError, unknown_name
+from ..errors import ConfigError, unknown_name
 from ..models import Trunk, build_blocks
 from ..models.trunk import TopologySpec
 from ..models.wiring import EdgeWeights
-
-# Under Detectron2's own logger, so that its console and log.txt show it.
-logger = logging.getLogger("detectron2.topodet")
+from .base import TopodetBackbone, number_of_stages
 
 NORMS = ("FrozenBN", "BN", "SyncBN", "GN", "naiveSyncBN", "naiveSyncBN_N", "nnSyncBN", "LN")
 
 
-class TopoNet(Trunk, Backbone):
+class TopoNet(Trunk, TopodetBackbone):
     """A TopoNet without classifier: [B, in_channels, H, W] to {"res2": [B, C, H/4, W/4], ..., "res5": ...}.
 
     Parameters are named as in the timm network and in MMDetection, so one published file serves all. Stages after the
@@ -41,7 +36,7 @@ class TopoNet(Trunk, Backbone):
         out_features: feature maps to return, of "res2" (stride 4) to "res5" (stride 32).
         norm: what `detectron2.layers.get_norm` takes: "FrozenBN", "BN", "SyncBN", "GN", ... or a callable from channels
             to a module.
-        freeze_at: see `freeze`.
+        freeze_at: see `TopodetBackbone.freeze`.
         pretrained: path or URL of a weights file, loaded strictly; its hash is checked.
         use_act_checkpoint: recompute the inside of each node in the backward pass to save memory.
 
@@ -53,6 +48,8 @@ class TopoNet(Trunk, Backbone):
         TopologyError: a topology that cannot be made.
         WeightsError: `pretrained` is damaged or made for another network.
     """
+
+    config_node = "MODEL.TOPONET"
 
     def __init__(
         self,
@@ -73,6 +70,8 @@ class TopoNet(Trunk, Backbone):
         name, arguments = weights.backbone_arguments(
             arch, pretrained, nodes=nodes, width=width, topology=topology, edge_weights=edge_weights, seed=seed
         )
+        stages = arguments.get("nodes")
+        total = len(stages) if isinstance(stages, Sequence) else 4  # else not given, or what build_blocks refuses
         if isinstance(norm, str) and norm not in NORMS:
             raise ConfigError(unknown_name("norm", norm, NORMS))
         super().__init__(
@@ -80,113 +79,17 @@ class TopoNet(Trunk, Backbone):
                 **arguments,
                 in_chans=in_channels,
                 norm_layer=lambda channels: get_norm(norm, channels),
-                num_stages=_num_stages(out_features, arguments.get("nodes")),
+                num_stages=number_of_stages(out_features, total, self.config_node),
             )
         )
         self.arch = name
-        self.stage_names = tuple(f"res{k + 2}" for k in range(len(self.stages)))
-        # What `Backbone.output_shape` is computed from.
-        self._out_features = list(out_features)
-        self._out_feature_channels = dict(zip(self.stage_names, self.stage_channels))
-        self._out_feature_strides = dict(zip(self.stage_names, self.stage_strides))
-        self.card: dict[str, Any] = {}
-        self._has_weights = False
-        self.set_grad_checkpointing(use_act_checkpoint)
-        if pretrained:
-            report = weights.load(self, pretrained, quiet=True)
-            self.card = report.card
-            logger.info(f"topodet: {report} loaded from {pretrained}")
-        self.freeze(freeze_at)
+        self._set_up(
+            out_features=out_features,
+            freeze_at=freeze_at,
+            pretrained=pretrained,
+            use_act_checkpoint=use_act_checkpoint,
+        )
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the feature maps of `out_features`, [B, channels, ceil(H / stride), ceil(W / stride)] each."""
-        if self.training and not self._has_weights:
-            self._has_weights = True  # say it once
-            self._warn_of_random_weights()
-        stages = zip(self.stage_names, self.stage_features(x))
-        return {name: x for name, x in stages if name in self._out_features}
-
-    def freeze(self, freeze_at: int = 0) -> TopoNet:
-        """Freeze the first parts as Detectron2's ResNet does: no gradients, batch normalisation made FrozenBN.
-
-        Args:
-            freeze_at: 0 nothing, 1 the stem, 2 the stem and res2, and so on; edge weights included.
-
-        Returns:
-            this network.
-
-        Raises:
-            ConfigError: beyond the stages there are.
-        """
-        if not 0 <= freeze_at <= len(self.stages) + 1:
-            raise ConfigError(
-                f"freeze_at={freeze_at} (MODEL.BACKBONE.FREEZE_AT), but {self.arch} was built with {len(self.stages)} "
-                f"stages: use 0 (nothing), 1 (stem) or 2..{len(self.stages) + 1} (stem and stages up to res2.."
-                f"{self.stage_names[-1]})"
-            )
-        for module in self.frozen_modules(freeze_at - 1):
-            module.requires_grad_(False)
+    def _freeze_norms(self, frozen_stages: int) -> None:
+        for module in self.frozen_modules(frozen_stages):
             FrozenBatchNorm2d.convert_frozen_batchnorm(module)
-        return self
-
-    def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ):
-        own = {name: tensor for name, tensor in self.state_dict().items() if not weights.is_update_counter(name)}
-        filled = [name for name, tensor in own.items() if _shape(state_dict.get(prefix + name)) == tensor.shape]
-        graphs = [name for name in own if name.endswith("wiring.edges") and prefix + name in state_dict]
-        if len(filled) < len(own) and all(name in filled for name in graphs):
-            absent = [name for name in own if name not in filled]
-            raise WeightsError(
-                f"the checkpoint fills {len(filled)}/{len(own)} tensors of the backbone {self.arch}; missing, or of "
-                f"another shape: {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}. It is for another "
-                "backbone: choose the arch it was trained with (MODEL.TOPONET.ARCH, model.backbone.bottom_up.arch), or "
-                "another file"
-            )
-        # A published file holds counters that FrozenBN has no use for, and stages that nobody here reads.
-        passed_over = [name for name in unexpected_keys if _is_unread(name, own, len(self.stages))]
-        unexpected_keys[:] = [name for name in unexpected_keys if name not in passed_over]
-        self._has_weights = True
-        if prefix:
-            logger.info(f"topodet: {len(filled)}/{len(own)} tensors of the backbone are in the checkpoint")
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-    def _warn_of_random_weights(self) -> None:
-        advice = []
-        if not all(parameter.requires_grad for parameter in self.stem.parameters()):
-            advice.append("MODEL.BACKBONE.FREEZE_AT 0")
-        if any(isinstance(module, FrozenBatchNorm2d) for module in self.modules()):
-            advice.append("MODEL.TOPONET.NORM BN")
-        useless = f"; frozen layers and statistics make no sense then: {' '.join(advice)}" if advice else ""
-        logger.warning(
-            f"TopoNet ({self.arch}) starts from RANDOM weights{useless}. A published backbone is given by "
-            "MODEL.TOPONET.PRETRAINED PATH or MODEL.WEIGHTS PATH (model.backbone.bottom_up.pretrained=PATH)"
-        )
-
-
-def _shape(tensor: Tensor | None) -> Any:
-    return None if tensor is None else tensor.shape
-
-
-def _is_unread(name: str, own: dict[str, Tensor], num_stages: int) -> bool:
-    """Whether a key that the checkpointer found no place for is one that this backbone passes over on purpose."""
-    part, _, rest = name.partition(".")
-    if part == "stages" and int(rest.partition(".")[0]) >= num_stages:
-        return True
-    return part in ("stem", "stages") and weights.is_update_counter(name)
-
-
-def _num_stages(out_features: Sequence[str], nodes: Sequence[int] | None) -> int:
-    """Return how many stages `out_features` needs."""
-    total = len(nodes) if isinstance(nodes, Sequence) else 4  # no sequence: not given, or what build_blocks refuses
-    known = [f"res{k + 2}" for k in range(total)]
-    for name in out_features:
-        if name not in known:
-            raise ConfigError(unknown_name("feature in out_features (MODEL.TOPONET.OUT_FEATURES)", name, known))
-    if not out_features or len(set(out_features)) != len(out_features):
-        raise ConfigError(
-            f"out_features={list(out_features)} (MODEL.TOPONET.OUT_FEATURES) must list some of {known}, each once"
-        )
-    return 1 + max(known.index(name) for name in out_features)

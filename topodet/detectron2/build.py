@@ -9,7 +9,9 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
 from .backbone import TopoNet
+from .base import TopodetBackbone
 from .check import check_preprocessing
+from .connected_timm import ConnectedTimm
 
 
 @BACKBONE_REGISTRY.register()
@@ -37,9 +39,7 @@ def build_toponet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoNet:
         pretrained=node.PRETRAINED or None,
         use_act_checkpoint=node.USE_ACT_CHECKPOINT,
     )
-    check_preprocessing(
-        backbone.card, mean=cfg.MODEL.PIXEL_MEAN, std=cfg.MODEL.PIXEL_STD, input_format=cfg.INPUT.FORMAT
-    )
+    _check(backbone, cfg)
     return backbone
 
 
@@ -52,13 +52,59 @@ def build_toponet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 @BACKBONE_REGISTRY.register()
 def build_retinanet_toponet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build a TopoNet with RetinaNet's FPN: p3..p5, and p6, p7 convolved from the last feature map."""
-    bottom_up = build_toponet_backbone(cfg, input_shape)
+    return _retinanet_fpn(cfg, build_toponet_backbone(cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_connected_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ConnectedTimm:
+    """Build the network of timm that `MODEL.CONNECTED_TIMM` and `MODEL.BACKBONE.FREEZE_AT` describe.
+
+    Raises:
+        ConfigError: what `ConnectedTimm` raises; INPUT.FORMAT, MODEL.PIXEL_MEAN or PIXEL_STD contradict the weights.
+        WeightsError: PRETRAINED is damaged, made for another network or cannot be had.
+    """
+    node = cfg.MODEL.CONNECTED_TIMM
+    backbone = ConnectedTimm(
+        node.NAME,
+        wiring=node.WIRING,
+        rewire=node.REWIRE,
+        in_channels=input_shape.channels,
+        out_features=node.OUT_FEATURES,
+        norm=node.NORM,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        pretrained=True if node.PRETRAINED == "timm" else node.PRETRAINED or None,
+        use_act_checkpoint=node.USE_ACT_CHECKPOINT,
+        options={name.lower(): value for name, value in node.OPTIONS.items()},
+    )
+    _check(backbone, cfg)
+    return backbone
+
+
+@BACKBONE_REGISTRY.register()
+def build_connected_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build a network of timm with the FPN that `MODEL.FPN` describes: p2..p5, and p6 pooled from p5."""
+    return _fpn(cfg, build_connected_timm_backbone(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_connected_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build a network of timm with RetinaNet's FPN: p3..p5, and p6, p7 convolved from the last feature map."""
+    return _retinanet_fpn(cfg, build_connected_timm_backbone(cfg, input_shape))
+
+
+def _check(backbone: TopodetBackbone, cfg: CfgNode) -> None:
+    check_preprocessing(
+        backbone.card, mean=cfg.MODEL.PIXEL_MEAN, std=cfg.MODEL.PIXEL_STD, input_format=cfg.INPUT.FORMAT
+    )
+
+
+def _retinanet_fpn(cfg: CfgNode, bottom_up: TopodetBackbone) -> FPN:
     last = cfg.MODEL.FPN.IN_FEATURES[-1]
     channels = bottom_up.output_shape()[last].channels
     return _fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=last))
 
 
-def _fpn(cfg: CfgNode, bottom_up: TopoNet, top_block: nn.Module) -> FPN:
+def _fpn(cfg: CfgNode, bottom_up: TopodetBackbone, top_block: nn.Module) -> FPN:
     node = cfg.MODEL.FPN
     return FPN(
         bottom_up,

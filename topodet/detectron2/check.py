@@ -1,4 +1,4 @@
-"""Whether a detector shows its TopoNet the images that the weights were trained on."""
+"""Whether a detector shows its backbone of topodet the images that the weights were trained on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from .. import weights
 from ..errors import ConfigError
-from .backbone import TopoNet
+from .base import TopodetBackbone
 
 
 def check_detector(model: nn.Module, *, image_format: str | None = None) -> None:
@@ -54,16 +54,16 @@ def check_preprocessing(
                 parts.append(f"{key} {[round(255 * value, 3) for value in card[name]]}")
         raise ConfigError(
             f"set {', '.join(parts)} (in a LazyConfig dataloader.train.mapper.image_format, model.input_format, "
-            f"model.pixel_mean and model.pixel_std): the detector does not fit its TopoNet, {'; '.join(problems)}"
+            f"model.pixel_mean and model.pixel_std): the detector does not fit its backbone, {'; '.join(problems)}"
         )
 
 
-def backbones(model: nn.Module) -> list[TopoNet]:
-    """Return every TopoNet backbone in a model."""
-    return [module for module in model.modules() if isinstance(module, TopoNet)]
+def backbones(model: nn.Module) -> list[TopodetBackbone]:
+    """Return every backbone of topodet in a model."""
+    return [module for module in model.modules() if isinstance(module, TopodetBackbone)]
 
 
-def _detectors(model: nn.Module) -> Iterator[tuple[nn.Module, TopoNet]]:
+def _detectors(model: nn.Module) -> Iterator[tuple[nn.Module, TopodetBackbone]]:
     for part in model.modules():
         if hasattr(part, "pixel_mean") and isinstance(getattr(part, "backbone", None), nn.Module):
             yield from ((part, backbone) for backbone in backbones(part.backbone))

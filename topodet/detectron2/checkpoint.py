@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer, with what it lets pass made an error for a TopoNet."""
+"""Detectron2's checkpointer, with what it lets pass made an error for a backbone of topodet."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class TopoNetCheckpointer(DetectionCheckpointer):
             return super()._load_file(filename)
         if filename.endswith((".pkl", ".pyth")):
             raise WeightsError(
-                f"{filename} is a pickle for another backbone, and unpickling could run code; a detector with a "
-                "TopoNet starts from a published .pth (MODEL.TOPONET.PRETRAINED or MODEL.WEIGHTS)"
+                f"{filename} is a pickle for another backbone, and unpickling could run code; this detector starts "
+                "from a published .pth (MODEL.WEIGHTS, or PRETRAINED of the backbone's node)"
             )
         return super()._load_file(filename)
 
@@ -48,6 +48,9 @@ class TopoNetCheckpointer(DetectionCheckpointer):
         card = weights.backbone_card(checkpoint.get("card") or {})
         if card:
             for backbone in backbones(self.model):
+                problems = weights.other_network(backbone, card)
+                if problems:
+                    raise WeightsError(f"{card.get('name')} does not fit {backbone.arch}: {problems[0]}")
                 backbone.card = card
             check_detector(self.model)
         return super()._load_model(checkpoint)

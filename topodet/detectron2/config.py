@@ -1,4 +1,4 @@
-"""The `MODEL.TOPONET` node of a Detectron2 config, and reading a config with errors that help."""
+"""The nodes that topodet adds to a Detectron2 config, and reading a config with errors that help."""
 
 from __future__ import annotations
 
@@ -16,12 +16,24 @@ _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
 
 
 def add_topodet_config(cfg: CfgNode) -> None:
-    """Add `MODEL.TOPONET` to a config, with its defaults; adding it again changes nothing.
+    """Add `MODEL.TOPONET`, `MODEL.CONNECTED_TIMM` and `SOLVER.OPTIMIZER`, with their defaults.
 
-    An empty value ("", [], 0, and -1 for SEED) leaves the named network's own.
+    Adding them again changes nothing.
     """
-    if "TOPONET" in cfg.MODEL:
-        return
+    for name, make in (("TOPONET", _toponet), ("CONNECTED_TIMM", _connected_timm)):
+        if name not in cfg.MODEL:
+            cfg.MODEL[name] = make()
+    if "OPTIMIZER" not in cfg.SOLVER:
+        cfg.SOLVER.OPTIMIZER = "SGD"  # or AdamW
+
+
+def backbone_node(cfg: CfgNode) -> CfgNode:
+    """Return the node of `MODEL` that describes the backbone and the training of its edges."""
+    return cfg.MODEL.CONNECTED_TIMM if "connected_timm" in cfg.MODEL.BACKBONE.NAME else cfg.MODEL.TOPONET
+
+
+def _toponet() -> CfgNode:
+    """Return MODEL.TOPONET. An empty value ("", [], 0, and -1 for SEED) leaves the named network's own."""
     node = CfgNode()
     # A name of topodet.models.ARCHITECTURES (`topodet list` prints them), or "pretrained": the network of PRETRAINED,
     # graphs included, e.g. a pruned one.
@@ -37,15 +49,33 @@ def add_topodet_config(cfg: CfgNode) -> None:
     node.NORM = "FrozenBN"  # FrozenBN, BN, SyncBN, GN
     node.USE_ACT_CHECKPOINT = False  # recompute nodes in the backward pass to save memory
     node.PRETRAINED = ""  # a published backbone, path or URL, loaded strictly when the model is built
+    _add_training_of_edges(node)
+    return node
+
+
+def _connected_timm() -> CfgNode:
+    node = CfgNode()
+    node.NAME = "mobilenetv2_100"  # in timm, with or without the tag of its weights
+    node.WIRING = "learned"  # learned, fixed, or none: the network as timm makes it
+    node.REWIRE = False  # of a ResNet: the network of topodet.models.rewire
+    node.OPTIONS = CfgNode(new_allowed=True)  # of timm.create_model, e.g. {DROP_PATH_RATE: 0.1}
+    node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    node.NORM = "FrozenBN"  # what becomes of batch normalisation: FrozenBN, BN (it stays), SyncBN
+    node.USE_ACT_CHECKPOINT = False  # recompute blocks in the backward pass to save memory
+    node.PRETRAINED = ""  # "timm" for the weights it publishes; a file's path or URL; loaded strictly
+    _add_training_of_edges(node)
+    return node
+
+
+def _add_training_of_edges(node: CfgNode) -> None:
     node.SPARSITY = "none"  # penalty continued in fine-tuning: none, uniform (Eq. 6-7), adaptive (Eq. 8)
     node.SPARSITY_WEIGHT = 1e-4  # lambda
     node.ALPHA_WEIGHT_DECAY = 0.0  # decay would pull the edge weights to 0, which the paper does not do
     node.LOG_PERIOD = 1000  # iterations from one record of the edge weights to the next; 0 for none
-    cfg.MODEL.TOPONET = node
 
 
 def load_config(config_file: str | os.PathLike = "", opts: Sequence[str] = ()) -> CfgNode:
-    """Return Detectron2's config with `MODEL.TOPONET`, merged with a YAML file and `KEY VALUE` pairs; not frozen.
+    """Return Detectron2's config with what topodet adds, merged with a YAML file and `KEY VALUE` pairs; not frozen.
 
     Raises:
         ConfigError: no such file, a key that does not exist (with the nearest ones), or a value of another type.

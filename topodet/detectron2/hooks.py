@@ -8,6 +8,7 @@ from pathlib import Path
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from .. import connectivity
@@ -55,7 +56,7 @@ class AlphaLogHook(HookBase):
     """Record the edge weights before training, every `period` iterations and at the end.
 
     Writes to the event storage, and so to TensorBoard: scalars `edges/below_0.01`, ... (shares in [0, 1]), a histogram
-    `alpha/stage` for each stage and the image `adjacency` of heat maps. Writes `adjacency_*.png` and `alpha_*.png` to
+    `alpha/NAME` for each wiring and the image `adjacency` of heat maps. Writes `adjacency_*.png` and `alpha_*.png` to
     `folder`. A model without wirings is passed over.
 
     Args:
@@ -77,14 +78,14 @@ class AlphaLogHook(HookBase):
 
     def _record(self, iterations: int) -> None:
         model = self.trainer.model
+        model = model.module if isinstance(model, DistributedDataParallel) else model
         shares = connectivity.sparsity(model)
         if not shares or not comm.is_main_process():
             return
         storage = get_event_storage()
         storage.put_scalars(smoothing_hint=False, **{f"edges/{name}": share for name, share in shares.items()})
         for name, wiring in connectivity.wirings(model).items():
-            stage = name.removesuffix(".wiring").rpartition(".")[2]
-            storage.put_histogram(f"alpha/stage{stage}", wiring.alpha.detach().float().cpu(), bins=50)
+            storage.put_histogram(f"alpha/{name}", wiring.alpha.detach().float().cpu(), bins=50)
         tag = f"iter{iterations:07d}"
         storage.put_image("adjacency", figure_pixels(adjacency_figure(model, title=tag)).transpose(2, 0, 1))
         save_figures(model, self.folder, tag)

@@ -24,7 +24,7 @@ from .. import weights
 from ..errors import ConfigError, WeightsError
 from ..frameworks import require_framework
 from .check import backbones, check_detector
-from .config import head_name, load_config, merge_options
+from .config import backbone_node, head_name, load_config, merge_options
 
 
 def publish_detector(
@@ -198,8 +198,8 @@ def _with_preprocessing(file: weights.WeightsFile, cfg: CfgNode) -> weights.Weig
 
 def _forget_weights(cfg: CfgNode, file: weights.WeightsFile) -> None:
     """Take out of a config what the training started from; a network that was a file's is described in its place."""
-    node = cfg.MODEL.TOPONET
-    if node.ARCH == weights.PRETRAINED:
+    node = backbone_node(cfg)
+    if node.get("ARCH") == weights.PRETRAINED:
         network = weights.describe(weights.within_detector(file.state_dict))
         node.ARCH = load_config().MODEL.TOPONET.ARCH  # every hyper-parameter of it is replaced
         node.NODES, node.WIDTH = network["nodes"], network["width"]
@@ -231,6 +231,8 @@ def _published_config(file: weights.WeightsFile) -> CfgNode:
             f"the config in {file.path} is none that this Detectron2 can read ({error}); it was published with "
             f"topodet {file.card.get('topodet')}: update topodet and Detectron2, or ask its author"
         ) from error
+    node = cfg.MODEL.CONNECTED_TIMM
+    weights.refuse_other_files(file, node.NAME, node.OPTIONS)
     return cfg
 
 

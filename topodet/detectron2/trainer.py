@@ -1,4 +1,4 @@
-"""Detectron2's default training with what a TopoNet adds: strict weights, sparsity, a record of the edges."""
+"""Detectron2's default training with what topodet adds: strict weights, sparsity, a record of the edges."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, unknown_name
 from .check import check_detector
 from .checkpoint import TopoNetCheckpointer
+from .config import backbone_node
 from .data import check_datasets, skip_samples
 from .hooks import AlphaLogHook, SparsityHook
 from .optim import set_edge_weight_decay
 
 
 class Trainer(DefaultTrainer):
-    """`DefaultTrainer` for a config with `MODEL.TOPONET`; other backbones train as they do without topodet.
+    """`DefaultTrainer` for a config with topodet's nodes; other backbones train as they do without topodet.
 
     Raises:
         ConfigError: the detector does not fit its backbone's weights, or its datasets.
@@ -47,9 +49,16 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Build Detectron2's optimiser, with the edge weights' own weight decay."""
-        optimizer = super().build_optimizer(cfg, model)
-        set_edge_weight_decay(optimizer, model, cfg.MODEL.TOPONET.ALPHA_WEIGHT_DECAY)
+        """Build the optimiser that SOLVER.OPTIMIZER names, with the edge weights' own weight decay.
+
+        Raises:
+            ConfigError: neither SGD nor AdamW.
+        """
+        name = cfg.SOLVER.OPTIMIZER.lower()
+        if name not in ("sgd", "adamw"):
+            raise ConfigError(unknown_name("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("SGD", "AdamW")))
+        optimizer = super().build_optimizer(cfg, model) if name == "sgd" else _adamw(cfg, model)
+        set_edge_weight_decay(optimizer, model, backbone_node(cfg).ALPHA_WEIGHT_DECAY)
         return optimizer
 
     @classmethod
@@ -77,13 +86,27 @@ class Trainer(DefaultTrainer):
         # The hooks below keep the checkpointer, and DefaultTrainer has no other place to choose it.
         self.checkpointer = TopoNetCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         hooks = super().build_hooks()
-        node = self.cfg.MODEL.TOPONET
+        node = backbone_node(self.cfg)
         own = [SparsityHook(node.SPARSITY, node.SPARSITY_WEIGHT)]
         if node.LOG_PERIOD > 0:
             own.append(AlphaLogHook(Path(self.cfg.OUTPUT_DIR) / "alpha", node.LOG_PERIOD))
         # Before the writers, which come last and write what the others have put into the storage.
         place = next((k for k, hook in enumerate(hooks) if isinstance(hook, PeriodicWriter)), len(hooks))
         return [*hooks[:place], *own, *hooks[place:]]
+
+
+def _adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Build AdamW with the parameter groups and the clipping that Detectron2 gives SGD."""
+    solver = cfg.SOLVER
+    params = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+    )
+    optimizer = torch.optim.AdamW(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+    return maybe_add_gradient_clipping(cfg, optimizer)
 
 
 def _require_coco(dataset_name: str) -> None:

@@ -1,4 +1,4 @@
-"""Whether a detector is put together in a way that its TopoNet backbone can work with."""
+"""Whether a detector is put together in a way that its backbone of topodet can work with."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import nn
 
 from .. import weights
 from ..errors import ConfigError
-from .backbone import TopoNet
+from .base import TopodetBackbone
 
 
 def check_detector(model: nn.Module) -> None:
-    """Refuse a detector whose neck or preprocessing does not fit its TopoNet backbone; others pass.
+    """Refuse a detector whose neck or preprocessing does not fit its backbone of topodet; other backbones pass.
 
     The neck's `in_channels` must be the backbone's `out_channels`. Where the backbone knows its weights file's card
     (`pretrained`, or a checkpoint of a run with `TopoNetCheckHook`), mean, std and channel order of the
@@ -27,16 +27,16 @@ def check_detector(model: nn.Module) -> None:
     for detector in _detectors(model):
         problems = _neck_problems(detector) + _preprocessing_problems(detector)
         if problems:
-            raise ConfigError(f"{type(detector).__name__} does not fit its TopoNet: {'; '.join(problems)}")
+            raise ConfigError(f"{type(detector).__name__} does not fit its backbone: {'; '.join(problems)}")
 
 
-def backbones(model: nn.Module) -> list[TopoNet]:
-    """Return every TopoNet backbone in a model."""
-    return [module for module in model.modules() if isinstance(module, TopoNet)]
+def backbones(model: nn.Module) -> list[TopodetBackbone]:
+    """Return every backbone of topodet in a model."""
+    return [module for module in model.modules() if isinstance(module, TopodetBackbone)]
 
 
 def _detectors(model: nn.Module) -> Iterator[nn.Module]:
-    return (part for part in model.modules() if isinstance(getattr(part, "backbone", None), TopoNet))
+    return (part for part in model.modules() if isinstance(getattr(part, "backbone", None), TopodetBackbone))
 
 
 def _neck_problems(detector: nn.Module) -> list[str]:

@@ -8,6 +8,7 @@ from .fuse import FusedStage, fuse_for_inference
 from .residual import Residual
 from .resnet_cifar import ResNetCifar
 from .stage import Node, TopoStage
+from .timm_trunk import TimmTrunk, check_timm_name, create_timm_network
 from .toponet import ARCHITECTURES, TopoNet, TopoNetFeatures, architecture_arguments
 from .trunk import Stem, Trunk, build_blocks, init_weights
 from .wiring import Wiring
@@ -21,6 +22,7 @@ __all__ = [
     "ResNetCifar",
     "Residual",
     "Stem",
+    "TimmTrunk",
     "TopoNet",
     "TopoNetFeatures",
     "TopoStage",
@@ -28,8 +30,10 @@ __all__ = [
     "Wiring",
     "architecture_arguments",
     "build_blocks",
+    "check_timm_name",
     "connect",
     "connectable",
+    "create_timm_network",
     "dense_cnn",
     "dense_mlp",
     "disconnect",

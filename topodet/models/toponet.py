@@ -103,10 +103,8 @@ class TopoNetFeatures(Trunk):
 
 
 def _drop_unread(module: Trunk, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    for key in [key for key in state_dict if key.startswith(prefix)]:
-        part, _, rest = key[len(prefix) :].partition(".")
-        if part == "head" or (part == "stages" and int(rest.partition(".")[0]) >= len(module.stages)):
-            del state_dict[key]
+    for key in [key for key in state_dict if key.startswith(prefix) and module.passes_over(key[len(prefix) :])]:
+        del state_dict[key]
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

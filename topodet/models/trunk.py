@@ -48,6 +48,8 @@ class Trunk(nn.Module):
         stages: each halves the resolution and has `out_chs`.
     """
 
+    network_prefix = ""  # what names have here that a weights file does not
+
     def __init__(self, stem: nn.Module, stages: Sequence[TopoStage]):
         super().__init__()
         self.stem = stem
@@ -82,12 +84,15 @@ class Trunk(nn.Module):
         Raises:
             ConfigError: not in -1..number of stages.
         """
-        if not -1 <= frozen_stages <= len(self.stages):
-            raise ConfigError(
-                f"frozen_stages={frozen_stages}, but this network has {len(self.stages)} stages: use -1 (nothing), "
-                f"0 (stem) or 1..{len(self.stages)} (stem and so many stages)"
-            )
+        check_frozen_stages(frozen_stages, len(self.stages))
         return [] if frozen_stages < 0 else [self.stem, *self.stages[:frozen_stages]]
+
+    def passes_over(self, name: str) -> bool:
+        """Whether a tensor of a whole network is none of this part of it: the classifier's, or of a stage not built."""
+        part, _, rest = name.partition(".")
+        if part == "stages":
+            return rest.partition(".")[0] not in dict(self.stages.named_children())
+        return part == "head" and not hasattr(self, "head")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the inside of each node in the backward pass instead of keeping it (timm's switch)."""
@@ -98,6 +103,19 @@ class Trunk(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that timm's optimiser factory spares from weight decay: the edge weights."""
         return {name for name, _ in self.named_parameters() if name.endswith("wiring.alpha")}
+
+
+def check_frozen_stages(frozen_stages: int, num_stages: int) -> None:
+    """Refuse what no network of so many stages can freeze.
+
+    Raises:
+        ConfigError: not in -1..num_stages.
+    """
+    if not -1 <= frozen_stages <= num_stages:
+        raise ConfigError(
+            f"frozen_stages={frozen_stages}, but this network has {num_stages} stages: use -1 (nothing), "
+            f"0 (stem) or 1..{num_stages} (stem and so many stages)"
+        )
 
 
 def build_blocks(

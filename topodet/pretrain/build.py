@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from topodet import connectivity, weights
 from topodet.errors import ConfigError, WeightsError, did_you_mean
-from topodet.models import ARCHITECTURES, connect, rewire
+from topodet.models import ARCHITECTURES, create_timm_network
 from topodet.pretrain import data
 from topodet.pretrain.engine import Training, autocast_context
 from topodet.pretrain.group import Group
@@ -26,20 +26,6 @@ from topodet.pretrain.loader import Loader
 from topodet.pretrain.options import mixes
 
 _logger = logging.getLogger(__name__)
-
-
-def check_model_name(name: str) -> None:
-    """Refuse the name of an architecture that timm does not know.
-
-    Raises:
-        ConfigError: names the nearest ones.
-    """
-    if ":" in name or timm.is_model(name.split(".")[0]):
-        return
-    known = timm.list_models()
-    hint = did_you_mean(name, known)
-    ours = ", ".join(timm.list_models("toponet*"))
-    raise ConfigError(f"unknown model {name!r}.{hint} topodet has {ours}; timm.list_models() has all {len(known)}")
 
 
 def create_model(
@@ -63,8 +49,10 @@ def create_model(
     if trained is None and args.edges_from:
         source = weights.read(args.edges_from).state_dict
     try:
-        model = timm.create_model(
+        model = create_timm_network(
             args.model,
+            wiring=args.connect or args.rewire or "none",
+            rewire=args.rewire is not None,
             pretrained=args.pretrained and trained is None,
             num_classes=num_classes,
             in_chans=channels,
@@ -73,9 +61,9 @@ def create_model(
             drop_path_rate=args.drop_path,
             **{**args.model_kwargs, **_graphs(args, source)},
         )
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"--model {args.model} cannot be made with the arguments given: {error}") from error
-    model = _wired(model, args)
+    except ConfigError as error:
+        edges = "".join(f" --{name} {vars(args)[name]}" for name in ("connect", "rewire") if vars(args)[name])
+        raise ConfigError(f"--model {args.model}{edges}: {error}") from error
     if trained is None:
         if args.initial_checkpoint:
             _load_initial(model, args.initial_checkpoint)
@@ -93,18 +81,6 @@ def create_model(
     model.to(group.device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
-    return model
-
-
-def _wired(model: nn.Module, args: argparse.Namespace) -> nn.Module:
-    """Return the network with edges, if asked; weights of the original go on loading into it."""
-    for option, function in (("connect", connect), ("rewire", rewire)):
-        edge_weights = getattr(args, option)
-        if edge_weights is not None:
-            try:
-                return function(model, edge_weights=edge_weights)
-            except ConfigError as error:
-                raise ConfigError(f"--{option} cannot be done with --model {args.model}: {error}") from error
     return model
 
 

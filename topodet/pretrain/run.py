@@ -16,6 +16,7 @@ from timm.utils import distribute_bn
 from topodet import connectivity
 from topodet.errors import ConfigError, TopodetError, WeightsError
 from topodet.files import atomic_write
+from topodet.models import check_timm_name
 from topodet.pretrain import build, data
 from topodet.pretrain.engine import Training, check_finite, evaluate, seed_all, train_epoch
 from topodet.pretrain.group import Group, join
@@ -56,7 +57,7 @@ def _run(args: argparse.Namespace, group: Group) -> list[dict]:
     folder = Path(args.output, args.experiment)
     options = {key: _plain(value) for key, value in vars(args).items()} | {"world_size": group.world_size}
     # What is wrong is told before anything slow begins, the quickest looks first.
-    build.check_model_name(args.model)
+    check_timm_name(args.model)
     path, checkpoint = _find_checkpoint(args, folder, group)
     if checkpoint is not None:
         check_same_run(checkpoint["args"], options, str(path))

@@ -4,8 +4,10 @@ from detectron2.config import LazyCall as L
 from detectron2.solver.build import get_default_optimizer_params
 from omegaconf import DictConfig
 
-from topodet.detectron2 import TopoNet, build_optimizer, common_config
+from topodet.detectron2 import TopoNet, build_optimizer
 from topodet.detectron2.optim import EDGE_WEIGHTS_WITHOUT_DECAY
+
+from .rgb import use_rgb
 
 
 def use_toponet50(model: DictConfig, dataloader: DictConfig) -> None:
@@ -18,10 +20,7 @@ def use_toponet50(model: DictConfig, dataloader: DictConfig) -> None:
         # A published backbone, as path or URL: model.backbone.bottom_up.pretrained=PATH
         pretrained=None,
     )
-    constants = common_config("common/data/constants.py").constants
-    model.pixel_mean = constants.imagenet_rgb256_mean
-    model.pixel_std = constants.imagenet_rgb256_std
-    model.input_format = dataloader.train.mapper.image_format = "RGB"
+    use_rgb(model, dataloader)
 
 
 # Detectron2's SGD, with what the stock training script has no other place for: the sparsity penalty, and the check of

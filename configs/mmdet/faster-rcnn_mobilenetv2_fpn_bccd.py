@@ -1,0 +1,6 @@
+# faster-rcnn_mobilenetv2-connected_fpn_bccd.py without edges: MobileNetV2 of half width as timm makes it, from the same
+# weights.
+_base_ = "./faster-rcnn_mobilenetv2-connected_fpn_bccd.py"
+
+model = dict(backbone=dict(wiring="none"))
+custom_hooks = [hook for hook in _base_.custom_hooks if hook["type"] == "TopoNetCheckHook"]

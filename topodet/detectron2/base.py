@@ -1,0 +1,160 @@
+"""What Detectron2's backbones of topodet have in common, whatever network they are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from detectron2.modeling import Backbone
+from torch import Tensor
+
+from .. import weights
+from ..errors import ConfigError, WeightsError, unknown_name
+
+# Under Detectron2's own logger, so that its console and log.txt show it.
+logger = logging.getLogger("detectron2.topodet")
+
+
+class TopodetBackbone(Backbone):
+    """A trunk (`Trunk`, `TimmTrunk`) as a backbone; subclasses inherit the trunk too, and call `_set_up` at the end.
+
+    Maps [B, in_channels, H, W] to {"res2": [B, C, ceil(H / 4), ceil(W / 4)], ..., "res5": ...}. The trunk has no stages
+    after the last of `out_features`, so that no parameter stays without gradient (DDP needs no
+    `find_unused_parameters`). A state dict fills the backbone whole or not at all, whatever `strict` says: Detectron2's
+    checkpointer itself only logs what did not match, and trains on.
+
+    Any image size works (`size_divisibility` is 0, as ResNet's); an FPN around it asks for multiples of its stride.
+
+    Attributes:
+        card: of the weights file that was loaded; empty without one.
+        config_node: where the config has the arguments.
+    """
+
+    config_node: str
+
+    def _set_up(
+        self,
+        *,
+        out_features: Sequence[str],
+        freeze_at: int,
+        pretrained: str | bool | None,
+        use_act_checkpoint: bool,
+    ) -> None:
+        self.stage_names = tuple(f"res{k + 2}" for k in range(len(self.stage_channels)))
+        # What `Backbone.output_shape` is computed from.
+        self._out_features = list(out_features)
+        self._out_feature_channels = dict(zip(self.stage_names, self.stage_channels))
+        self._out_feature_strides = dict(zip(self.stage_names, self.stage_strides))
+        self.card: dict[str, Any] = {}
+        self._has_weights = False
+        self.set_grad_checkpointing(use_act_checkpoint)
+        if pretrained:
+            source = weights.of_timm(self.arch, **self.options) if pretrained is True else pretrained
+            report = weights.load(self, source, quiet=True)
+            self.card, self._has_weights = report.card, True
+            where = f"timm's {self.card['name']}" if pretrained is True else pretrained
+            logger.info(f"topodet: {report} loaded from {where}")
+        self.freeze(freeze_at)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the feature maps of `out_features`, [B, channels, ceil(H / stride), ceil(W / stride)] each."""
+        if self.training and not self._has_weights:
+            self._has_weights = True  # say it once
+            self._warn_of_random_weights()
+        stages = zip(self.stage_names, self.stage_features(x))
+        return {name: x for name, x in stages if name in self._out_features}
+
+    def freeze(self, freeze_at: int = 0) -> TopodetBackbone:
+        """Freeze the first parts as Detectron2's ResNet does: no gradients, batch normalisation made a frozen one.
+
+        Args:
+            freeze_at: 0 nothing, 1 the stem, 2 the stem and res2, and so on; edge weights included.
+
+        Returns:
+            this network.
+
+        Raises:
+            ConfigError: beyond the stages there are.
+        """
+        count = len(self.stage_names)
+        if not 0 <= freeze_at <= count + 1:
+            raise ConfigError(
+                f"freeze_at={freeze_at} (MODEL.BACKBONE.FREEZE_AT), but {self.arch} was built with {count} "
+                f"stages: use 0 (nothing), 1 (stem) or 2..{count + 1} (stem and stages up to res2.."
+                f"{self.stage_names[-1]})"
+            )
+        for module in self.frozen_modules(freeze_at - 1):
+            module.requires_grad_(False)
+        self._freeze_norms(freeze_at - 1)
+        return self
+
+    def _freeze_norms(self, frozen_stages: int) -> None:
+        """Put frozen ones in the place of the batch normalisations in `frozen_modules(frozen_stages)`."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        own = {name: tensor for name, tensor in self.state_dict().items() if not weights.is_update_counter(name)}
+        given = {name[len(prefix) :] for name in state_dict if name.startswith(prefix)}
+        # The checkpointer leaves what has another shape without the prefix, as it came.
+        given |= {self.network_prefix + name for name in unexpected_keys}
+        for name in weights.unconnected(self, given):
+            del own[name]
+        filled = [name for name in own if _shape(state_dict.get(prefix + name)) == own[name].shape]
+        graphs = [name for name in own if name.endswith("wiring.edges") and prefix + name in state_dict]
+        if len(filled) < len(own) and all(name in filled for name in graphs):
+            absent = [name for name in own if name not in filled]
+            raise WeightsError(
+                f"the checkpoint fills {len(filled)}/{len(own)} tensors of the backbone {self.arch}; missing, or of "
+                f"another shape: {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}. It is for another "
+                f"backbone: choose the network it was trained with ({self.config_node}, model.backbone.bottom_up), or "
+                "another file"
+            )
+        # A published file holds counters that frozen normalisation has no use for, and what nobody here reads.
+        unexpected_keys[:] = [name for name in unexpected_keys if not self._is_unread(name, own)]
+        self._has_weights = True
+        if prefix:
+            logger.info(f"topodet: {len(filled)}/{len(own)} tensors of the backbone are in the checkpoint")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _is_unread(self, name: str, own: Collection[str]) -> bool:
+        """Whether a key that the checkpointer found no place for is one that this backbone passes over on purpose."""
+        norm = self.network_prefix + name.rpartition(".")[0]
+        return self.passes_over(name) or (weights.is_update_counter(name) and f"{norm}.running_mean" in own)
+
+    def _warn_of_random_weights(self) -> None:
+        advice = []
+        if any(not p.requires_grad for module in self.frozen_modules(0) for p in module.parameters()):
+            advice.append("MODEL.BACKBONE.FREEZE_AT 0")
+        if any(type(module).__name__.startswith("FrozenBatchNorm") for module in self.modules()):
+            advice.append(f"{self.config_node}.NORM BN")
+        useless = f"; frozen layers and statistics make no sense then: {' '.join(advice)}" if advice else ""
+        logger.warning(
+            f"{type(self).__name__} ({self.arch}) starts from RANDOM weights{useless}. A published backbone is given "
+            f"by {self.config_node}.PRETRAINED PATH or MODEL.WEIGHTS PATH (model.backbone.bottom_up.pretrained=PATH)"
+        )
+
+
+def _shape(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.shape
+
+
+def number_of_stages(out_features: Sequence[str], total: int, config_node: str) -> int:
+    """Return how many of a network's stages `out_features` needs.
+
+    Raises:
+        ConfigError: it does not list some of them, each once.
+    """
+    known = [f"res{k + 2}" for k in range(total)]
+    for name in out_features:
+        if name not in known:
+            raise ConfigError(unknown_name(f"feature in out_features ({config_node}.OUT_FEATURES)", name, known))
+    if not out_features or len(set(out_features)) != len(out_features):
+        raise ConfigError(
+            f"out_features={list(out_features)} ({config_node}.OUT_FEATURES) must list some of {known}, each once"
+        )
+    return 1 + max(known.index(name) for name in out_features)

@@ -1,0 +1,84 @@
+"""A network of timm, connected or as it is, that Detectron2's FPN takes as `bottom_up`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm.utils
+from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+
+from ..errors import ConfigError, unknown_name
+from ..models import TimmTrunk
+from ..models.timm_trunk import STRIDES, TimmWiring
+from .base import TopodetBackbone, number_of_stages
+
+NORMS = ("FrozenBN", "BN", "SyncBN")
+
+
+class ConnectedTimm(TimmTrunk, TopodetBackbone):
+    """A network of timm with learned connectivity: [B, in_channels, H, W] to maps "res2" (stride 4) to "res5" (32).
+
+    It computes what timm's network does until training changes an edge weight, so that weights of the original are a
+    start: timm's published ones, or a file of `tools/publish_model.py`. See `TimmTrunk` for the networks that fit.
+
+    Args:
+        name: of the network in timm, e.g. "convnextv2_nano", with or without the tag of its weights.
+        wiring: "learned", "fixed" (all weights as they were loaded), or "none": timm's network as it is, to compare.
+        rewire: of a ResNet make the network of `topodet.models.rewire`; only weights trained as such fit.
+        in_channels: channels of the image.
+        out_features: feature maps to return, of "res2" (stride 4) to "res5" (stride 32). Later stages are cut off.
+        norm: what becomes of batch normalisation: "FrozenBN", "BN" (it stays) or "SyncBN". Other kinds stay.
+        freeze_at: see `TopodetBackbone.freeze`; the stem is all that comes before stride 4.
+        pretrained: True for the weights that timm publishes under the name, or the path or URL of a file, of the
+            connected network or the original, loaded strictly; its hash is checked.
+        use_act_checkpoint: recompute blocks in the backward pass to save memory.
+        options: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
+
+    Raises:
+        ConfigError: what `TimmTrunk` raises; an unknown norm or feature.
+        WeightsError: `pretrained` is damaged, made for another network or cannot be had.
+    """
+
+    config_node = "MODEL.CONNECTED_TIMM"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        wiring: TimmWiring = "learned",
+        rewire: bool = False,
+        in_channels: int = 3,
+        out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+        norm: str = "FrozenBN",
+        freeze_at: int = 0,
+        pretrained: str | bool | None = None,
+        use_act_checkpoint: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ):
+        if norm not in NORMS:
+            raise ConfigError(unknown_name("norm", norm, NORMS))
+        super().__init__(
+            name,
+            wiring=wiring,
+            rewire=rewire,
+            in_chans=in_channels,
+            num_stages=number_of_stages(out_features, len(STRIDES), self.config_node),
+            options=options,
+        )
+        # By timm's own converters: some of its networks have layers that normalise and activate in one.
+        if norm == "FrozenBN":
+            freeze_batch_norm_2d(self.network)
+        elif norm == "SyncBN":
+            convert_sync_batchnorm(self.network)
+        self._set_up(
+            out_features=out_features,
+            freeze_at=freeze_at,
+            pretrained=pretrained,
+            use_act_checkpoint=use_act_checkpoint,
+        )
+
+    def _freeze_norms(self, frozen_stages: int) -> None:
+        names = self.frozen_names(frozen_stages)
+        if names:  # timm takes none for all
+            timm.utils.freeze(self.network, names)

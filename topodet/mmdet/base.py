@@ -1,0 +1,126 @@
+"""What MMDetection's backbones of topodet have in common, whatever network they are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.model import BaseModule, PretrainedInit
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import weights
+from ..errors import ConfigError
+
+
+class TopodetBackbone(BaseModule):
+    """A trunk (`Trunk`, `TimmTrunk`) as a backbone; subclasses inherit the trunk too, and call `_set_up` at the end.
+
+    Maps [B, in_channels, H, W] to a tuple of feature maps at strides 4, 8, 16, 32. The trunk has no stages after the
+    last of `out_indices`, so that no parameter stays without gradient (DDP needs no `find_unused_parameters`).
+
+    Attributes:
+        card: of the weights file that was loaded; empty without one.
+    """
+
+    def _set_up(
+        self,
+        *,
+        out_indices: Sequence[int],
+        frozen_stages: int,
+        norm_eval: bool,
+        pretrained: str | bool | None,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None,
+        with_cp: bool,
+    ) -> None:
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.pretrained = pretrained
+        self.init_cfg = init_cfg
+        self.card: dict[str, Any] = {}
+        self.set_grad_checkpointing(with_cp)
+        for module in self.frozen_modules(frozen_stages):
+            module.requires_grad_(False)
+        self.train()
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of the returned feature maps: what the neck's `in_channels` must be."""
+        return tuple(self.stage_channels[k] for k in self.out_indices)
+
+    def init_weights(self) -> None:
+        """Load `pretrained` strictly, or initialise as `init_cfg` says; with neither keep the random weights.
+
+        Raises:
+            WeightsError: the file is damaged or made for another network.
+        """
+        if self.pretrained is not None and not self.is_init:
+            source = weights.of_timm(self.arch, **self.options) if self.pretrained is True else self.pretrained
+            report = weights.load(self, source, quiet=True)
+            self.card = report.card
+            where = f"timm's {self.card['name']}" if self.pretrained is True else self.pretrained
+            print_log(f"topodet: {report} loaded from {where}", logger="current")
+        super().init_weights()
+        if self.pretrained is None and not self.init_cfg:
+            self._warn_of_random_weights()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the feature maps of `out_indices`, [B, channels, ceil(H / stride), ceil(W / stride)] each."""
+        return tuple(x for k, x in enumerate(self.stage_features(x)) if k in self.out_indices)
+
+    def train(self, mode: bool = True) -> TopodetBackbone:
+        """Set the mode, except where `frozen_stages` and `norm_eval` ask for stored statistics."""
+        super().train(mode)
+        for module in self.frozen_modules(self.frozen_stages):
+            module.eval()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _warn_of_random_weights(self) -> None:
+        advice = []
+        if self.frozen_stages >= 0:
+            advice.append("model.backbone.frozen_stages=-1")
+        if self.norm_eval and any(isinstance(module, _BatchNorm) for module in self.modules()):
+            advice.append("model.backbone.norm_eval=False")
+        useless = f"; frozen layers and statistics make no sense then: {' '.join(advice)}" if advice else ""
+        print_log(
+            f"{type(self).__name__} ({self.arch}) starts from RANDOM weights, unless load_from or resume replaces them"
+            f"{useless}. A published backbone is given by --cfg-options model.backbone.pretrained=PATH",
+            logger="current",
+            level=logging.WARNING,
+        )
+
+
+def one_start(
+    pretrained: str | bool | None, init_cfg: dict[str, Any] | list[dict[str, Any]] | None
+) -> tuple[str | bool | None, dict[str, Any] | list[dict[str, Any]] | None]:
+    """Return `pretrained` and `init_cfg` with at most one of them set; a Pretrained init without `prefix` is the first.
+
+    Raises:
+        ConfigError: both are given.
+    """
+    if pretrained and init_cfg is not None:
+        raise ConfigError(f"backbone has both pretrained={pretrained!r} and init_cfg={init_cfg!r}; give one of them")
+    if isinstance(init_cfg, dict) and init_cfg["type"] in ("Pretrained", PretrainedInit) and "prefix" not in init_cfg:
+        return init_cfg["checkpoint"], None
+    return pretrained or None, init_cfg
+
+
+def number_of_stages(out_indices: Sequence[int], total: int) -> int:
+    """Return how many of a network's stages `out_indices` needs.
+
+    Raises:
+        ConfigError: it does not list, in ascending order, some of them.
+    """
+    indices = list(out_indices)
+    if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= total:
+        raise ConfigError(
+            f"out_indices={tuple(indices)} must list, in ascending order, some of the stages 0..{total - 1}"
+        )
+    return indices[-1] + 1

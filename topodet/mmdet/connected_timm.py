@@ -1,0 +1,76 @@
+"""The backbone that MMDetection's configs name `ConnectedTimm`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmdet.registry import MODELS
+
+from ..models import TimmTrunk
+from ..models.timm_trunk import STRIDES, TimmWiring
+from .base import TopodetBackbone, number_of_stages, one_start
+
+
+@MODELS.register_module()
+class ConnectedTimm(TimmTrunk, TopodetBackbone):
+    """A network of timm with learned connectivity: [B, in_channels, H, W] to a tuple of maps at strides 4, 8, 16, 32.
+
+    It computes what timm's network does until training changes an edge weight, so that weights of the original are a
+    start: timm's published ones, or a file of `tools/publish_model.py`. See `TimmTrunk` for the networks that fit.
+
+    Args:
+        name: of the network in timm, e.g. "convnextv2_nano", with or without the tag of its weights.
+        wiring: "learned", "fixed" (all weights as they were loaded), or "none": timm's network as it is, to compare.
+        rewire: of a ResNet make the network of `topodet.models.rewire`; only weights trained as such fit.
+        in_channels: channels of the image.
+        out_indices: stages whose feature maps are returned, ascending, 0 at stride 4. Later stages are cut off.
+        frozen_stages: -1 trains everything, 0 freezes what comes before stride 4, k that and the first k stages, edge
+            weights included; what is frozen also normalises by its stored statistics and drops no path.
+        norm_eval: keep every batch normalisation at its stored statistics during training.
+        pretrained: True for the weights that timm publishes under the name, or the path or URL of a file, of the
+            connected network or the original, loaded strictly by `init_weights`.
+        init_cfg: as in every MMEngine module; dict(type="Pretrained", checkpoint=...) without `prefix` is the same as
+            `pretrained`, and as strict.
+        with_cp: recompute blocks in the backward pass to save memory.
+        options: further arguments of `timm.create_model`, e.g. dict(drop_path_rate=0.1).
+
+    Attributes:
+        card: of the weights that were loaded; empty without them.
+
+    Raises:
+        ConfigError: what `TimmTrunk` raises, or arguments that contradict each other.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        wiring: TimmWiring = "learned",
+        rewire: bool = False,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = True,
+        pretrained: str | bool | None = None,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+        with_cp: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ):
+        pretrained, init_cfg = one_start(pretrained, init_cfg)
+        super().__init__(
+            name,
+            wiring=wiring,
+            rewire=rewire,
+            in_chans=in_channels,
+            num_stages=number_of_stages(out_indices, len(STRIDES)),
+            options=options,
+        )
+        self._set_up(
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            pretrained=pretrained,
+            init_cfg=init_cfg,
+            with_cp=with_cp,
+        )

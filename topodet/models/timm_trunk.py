@@ -1,0 +1,205 @@
+"""`TimmTrunk`: a network of timm, connected or as it is, as what a detector's neck reads."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Literal
+
+import timm
+from torch import Tensor, nn
+
+from ..errors import ConfigError, did_you_mean, unknown_name
+from .chain import RunWiring
+from .connect import connect
+from .connect import rewire as rewired
+from .trunk import check_frozen_stages
+
+TimmWiring = Literal["learned", "fixed", "none"]
+STRIDES = (4, 8, 16, 32)
+
+
+class TimmTrunk(nn.Module):
+    """A network of timm without its classifier, with feature maps at strides 4, 8, 16, 32: a stage for each.
+
+    The network itself is the child `network`; its tensors have the names they have in timm, so that files of the
+    classifier, of `topodet.pretrain` and of timm's hub fit. What no stage reads (the classifier, layers after the last
+    stage) is cut off, so that no parameter stays without gradient. Images may have any size, another one each time.
+
+    A network must give maps at all of these strides: ViTs and mixers, which stay at one, cannot be used. Swin is
+    built for images of any size whose sides are multiples of its patch, which detectors pad to; its maps come as NCHW.
+
+    Args:
+        name: of the network in timm, with or without the tag of its weights, e.g. "mobilenetv2_100".
+        wiring: "learned" connects its runs of residual blocks (see `connect`), "fixed" does with weights that stay,
+            "none" takes the network as timm makes it. One that timm makes connected ("mobilenetv2_x2_connected") keeps
+            its edges, and all of their weights stay with "fixed".
+        rewire: of a ResNet, whose blocks cannot be connected, make the other network that `rewire` makes.
+        in_chans: channels of the image.
+        num_stages: build only so many stages, for a reader that needs no more.
+        options: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
+
+    Attributes:
+        arch, wiring, rewire: as given.
+        options: of `timm.create_model`, with which the network was made.
+        stage_channels: channels of each stage's feature map.
+        stage_strides: stride of each stage's feature map with respect to the image.
+
+    Raises:
+        ConfigError: unknown name, wiring or option; a network that has not these strides, or nothing to connect.
+    """
+
+    network_prefix = "network."  # what names have here that a weights file does not
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        wiring: TimmWiring = "learned",
+        rewire: bool = False,
+        in_chans: int = 3,
+        num_stages: int = len(STRIDES),
+        options: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        options = {"in_chans": in_chans, **_any_size(name), **(options or {})}
+        network = create_timm_network(name, wiring=wiring, rewire=rewire, **options)
+        taps = _taps(name, network)[:num_stages]
+        self.arch, self.wiring, self.rewire = name, wiring, rewire
+        self.options = options
+        self.stage_channels = tuple(network.feature_info[tap]["num_chs"] for tap in taps)
+        self.stage_strides = STRIDES[:num_stages]
+        whole = set(network.state_dict())
+        _prune(network, taps[-1])
+        self._unread = frozenset(whole - set(network.state_dict()))
+        self._taps = taps
+        self._parts = _parts(network, taps)
+        self.network = network
+
+    def stage_features(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield each stage's feature map, [B, channels, ceil(H / stride), ceil(W / stride)]."""
+        yield from self.network.forward_intermediates(x, indices=self._taps, intermediates_only=True)
+
+    def passes_over(self, name: str) -> bool:
+        """Whether a tensor of the whole network is none of this part of it."""
+        return name in self._unread
+
+    def frozen_names(self, frozen_stages: int) -> list[str]:
+        """Return the names within `network` of what `frozen_modules` returns."""
+        check_frozen_stages(frozen_stages, len(self.stage_channels))
+        if frozen_stages < 0:
+            return []
+        names, loose = self._parts[frozen_stages]
+        if loose:
+            raise ConfigError(
+                f"frozen_stages={frozen_stages}, but {self.arch} has tensors beside its modules ({', '.join(loose)}): "
+                "it cannot be frozen in part, use -1"
+            )
+        return names
+
+    def frozen_modules(self, frozen_stages: int) -> list[nn.Module]:
+        """Return what `frozen_stages` freezes: -1 nothing, 0 what comes before stride 4, k that and the first k stages.
+
+        Raises:
+            ConfigError: not in -1..number of stages, or the network has tensors of its own, which no module holds.
+        """
+        return [self.network.get_submodule(name) for name in self.frozen_names(frozen_stages)]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping what is in them (timm's switch)."""
+        self.network.set_grad_checkpointing(enable)
+
+
+def create_timm_network(
+    name: str, *, wiring: TimmWiring = "learned", rewire: bool = False, **options: Any
+) -> nn.Module:
+    """Return a network of timm, connected or rewired unless `wiring` is "none".
+
+    Args:
+        name, wiring, rewire: see `TimmTrunk`.
+        options: of `timm.create_model`.
+
+    Raises:
+        ConfigError: unknown name or wiring, options that it does not take, or nothing to connect.
+    """
+    check_timm_name(name)
+    if wiring not in ("learned", "fixed", "none"):
+        raise ConfigError(unknown_name("wiring", wiring, ("learned", "fixed", "none")))
+    if rewire and wiring == "none":
+        raise ConfigError("rewire=True makes edges and wiring='none' has none: give one of them")
+    try:
+        network = timm.create_model(name, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} cannot be made with the arguments given: {error}") from error
+    own = [module for module in network.modules() if isinstance(module, RunWiring)]
+    if wiring == "none" or (own and not rewire):
+        if wiring == "fixed":
+            for module in own:
+                module.alpha.requires_grad_(False)
+        return network
+    return (rewired if rewire else connect)(network, edge_weights=wiring)
+
+
+def check_timm_name(name: str) -> None:
+    """Refuse the name of an architecture that timm does not know.
+
+    Raises:
+        ConfigError: names the nearest ones.
+    """
+    if ":" in name or timm.is_model(name.split(".")[0]):
+        return
+    known = timm.list_models()
+    hint = did_you_mean(name, known)
+    ours = ", ".join(timm.list_models("toponet*"))
+    raise ConfigError(f"unknown model {name!r}.{hint} topodet has {ours}; timm.list_models() has all {len(known)}")
+
+
+def _any_size(name: str) -> dict[str, Any]:
+    """Return the option by which timm's Swin takes images of other sizes than its own."""
+    return {"strict_img_size": False} if name.startswith("swin") else {}
+
+
+def _taps(name: str, network: nn.Module) -> list[int]:
+    """Return the index of timm's feature map at each of the strides: of the last one, where there are several."""
+    found = {info["reduction"]: k for k, info in enumerate(getattr(network, "feature_info", ()))}
+    if not set(STRIDES) <= set(found) or not hasattr(network, "prune_intermediate_layers"):
+        have = ", ".join(map(str, found)) or "no stride that timm knows"
+        raise ConfigError(
+            f"{name} gives feature maps at {have}, a detector's neck needs them at {', '.join(map(str, STRIDES))}: "
+            "choose a network whose resolution falls stage by stage (ConvNets, Swin, MetaFormers; no plain ViT)"
+        )
+    return [found[stride] for stride in STRIDES]
+
+
+def _prune(network: nn.Module, tap: int) -> None:
+    network.prune_intermediate_layers([tap], prune_norm=True, prune_head=True)
+
+
+def _parts(network: nn.Module, taps: list[int]) -> list[tuple[list[str], list[str]]]:
+    """Return what computes all that comes before stride 4, that and the first stage, and so on.
+
+    Names of modules, and of tensors that are not in one of them alone.
+    """
+    spare = copy.deepcopy(network)
+    kept: list[set[str]] = []
+    for tap in reversed(taps):
+        _prune(spare, tap)
+        kept.insert(0, set(spare.state_dict()))
+    first = network.feature_info[taps[0]]["module"]
+    stem = {key for key in kept[0] if not key.startswith(f"{first}.")}
+    parts = []
+    for keys in (stem, *kept):
+        modules = list(_cover(network, keys))
+        within = tuple(f"{name}." for name in modules)
+        parts.append((modules, sorted(key for key in keys if not key.startswith(within))))
+    return parts
+
+
+def _cover(module: nn.Module, keys: Collection[str], prefix: str = "") -> Iterator[str]:
+    """Yield the names of the largest modules whose tensors are all in `keys`."""
+    for name, child in module.named_children():
+        own = {f"{prefix}{name}.{key}" for key in child.state_dict()}
+        if own and own <= keys:
+            yield f"{prefix}{name}"
+        elif own:
+            yield from _cover(child, keys, f"{prefix}{name}.")
