@@ -1,9 +1,17 @@
 import pytest
 from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
 
 from tests.detection import backbone_files, coco, nano, pruned, write_coco
 
 __all__ = ["backbone_files", "coco", "nano", "pruned"]
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    """A runner without a scope leaves MMEngine's as the default of all that follows."""
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        yield
 
 
 @pytest.fixture(scope="session")
