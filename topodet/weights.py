@@ -217,12 +217,15 @@ def is_update_counter(name: str) -> bool:
     return name.endswith(".num_batches_tracked")
 
 
-def build(source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, **overrides: Any) -> TopoNet:
+def build(
+    source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, quiet: bool = False, **overrides: Any
+) -> TopoNet:
     """Rebuild the network from a weights file alone, graphs included, and load it.
 
     Args:
         source: path, URL, or what `read` returned.
         num_classes: size of a new classifier; 0 for none.
+        quiet: see `load`.
         overrides: further arguments of `TopoNet`.
 
     Raises:
@@ -230,7 +233,7 @@ def build(source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, **ov
     """
     file = source if isinstance(source, WeightsFile) else read(source)
     model = TopoNet(num_classes=num_classes, **{**_arguments(file), **overrides})
-    load(model, file)
+    load(model, file, quiet=quiet)
     return model
 
 
