@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from ... import __version__
 from ...complexity import multiply_adds_by_layer, parameters
@@ -268,7 +268,8 @@ def _distances(subject: Subject, other: Subject) -> Numbers:
     "wirings": for shares of the edges that are left of each network (`connectivity.cut(keep=..., per="node")`), NNSTD
     of each stage's graph as one layer, from the nodes that are read to those that read, and the mean over stages; None
     where a graph fell apart.
-    "channels": NNSTD of the layers' weights (`topodet.analysis.nnstd`), None where both are dense and nothing differs.
+    "channels": NNSTD of the layers' weights (`topodet.analysis.nnstd(..., ties="authors")`), None where both are dense, so that nothing
+    differs, or where the layers are no chain.
     """
     ours, theirs = wirings(subject.model), wirings(other.model)
     sizes = [[wiring.topology.num_nodes for wiring in parts.values()] for parts in (ours, theirs)]
@@ -300,14 +301,23 @@ def _adjacencies(cuts: Mapping[str, Cut]) -> list[np.ndarray]:
 def _channels(subject: Subject, other: Subject) -> Numbers | None:
     if not (subject.whole and other.whole):
         return None
+    if all(_kernels(layer).all() for one in (subject, other) for layer in one.model.modules() if _has_kernels(layer)):
+        return None
     try:
-        graphs = [channel_graphs(one.model) for one in (subject, other)]
-    except TopologyError:  # shortcuts: the layers are no chain
+        names = list(channel_graphs(subject.model))
+        found = layer_distances(subject.model, other.model, "authors")  # of whole networks, in seconds
+    except TopologyError:  # shortcuts, or other widths: the layers are no chain, or not the same
         return None
-    if all(graph.nnz == graph.shape[0] * graph.shape[1] for one in graphs for graph in one.values()):
-        return None
-    found = layer_distances(subject.model, other.model)
-    return {"layers": dict(zip(graphs[0], found.layers)), "mean": found.mean}
+    return {"layers": dict(zip(names, found.layers)), "mean": found.mean}
+
+
+def _has_kernels(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d | nn.Linear)
+
+
+def _kernels(layer: nn.Module) -> Tensor:
+    """Return which of a layer's kernels, or weights, have a value that is not 0; bool [n_out, n_in, 1]."""
+    return layer.weight.detach().flatten(2).any(dim=2) if layer.weight.ndim > 2 else layer.weight.detach() != 0
 
 
 def _finite(value: float) -> float | None:

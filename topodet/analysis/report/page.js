@@ -90,7 +90,7 @@ heats.forEach((heat, k) => {
     for (const part of [cells[at], graph[at]]) part.classList.add("on");
     const [j, i] = edges[e];
     const state = { 0: ", cut", 1: "", 2: ", kept as the only way" }[cut.stages[k].kept[e]];
-    output.textContent = `${j} → ${i}: alpha ${alpha[e].toPrecision(4).replace("-", "−")}${state}`;
+    output.textContent = `${j} → ${i}: alpha ${alpha[e].toPrecision(4)}${state}`;
   };
   const under = (event) => {
     const e = [...cells].indexOf(event.target);

@@ -286,7 +286,7 @@ def _distances(numbers: Numbers) -> str:
     channels = found["channels"]
     if channels:
         layers = [[name, digits(value)] for name, value in channels["layers"].items()]
-        tables.append(_table(["layer", "NNSTD"], [*layers, ["mean", digits(channels["mean"])]]))
+        tables.append(_table(["layer", 'NNSTD, ties="authors"'], [*layers, ["mean", digits(channels["mean"])]]))
     return _section(
         f"NNSTD against {found['against']}",
         "From 0, the same wiring, to 1, no edge in common, with the strongest edges of each node left; a dash where "
