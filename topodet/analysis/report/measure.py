@@ -268,8 +268,8 @@ def _distances(subject: Subject, other: Subject) -> Numbers:
     "wirings": for shares of the edges that are left of each network (`connectivity.cut(keep=..., per="node")`), NNSTD
     of each stage's graph as one layer, from the nodes that are read to those that read, and the mean over stages; None
     where a graph fell apart.
-    "channels": NNSTD of the layers' weights (`topodet.analysis.nnstd(..., ties="authors")`), None where both are dense, so that nothing
-    differs, or where the layers are no chain.
+    "channels": NNSTD of the layers' weights (`topodet.analysis.nnstd(..., ties="authors")`), None where both are dense,
+    so that nothing differs, or where the layers are no chain.
     """
     ours, theirs = wirings(subject.model), wirings(other.model)
     sizes = [[wiring.topology.num_nodes for wiring in parts.values()] for parts in (ours, theirs)]
