@@ -142,6 +142,7 @@ def test_half_written_runs_are_read_as_far_as_they_go(run, tmp_path):
 def test_connected_networks_are_masked(tmp_path):
     model = write_run(tmp_path / "run", "--model", "resnet20_cifar", "--rewire", "learned", epochs=(0,))
     found = report.measure(report.open_subject(str(tmp_path / "run")), thresholds=[0.5])
+    assert "<dt>epoch</dt><dd>0</dd>" in report.page(found)
     assert [stage["name"] for stage in found["stages"]] == ["layer1.0", "layer2.0", "layer3.0"]
     assert [len(stage["edges"]) for stage in found["stages"]] == [28, 28, 28]
     assert found["nn_mass"]["mass"] == 784

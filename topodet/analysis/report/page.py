@@ -92,7 +92,7 @@ def _about(numbers: Numbers) -> str:
         "size": size(numbers),
         "topodet": numbers["topodet"],
     }
-    rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items() if value)
+    rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items() if value != "")
     notes = "".join(f'<p class="note">{_text(note)}</p>' for note in numbers["notes"])
     return f"""<header>
 <h1>Wiring of {_text(numbers["source"])}</h1>

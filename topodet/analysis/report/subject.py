@@ -137,7 +137,6 @@ def _of_file(source: str, file: WeightsFile) -> Subject:
         about |= {
             "epoch": file.checkpoint.get("epoch"),
             "weights": "averaged (EMA)" if "state_dict_ema" in file.checkpoint["held"] else "last",
-            "data": ", ".join(str(args.get(name)) for name in ("dataset", "data_dir") if args.get(name)),
             "sparsity": args.get("sparsity"),
         }
         data = file.checkpoint.get("data_config")
