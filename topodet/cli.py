@@ -8,6 +8,7 @@ wrong usage cost no import of torch.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,48 @@ def check_coco(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
+def analyze(parser: argparse.ArgumentParser) -> Run:
+    """Look at the wiring of a trained network: tables here, and a report as one HTML file."""
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="checkpoint, published file, run of tools/pretrain.py (its folder), or name of a network in timm",
+    )
+    parser.add_argument("--against", metavar="SOURCE", help="measure NNSTD to this network, with nodes as many")
+    parser.add_argument(
+        "--thresholds",
+        type=float,
+        nargs="+",
+        metavar="T",
+        help="at which to cut the edges (default: those that take every fiftieth part of them)",
+    )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        default=Path("topology_report.html"),
+        metavar="FILE",
+        help="of the report (default: %(default)s)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all numbers there; - prints them instead of the tables")
+
+    def run(args: argparse.Namespace) -> int:
+        from topodet.analysis import report
+        from topodet.files import atomic_json, atomic_write
+
+        against = args.against and report.open_subject(args.against)
+        numbers = report.measure(report.open_subject(args.source), thresholds=args.thresholds, against=against)
+        if args.json == "-":
+            print(json.dumps(numbers, allow_nan=False))
+        else:
+            print(report.text(numbers), end="\n\n")
+            if args.json:
+                print(atomic_json(args.json, numbers))
+        print(atomic_write(args.html, report.page(numbers)), file=sys.stderr if args.json == "-" else sys.stdout)
+        return 0
+
+    return run
+
+
 def list_models(parser: argparse.ArgumentParser) -> Run:
     """List the TopoNets that timm can create."""
 
@@ -70,6 +113,7 @@ def list_models(parser: argparse.ArgumentParser) -> Run:
 
 
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser], Run]] = {
+    "analyze": analyze,
     "check-coco": check_coco,
     "list": list_models,
 }

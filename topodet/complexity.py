@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from functools import partial
 
 import torch
 from torch import nn
@@ -22,16 +24,20 @@ def multiply_adds(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 
     The convention of the paper's tables: normalisation, activations and the weighted sums are not counted. Runs on
     the meta device, so that it costs no memory and leaves the model alone.
     """
+    return sum(multiply_adds_by_layer(model, input_size).values())
+
+
+def multiply_adds_by_layer(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> Counter[str]:
+    """Return the multiply-adds of each convolution and linear layer, by module name, as `multiply_adds` counts them."""
     model = copy.deepcopy(model).to("meta").eval()
-    total = 0
+    counts: Counter[str] = Counter()
 
-    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
-        nonlocal total
-        total += output[0].numel() * module.weight[0].numel()
+    def count(name: str, module: nn.Module, _: object, output: torch.Tensor) -> None:
+        counts[name] += output[0].numel() * module.weight[0].numel()
 
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(count)
+            module.register_forward_hook(partial(count, name))
     with torch.no_grad():
         model(torch.zeros(1, *input_size, device="meta"))
-    return total
+    return counts

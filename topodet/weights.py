@@ -267,12 +267,15 @@ def of_timm(name: str, **options: Any) -> WeightsFile:
     return WeightsFile(Path("timm", card["name"]), network.state_dict(), card)
 
 
-def build(source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, **overrides: Any) -> nn.Module:
+def build(
+    source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, quiet: bool = False, **overrides: Any
+) -> nn.Module:
     """Rebuild the network from a weights file alone, graphs included, and load it.
 
     Args:
         source: path, URL, or what `read` returned.
         num_classes: size of a new classifier; 0 for none.
+        quiet: see `load`.
         overrides: further arguments of `TopoNet`, or of `timm.create_model`.
 
     Returns:
@@ -283,7 +286,7 @@ def build(source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, **ov
     """
     file = source if isinstance(source, WeightsFile) else read(source)
     model = _rebuild(file, _design(file), num_classes=num_classes, **overrides)
-    load(model, file)
+    load(model, file, quiet=quiet)
     return model
 
 

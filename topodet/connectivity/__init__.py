@@ -13,7 +13,7 @@ from .penalty import (
     sparsity,
     wirings,
 )
-from .prune import Cut, OnDisconnected, Per, cut, freeze, mask, masked, prune
+from .prune import Cut, OnDisconnected, Per, cut, freeze, mask, masked, prune, strengths
 
 __all__ = [
     "PENALTY_KINDS",
@@ -37,6 +37,7 @@ __all__ = [
     "remove_edges",
     "remove_nodes",
     "sparsity",
+    "strengths",
     "wirings",
     "without_node",
 ]

@@ -98,13 +98,13 @@ def cut(
     if not parts:
         raise ConfigError(f"{type(model).__name__} has no wiring whose edges could go; give a model that contains one")
     graphs = {name: wiring.topology for name, wiring in parts.items()}
-    strengths = {name: _strengths(name, wiring, per) for name, wiring in parts.items()}
-    everything = torch.cat(list(strengths.values()))
+    sizes = strengths(model, per)
+    everything = torch.cat(list(sizes.values()))
     strong = everything >= threshold if keep is None else _strongest(graphs, everything, keep)
     asked = f"threshold={threshold:g}" if keep is None else f"keep={keep:g}"
     cuts, torn = {}, []
     for name, kept in _chosen(graphs, strong).items():
-        graph, scores = graphs[name], strengths[name].tolist()
+        graph, scores = graphs[name], sizes[name].tolist()
         edges, repaired = live_edges(graph, kept), ()
         if not edges:
             path = strongest_path(graph, scores, kept)
@@ -123,6 +123,16 @@ def cut(
             )
         warnings.warn(f"{text}; kept all the same: {'; '.join(torn)}", stacklevel=2)
     return cuts
+
+
+def strengths(model: nn.Module, per: Per = "network") -> dict[str, Tensor]:
+    """Return what `cut` compares with its threshold: of each wiring, by its name, float64 [E] on the CPU.
+
+    Raises:
+        ConfigError: unknown `per`, or an edge weight that is not finite.
+    """
+    _check_per(per)
+    return {name: _strengths(name, wiring, per) for name, wiring in wirings(model).items()}
 
 
 @torch.no_grad()
@@ -233,8 +243,7 @@ def _shrink(stage: TopoStage, part: Cut) -> None:
 
 
 def _check_arguments(threshold: float | None, keep: float | None, per: str, on_disconnected: str) -> None:
-    if per not in get_args(Per):
-        raise ConfigError(unknown_name("per", per, get_args(Per)))
+    _check_per(per)
     if on_disconnected not in get_args(OnDisconnected):
         raise ConfigError(unknown_name("on_disconnected", on_disconnected, get_args(OnDisconnected)))
     if (threshold is None) == (keep is None):
@@ -249,6 +258,11 @@ def _check_arguments(threshold: float | None, keep: float | None, per: str, on_d
             f"threshold={threshold} is out of range: per={per!r} compares |alpha| as a share of the largest of its "
             f"{per} with it, which is at most 1"
         )
+
+
+def _check_per(per: str) -> None:
+    if per not in get_args(Per):
+        raise ConfigError(unknown_name("per", per, get_args(Per)))
 
 
 def _strengths(name: str, wiring: Wiring, per: Per) -> Tensor:

@@ -1,0 +1,268 @@
+"""The network that a report is about: of a file, of a run of tools/pretrain.py, or one of timm by its name."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ... import weights
+from ...connectivity import wirings
+from ...errors import ConfigError, TopologyError, WeightsError
+from ...models import Wiring, check_timm_name
+from ...pretrain import build
+from ...pretrain.group import Group
+from ...pretrain.options import parse_over
+from ...pretrain.saver import LAST
+from ...topology import Topology
+from ...weights import WeightsFile
+
+_BEST = "model_best.pth.tar"
+_LOOKS_LIKE_A_FILE = re.compile(r"[/\\]|\.(pth|pt|tar|safetensors)$")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The edge weights of each wiring, by its name, after an epoch; in the order of the wiring's edges."""
+
+    epoch: int
+    alphas: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with a wiring, and what is known about it.
+
+    Attributes:
+        source: as it was given.
+        kind: what that is, in words.
+        architecture: its name, "" where a file does not tell.
+        model: the network; wirings alone where a file does not tell what they belong to.
+        input_size: (C, H, W) of the images it is made for.
+        facts: what else its file says: epoch, which weights, licence and so on.
+        snapshots: of the epochs whose checkpoints a run has kept.
+        history: one row an epoch of a run, by the names in summary.csv; None for a number that is not there.
+        notes: what was left out, and why.
+    """
+
+    source: str
+    kind: str
+    architecture: str
+    model: nn.Module = field(repr=False)
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    snapshots: tuple[Snapshot, ...] = ()
+    history: tuple[Mapping[str, float | None], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the network is there, and not its wirings alone."""
+        return not isinstance(self.model, Wirings)
+
+
+class Wirings(nn.Module):
+    """The wirings of a state dict whose network is not known; computes nothing."""
+
+    def __init__(self, state_dict: Mapping[str, Tensor]):
+        super().__init__()
+        for name in _wired(state_dict):
+            edges, alpha = state_dict[f"{name}.edges"], state_dict[f"{name}.alpha"]
+            try:
+                topology = Topology(int(edges.max()) + 1, edges.tolist())
+                wiring = Wiring(topology)
+                wiring.load_state_dict({"edges": edges, "alpha": alpha})
+            except (TopologyError, RuntimeError) as error:
+                raise WeightsError(f"{name} is no wiring: {error}") from error
+            parent: nn.Module = self
+            *path, last = name.split(".")
+            for part in path:
+                if part not in parent._modules:
+                    parent.add_module(part, nn.Module())
+                parent = parent._modules[part]
+            parent.add_module(last, wiring)
+
+
+def open_subject(source: str) -> Subject:
+    """Return the network of a checkpoint, a published file, a folder of tools/pretrain.py, or of timm.
+
+    Args:
+        source: path or URL of a file as `topodet.weights.read` takes it, path of a run, or a name for
+            `timm.create_model`, whose weights are as they start.
+
+    Raises:
+        WeightsError: a file that is missing, damaged or unsafe, or has no wiring; a run without a checkpoint.
+        ConfigError: an unknown name, or a network without wiring.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _of_run(source, path)
+    if path.is_file() or _LOOKS_LIKE_A_FILE.search(source):
+        return _of_file(source, weights.read(source))
+    return _of_name(source)
+
+
+def _of_name(name: str) -> Subject:
+    try:
+        check_timm_name(name)
+    except ConfigError as error:
+        raise ConfigError(f"{name!r} is no file and no folder here, and as a network: {error}") from None
+    model = timm.create_model(name)
+    if not wirings(model):
+        raise ConfigError(
+            f"{name} has no wiring: its connections are not edges with weights. Networks that have them are toponet*, "
+            "resnet*_cifar_connected, and what topodet.models.connect or rewire makes of others"
+        )
+    return Subject(name, "network of timm, as it starts", name, model, _input_size(model.default_cfg, model))
+
+
+def _of_file(source: str, file: WeightsFile) -> Subject:
+    if not _wired(file.state_dict):
+        raise WeightsError(
+            f"{file.path} has no topology: none of its {len(file.state_dict)} tensors are the edges and alpha of a "
+            "wiring. Give a file of a toponet, or of a network that was trained with --connect or --rewire"
+        )
+    about = {"file": str(file.path)}
+    args = file.checkpoint.get("args")
+    if isinstance(args, dict) and isinstance(args.get("model"), str) and "num_classes" in file.checkpoint:
+        model = _trained(file, args)
+        about |= {
+            "epoch": file.checkpoint.get("epoch"),
+            "weights": "averaged (EMA)" if "state_dict_ema" in file.checkpoint["held"] else "last",
+            "sparsity": args.get("sparsity"),
+        }
+        data = file.checkpoint.get("data_config")
+        return Subject(source, "checkpoint", args["model"], model, _input_size(data, model), about)
+    backbone = weights.within_detector(file.state_dict)
+    card = weights.backbone_card(file.card)
+    about |= {name: card.get(name) for name in ("name", "epoch", "weights", "licence", "notes")}
+    if "stages.0.wiring.edges" not in backbone and not card.get("wiring"):
+        note = (
+            f"{file.path} does not tell which network its wirings belong to: no parameters, multiply-adds and NN-Mass. "
+            "A checkpoint of tools/pretrain.py does"
+        )
+        return Subject(source, "state dict", "", Wirings(file.state_dict), facts=about, notes=(note,))
+    head = backbone.get("head.fc.weight")
+    inner = WeightsFile(file.path, backbone, card, file.checkpoint)
+    model = weights.build(inner, num_classes=0 if head is None else len(head), quiet=True)
+    whole = any(name not in backbone for name in file.state_dict)
+    kind = "backbone of a detector" if whole else "published backbone" if card else "state dict"
+    return Subject(source, kind, str(card.get("architecture") or "toponet"), model, _input_size(card, model), about)
+
+
+def _of_run(source: str, folder: Path) -> Subject:
+    """Return the network of a run's newest checkpoint that can be read, and how its edges came to be what they are."""
+    paths = sorted(folder.glob("checkpoint-*.pth.tar"))
+    paths += [path for path in (folder / _BEST, folder / LAST) if path.exists()]
+    if not paths:
+        known = (folder / "args.yaml").exists()
+        what = "the run has not finished its first epoch" if known else "it is no run of tools/pretrain.py"
+        raise WeightsError(f"{folder} has no checkpoint: {what}. Give a run's folder, or a file")
+    files: dict[int, WeightsFile] = {}
+    notes: list[str] = []
+    damaged: list[str] = []
+    for path in paths:  # of one epoch the last in this order, which is last.pth.tar where it is one of them
+        try:
+            file = weights.read(path)
+        except WeightsError as error:
+            damaged.append(str(error))
+            continue
+        epoch = file.checkpoint.get("epoch")
+        if isinstance(epoch, int):
+            files[epoch] = replace(file, checkpoint={k: v for k, v in file.checkpoint.items() if k != "optimizer"})
+        else:
+            damaged.append(f"{path} does not say after which epoch it was written")
+    notes += [f"left out: {reason}" for reason in damaged]
+    if not files:
+        raise WeightsError(f"{folder}: none of its checkpoints can be read. {'; '.join(damaged)}")
+    newest = _of_file(source, files[max(files)])
+    if not (folder / LAST).exists():
+        notes.append(f"there is no {LAST}: taken is the newest checkpoint, of epoch {max(files)}")
+    snapshots = []
+    for epoch, file in sorted(files.items()):
+        snapshot = _snapshot(epoch, newest.model, file.state_dict)
+        if snapshot is None:
+            notes.append(f"left out: {file.path} has other edges than that of epoch {max(files)}")
+        else:
+            snapshots.append(snapshot)
+    history, told = _history(folder / "summary.csv")
+    if not history and isinstance(rows := files[max(files)].checkpoint.get("history"), list):
+        history = tuple(
+            {str(name): _number(value) for name, value in row.items()} for row in rows if isinstance(row, Mapping)
+        )
+    return replace(
+        newest, kind="run", snapshots=tuple(snapshots), history=history, notes=(*newest.notes, *notes, *told)
+    )
+
+
+def _trained(file: WeightsFile, args: Mapping[str, Any]) -> nn.Module:
+    """Return the network of a checkpoint of tools/pretrain.py, with its weights."""
+    if ":" in args["model"]:
+        raise WeightsError(
+            f"{file.path} names the network {args['model']!r}, which would be looked up elsewhere: refused"
+        )
+    options = parse_over(args, [])
+    channels = options.in_chans or (options.input_size[0] if options.input_size else 3)
+    group = Group(rank=0, world_size=1, device=torch.device("cpu"))
+    model = build.create_model(options, file.checkpoint["num_classes"], channels, group, file.state_dict)
+    weights.load(model, file, head=True, quiet=True)
+    return model
+
+
+def _wired(state_dict: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the wirings in a state dict, in its order."""
+    names = [name.removesuffix(".edges") for name in state_dict if name.endswith(".edges")]
+    return [name for name in names if f"{name}.alpha" in state_dict]
+
+
+def _snapshot(epoch: int, model: nn.Module, state_dict: Mapping[str, Tensor]) -> Snapshot | None:
+    alphas = {}
+    for name, wiring in wirings(model).items():
+        edges, alpha = state_dict.get(f"{name}.edges"), state_dict.get(f"{name}.alpha")
+        if edges is None or alpha is None or not torch.equal(edges, wiring.edges):
+            return None
+        alphas[name] = tuple(alpha.double().tolist())
+    return Snapshot(epoch, alphas)
+
+
+def _history(path: Path) -> tuple[tuple[dict[str, float | None], ...], list[str]]:
+    """Return the rows of a summary.csv up to the first that is no epoch's, and what is to be said about it."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            table = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return (), [f"there is no {path.name}: the curves are those of the newest checkpoint's history"]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return (), [f"{path} cannot be read ({error}): the curves are those of the newest checkpoint's history"]
+    rows: list[dict[str, float | None]] = []
+    for line, row in enumerate(table, start=2):
+        numbers = {name: _number(value) for name, value in row.items() if name}
+        if numbers.get("epoch") is None or None in row.values():
+            return tuple(rows), [f"{path}, line {line}: no whole row of numbers; it is left out, with what follows"]
+        rows.append(numbers)
+    return tuple(rows), []
+
+
+def _number(value: object) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _input_size(about: object, model: nn.Module) -> tuple[int, int, int]:
+    """Return the size of the images that a card or configuration speaks of; 224 where it does not."""
+    size = about.get("input_size") if isinstance(about, Mapping) else None
+    if isinstance(size, list | tuple) and len(size) == 3 and all(isinstance(n, int) and 0 < n <= 4096 for n in size):
+        return tuple(size)
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return first.in_channels, 224, 224
