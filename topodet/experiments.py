@@ -46,22 +46,24 @@ def _blocks(paper: Mapping[str, Mapping[str, Any]], runs: Sequence[Record]) -> l
     head = ("network", "original (paper)", "optimised (paper)", *(f"{form} (measured)" for form in FORMS))
     blocks = []
     for epochs in lengths or [200]:
+        alike = [run for run in runs if run["of_epochs"] == epochs]
+        done = min((run["epochs"] for run in alike), default=epochs)  # what was stopped is compared where all still ran
         rows, gains = [], []
         for name, printed in paper.items():
-            scores = {form: _scores(runs, name + ending, kind, epochs) for form, (ending, kind) in FORMS.items()}
+            scores = {form: _scores(alike, name + ending, kind, done) for form, (ending, kind) in FORMS.items()}
             cells = [f"{printed[key]:.2f}" for key in ("original", "connected")]
             rows.append((f"`{name}`", *cells, *map(_cell, scores.values())))
             gains += [_gain(name, form, scores) for form in list(FORMS)[1:] if scores[form] and scores["original"]]
-        blocks += [f"{epochs} epochs; the paper's 200.", table(head, rows), *gains]
+        length = f"{epochs} epochs" if done == epochs else f"After {done} of {epochs} epochs, where a run was stopped"
+        blocks += [f"{length}; the paper's 200.", table(head, rows), *gains]
     commands = [f"{run['name']}, {run['machine']}:\n\n```bash\n{run['command']}\n```" for run in runs]
     return [*blocks, *commands]
 
 
 def _scores(runs: Sequence[Record], network: str, sparsity: str, epochs: int) -> list[float]:
-    """Return the top-1 in percent after the last epoch of every finished run, by seed."""
-    wanted = (network, sparsity, epochs, epochs)
-    found = [r for r in runs if (r["architecture"], r["sparsity"], r["epochs"], r["of_epochs"]) == wanted]
-    return [r["metrics"]["eval_top1"] for r in sorted(found, key=lambda r: r["seed"])]
+    """Return the top-1 in percent of each run after so many epochs, by seed."""
+    found = [r for r in runs if (r["architecture"], r["sparsity"]) == (network, sparsity)]
+    return [r["history"][epochs - 1]["eval_top1"] for r in sorted(found, key=lambda r: r["seed"])]
 
 
 def _cell(scores: Sequence[float]) -> str:
