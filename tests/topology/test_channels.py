@@ -1,4 +1,5 @@
 import re
+from itertools import pairwise
 
 import networkx as nx
 import numpy as np
@@ -80,7 +81,7 @@ def test_with_p_1_every_edge_goes_that_has_room(widths, seed):
 def test_a_greater_p_moves_what_a_smaller_one_does():
     graph = layered([5, 6, 7, 8, 9])
     moved = [set(np.flatnonzero((graph.rewired(p, seed=3).edges != graph.edges).any(1))) for p in (0.1, 0.3, 0.6, 1)]
-    assert all(a < b for a, b in zip(moved, moved[1:]))
+    assert all(a < b for a, b in pairwise(moved))
 
 
 def test_targets_are_uniform():

@@ -6,6 +6,7 @@ from .dense_cells import DenseCell, DenseCells, dense_cnn, dense_mlp
 from .fuse import FusedStage, fuse_for_inference
 from .residual import Residual
 from .stage import Node, TopoStage
+from .swnet import RewiredConv2d, channel_graph, rebuild_swnet, swnet
 from .toponet import ARCHITECTURES, TopoNet, TopoNetFeatures, architecture_arguments
 from .trunk import Stem, Trunk, build_blocks, init_weights
 from .wiring import Wiring
@@ -17,6 +18,7 @@ __all__ = [
     "FusedStage",
     "Node",
     "Residual",
+    "RewiredConv2d",
     "Stem",
     "TopoNet",
     "TopoNetFeatures",
@@ -25,6 +27,7 @@ __all__ = [
     "Wiring",
     "architecture_arguments",
     "build_blocks",
+    "channel_graph",
     "connect",
     "connectable",
     "dense_cnn",
@@ -32,5 +35,7 @@ __all__ = [
     "disconnect",
     "fuse_for_inference",
     "init_weights",
+    "rebuild_swnet",
+    "swnet",
     "weighted_sum",
 ]
