@@ -1,11 +1,13 @@
-"""Pictures of a wiring: adjacency heat maps and the histogram of the edge weights (the paper's Figs. 2, 3 and 5)."""
+"""Pictures of a wiring: adjacency heat maps, the histogram of the edge weights (the paper's Figs. 2, 3, 5), sweeps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -14,6 +16,7 @@ from torch import nn
 from ..connectivity import all_alphas, wirings
 from ..errors import ConfigError
 from ..files import atomic_path
+from .small_world_sweep import SmallWorldSweep
 
 
 def adjacency_figure(model: nn.Module, title: str = "") -> Figure:
@@ -70,6 +73,47 @@ def alpha_histogram(model: nn.Module, title: str = "", bins: int = 50) -> Figure
     axis.set_title(title or f"{alpha.size} edges, {near:.1%} with |alpha| < 0.01", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def small_world_figure(sweep: SmallWorldSweep, title: str = "") -> Figure:
+    """Draw clustering, path length and S of a sweep against p; the p of largest S is marked."""
+    figure = _figure(width=5.4, height=3.6)
+    worlds = [{**asdict(world), "small_worldness": world.small_worldness} for world in sweep.worlds]
+    draw_small_world(figure.subplots(), sweep.ps, worlds, chosen=sweep.best)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def draw_small_world(
+    axis: Axes, ps: Sequence[float], worlds: Sequence[Mapping[str, float]], *, chosen: float | None = None
+) -> None:
+    """Draw C, L and S against p, C and S on the left axis and L on a right one.
+
+    Args:
+        axis: to draw on.
+        ps: probabilities of rewiring.
+        worlds: of each what a `SmallWorld` holds, with its `small_worldness`.
+        chosen: the p to mark.
+    """
+    right = axis.twinx()
+    lines = []
+    for part, key, label, style in (
+        (axis, "clustering", "C", "o--"),
+        (axis, "small_worldness", "S", "s-"),
+        (right, "path_length", "L (right)", "^:"),
+    ):
+        lines += part.plot(ps, [world[key] for world in worlds], style, color="0.15", markersize=4, label=label)
+    if chosen is not None:
+        lines.append(axis.axvline(chosen, color="0.6", linewidth=1.2, zorder=0, label=f"largest S: p = {chosen:g}"))
+    for part in (axis, right):
+        part.set_ylim(0, 1.35 * part.get_ylim()[1])  # room for the legend
+    axis.set_xlabel("p")
+    axis.set_ylabel("C, S")
+    right.set_ylabel("L, kernels")
+    axis.spines["top"].set_visible(False)
+    right.spines["top"].set_visible(False)
+    axis.legend(handles=lines, frameon=False, fontsize=8, loc="upper center", ncols=2)
 
 
 def figure_pixels(figure: Figure) -> np.ndarray:

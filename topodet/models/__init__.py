@@ -8,6 +8,7 @@ from .fuse import FusedStage, fuse_for_inference
 from .residual import Residual
 from .resnet_cifar import ResNetCifar
 from .stage import Node, TopoStage
+from .swnet import RewiredConv2d, channel_graph, rebuild_swnet, swnet
 from .timm_trunk import TimmTrunk, check_timm_name, create_timm_network
 from .toponet import ARCHITECTURES, TopoNet, TopoNetFeatures, architecture_arguments
 from .trunk import Stem, Trunk, build_blocks, init_weights
@@ -21,6 +22,7 @@ __all__ = [
     "Node",
     "ResNetCifar",
     "Residual",
+    "RewiredConv2d",
     "Stem",
     "TimmTrunk",
     "TopoNet",
@@ -30,6 +32,7 @@ __all__ = [
     "Wiring",
     "architecture_arguments",
     "build_blocks",
+    "channel_graph",
     "check_timm_name",
     "connect",
     "connectable",
@@ -39,7 +42,9 @@ __all__ = [
     "disconnect",
     "fuse_for_inference",
     "init_weights",
+    "rebuild_swnet",
     "rewirable",
     "rewire",
+    "swnet",
     "weighted_sum",
 ]

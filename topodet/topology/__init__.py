@@ -1,5 +1,6 @@
 """What a wiring is: graphs of a stage, their generators and their measures. No torch here."""
 
+from .channels import ChannelGraph, layered
 from .generators import (
     GENERATORS,
     barabasi_albert,
@@ -20,12 +21,14 @@ __all__ = [
     "GENERATORS",
     "NNSTD",
     "Cell",
+    "ChannelGraph",
     "NNMass",
     "SmallWorld",
     "Topology",
     "barabasi_albert",
     "complete",
     "erdos_renyi",
+    "layered",
     "make_topology",
     "nn_mass",
     "nnstd",

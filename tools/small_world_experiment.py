@@ -1,0 +1,102 @@
+#!/usr/bin/env python
+"""Does a network converge faster as a small world? CNNs and their SWNets, on digits or on arrays of images, on a CPU.
+
+    python tools/small_world_experiment.py --record swnet_digits  # scikit-learn's digits, minutes
+    python tools/small_world_experiment.py --data cifar100 --record swnet_cifar100  # cifar100/{train,validation}.npz
+    python tools/small_world_experiment.py --networks plain --seeds 1 --json plain.json
+    python tools/small_world_experiment.py --redraw swnet_digits  # the picture alone, from the record
+
+Writes a record with every run, and a picture of them; docs/topology_swnet.md says what is to be seen there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from topodet import records
+from topodet.analysis import swnet_experiment
+from topodet.analysis.small_world_sweep import MAX_S
+from topodet.errors import exit_status
+from topodet.files import atomic_json, atomic_path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    return exit_status(run, parser().parse_args(words), words)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    networks = list(swnet_experiment.NETWORKS)
+    made.add_argument("--data", default="digits", help="digits, or a folder with train.npz and validation.npz")
+    made.add_argument("--classes", type=int, default=10, help="of a folder, the first ones (default: %(default)s)")
+    made.add_argument(
+        "--networks", nargs="+", default=networks, metavar="NAME", help=f"(default: {', '.join(networks)})"
+    )
+    made.add_argument(
+        "--p",
+        nargs="+",
+        default=[MAX_S],
+        metavar="P",
+        help=f"of rewiring: numbers, or {MAX_S} for the one of largest S (default: {MAX_S})",
+    )
+    made.add_argument("--seeds", type=int, default=3, help="of each network (default: %(default)s)")
+    for name in ("iterations", "every"):
+        made.add_argument(f"--{name}", type=int, help="of training, other than the data's own")
+    made.add_argument("--targets", nargs="+", type=float, metavar="ACCURACY", help="other than the data's own")
+    made.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the record there, and a picture beside it (.png)"
+    )
+    made.add_argument("--record", metavar="NAME", help="write records/experiments/NAME.json and docs/NAME.png")
+    made.add_argument("--redraw", metavar="NAME", help="train nothing; make docs/NAME.png from its record")
+    return made
+
+
+def run(args: argparse.Namespace, words: list[str]) -> int:
+    if args.redraw:
+        record, picture = _places(args.redraw)
+        _draw(json.loads(record.read_text()), picture)
+        return 0
+    task = swnet_experiment.digits() if args.data == "digits" else _arrays(args)
+    other = {name: getattr(args, name) for name in ("iterations", "every", "targets")}
+    task = replace(task, **{name: value for name, value in other.items() if value is not None})
+    progress = partial(tqdm, unit="training", mininterval=1.0)
+    results = swnet_experiment.run(task, args.networks, ps=args.p, seeds=args.seeds, progress=progress)
+    name = args.record or (args.json.stem if args.json else "swnet")
+    command = f"python tools/small_world_experiment.py {shlex.join(words)}".strip()
+    record = records.record_experiment(results, name=name, command=command, packages=("scikit-learn", "scipy"))
+    print(swnet_experiment.table(record))
+    places = [(args.json, args.json.with_suffix(".png"))] if args.json else []
+    places += [_places(name)] if args.record else []
+    for path, picture in places:
+        print(atomic_json(path, record))
+        _draw(record, picture)
+    return 0
+
+
+def _arrays(args: argparse.Namespace) -> swnet_experiment.Task:
+    return swnet_experiment.arrays(args.data, num_classes=args.classes)
+
+
+def _places(name: str) -> tuple[Path, Path]:
+    return ROOT / "records" / "experiments" / f"{name}.json", ROOT / "docs" / f"{name}.png"
+
+
+def _draw(record: dict, picture: Path) -> None:
+    with atomic_path(picture) as temporary:
+        swnet_experiment.figure(record).savefig(temporary, format="png", dpi=110)
+    print(picture)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
