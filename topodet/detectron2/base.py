@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -89,9 +90,9 @@ class TopodetBackbone(Backbone):
         self._freeze_norms(freeze_at - 1)
         return self
 
+    @abstractmethod
     def _freeze_norms(self, frozen_stages: int) -> None:
         """Put frozen ones in the place of the batch normalisations in `frozen_modules(frozen_stages)`."""
-        raise NotImplementedError
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

@@ -105,6 +105,7 @@ class Products:
         nodes = len(blocks.block_of)
         self.weights = alpha.new_zeros(nodes * nodes).index_put((blocks.places,), alpha).view(nodes, nodes)
         self.order: list[int] | None = None
+        self.shape: list[int] = []
         self.features: dict[int, Tensor] = {}
         # For each block what it reads, and what stands in for it where gradients are handed on.
         self.stacks: list[dict[int, Tensor]] = [{} for _ in blocks.blocks]
@@ -130,10 +131,12 @@ class Products:
         if not torch.is_grad_enabled():
             self.features.clear()  # otherwise the last nodes of a block may come again, to be recomputed
         readers = self.blocks.read_by[k]
-        stand_ins = _Read.apply(stack, *(self._between(k, b) for b in readers)) if self.backward else readers
-        for b, stand_in in zip(readers, stand_ins):
+        for b in readers:
             self.stacks[b][k] = stack.detach()
-            self.stand_ins[b][k] = stand_in
+        if self.backward:
+            stand_ins = _Read.apply(stack, *(self._between(k, b) for b in readers))
+            for b, stand_in in zip(readers, stand_ins):
+                self.stand_ins[b][k] = stand_in
 
     def read(self, i: int) -> Tensor | None:
         """Return the part of node i's sum that comes by products; None where there is none."""

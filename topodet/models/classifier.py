@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from .trunk import init_weights
 
 
-class StagedClassifier(nn.Module):
+class StagedClassifier(nn.Module, ABC):
     """Stages in series and a head: [B, in_chans, H, W] to [B, num_classes].
 
     Subclasses build them and say how to go through the stages (`stage_features`) and how to drop the last ones
@@ -31,13 +32,13 @@ class StagedClassifier(nn.Module):
     num_features: int
     feature_info: list[dict[str, Any]]
 
+    @abstractmethod
     def stage_features(self, x: Tensor) -> Iterator[Tensor]:
         """Yield each stage's feature map in turn; a caller that stops early computes no more than it read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def keep_stages(self, count: int) -> None:
         """Drop the stages after the first `count`."""
-        raise NotImplementedError
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's feature map, [B, num_features, H / stride, W / stride]."""
