@@ -12,8 +12,6 @@ Writes a record with every run, and a picture of them; docs/topology_swnet.md sa
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from dataclasses import replace
 from functools import partial
@@ -21,11 +19,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from topodet import records
+from topodet import experiment_cli
 from topodet.analysis import swnet_experiment
 from topodet.analysis.small_world_sweep import MAX_S
 from topodet.errors import exit_status
-from topodet.files import atomic_json, atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,48 +51,34 @@ def parser() -> argparse.ArgumentParser:
     for name in ("iterations", "every"):
         made.add_argument(f"--{name}", type=int, help="of training, other than the data's own")
     made.add_argument("--targets", nargs="+", type=float, metavar="ACCURACY", help="other than the data's own")
-    made.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the record there, and a picture beside it (.png)"
-    )
-    made.add_argument("--record", metavar="NAME", help="write records/experiments/NAME.json and docs/NAME.png")
-    made.add_argument("--redraw", metavar="NAME", help="train nothing; make docs/NAME.png from its record")
+    experiment_cli.add_outputs(made)
     return made
 
 
-def run(args: argparse.Namespace, words: list[str]) -> int:
+def run(args: argparse.Namespace, words: list[str]) -> None:
     if args.redraw:
-        record, picture = _places(args.redraw)
-        _draw(json.loads(record.read_text()), picture)
-        return 0
+        experiment_cli.redraw(ROOT, args.redraw, swnet_experiment.figure)
+        return
     task = swnet_experiment.digits() if args.data == "digits" else _arrays(args)
     other = {name: getattr(args, name) for name in ("iterations", "every", "targets")}
     task = replace(task, **{name: value for name, value in other.items() if value is not None})
     progress = partial(tqdm, unit="training", mininterval=1.0)
     results = swnet_experiment.run(task, args.networks, ps=args.p, seeds=args.seeds, progress=progress)
-    name = args.record or (args.json.stem if args.json else "swnet")
-    command = f"python tools/small_world_experiment.py {shlex.join(words)}".strip()
-    record = records.record_experiment(results, name=name, command=command, packages=("scikit-learn", "scipy"))
-    print(swnet_experiment.table(record))
-    places = [(args.json, args.json.with_suffix(".png"))] if args.json else []
-    places += [_places(name)] if args.record else []
-    for path, picture in places:
-        print(atomic_json(path, record))
-        _draw(record, picture)
-    return 0
+    experiment_cli.deliver(
+        results,
+        args,
+        words,
+        root=ROOT,
+        tool="tools/small_world_experiment.py",
+        name="swnet",
+        packages=("scikit-learn", "scipy"),
+        table=swnet_experiment.table,
+        draw=swnet_experiment.figure,
+    )
 
 
 def _arrays(args: argparse.Namespace) -> swnet_experiment.Task:
     return swnet_experiment.arrays(args.data, num_classes=args.classes)
-
-
-def _places(name: str) -> tuple[Path, Path]:
-    return ROOT / "records" / "experiments" / f"{name}.json", ROOT / "docs" / f"{name}.png"
-
-
-def _draw(record: dict, picture: Path) -> None:
-    with atomic_path(picture) as temporary:
-        swnet_experiment.figure(record).savefig(temporary, format="png", dpi=110)
-    print(picture)
 
 
 if __name__ == "__main__":
