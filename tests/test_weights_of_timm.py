@@ -12,7 +12,7 @@ from tests.models.test_connect import randomize, scatter
 from tools import publish_model
 from topodet import connectivity, hub, weights
 from topodet.errors import ConfigError, WeightsError
-from topodet.models import TimmTrunk, create_timm_network
+from topodet.models import TimmTrunk, create_timm_network, rewire
 
 SMALL_CONVNEXT = {"depths": [1, 2, 1, 1], "dims": [8, 16, 24, 32]}
 KINDS = {
@@ -144,6 +144,18 @@ def test_a_file_of_the_original_is_the_connected_networks_start(published, form,
 def test_other_networks_are_refused(published, file, model, message):
     with pytest.raises(WeightsError, match=re.escape(message)):
         weights.load(trunk(model), published(file)[1].pth)
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar", "resnet18"])
+def test_a_rewired_network_takes_no_weights_of_the_original(name, tmp_path):
+    """Whether it is rewired by its name or by an option, and whether or not a card tells."""
+    options = {"layers": [1, 1, 1, 1]} if name == "resnet18" else {}
+    original = timm.create_model(name, num_classes=5, **options)
+    torch.save(original.state_dict(), tmp_path / "bare.pth")
+    rewired = timm.create_model(f"{name}_connected", num_classes=5) if not options else rewire(original)
+    with pytest.raises(WeightsError, match=r"missing in the file: layer1.0.wiring.alpha"):
+        weights.load(rewired, tmp_path / "bare.pth", head=True)
+    rewired.load_state_dict(original.state_dict())  # to start a training it is welcome
 
 
 def test_half_a_wiring_or_another_one_is_refused(published, tmp_path):

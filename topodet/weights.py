@@ -40,7 +40,7 @@ from . import __version__, connectivity
 from .errors import ConfigError, TopologyError, WeightsError
 from .files import atomic_json, atomic_write, sha256
 from .models import ARCHITECTURES, TimmTrunk, TopoNet, architecture_arguments, create_timm_network
-from .models.chain import RunWiring
+from .models.chain import Chain, RunWiring
 from .models.trunk import ARCHITECTURE_ARGUMENTS
 from .topology import Topology
 
@@ -190,7 +190,7 @@ def load(
     }
     wanted = {name for name in own if not passes_over(name) and (name in offered or not is_update_counter(name))}
     wanted -= unconnected(network, offered)
-    problems = _differences(own, wanted, offered) or other_network(model, file.card)
+    problems = _differences(own, wanted, offered) + other_network(model, file.card)
     if problems and not head and _of_a_detector(offered):
         raise WeightsError(
             f"{file.path} is a whole detector, not a backbone: load it with MODEL.WEIGHTS (Detectron2) or load_from "
@@ -231,10 +231,20 @@ def is_update_counter(name: str) -> bool:
 
 
 def unconnected(network: nn.Module, names: Collection[str]) -> set[str]:
-    """Return the tensors of a connected network that a checkpoint of the original, which holds `names`, has not."""
-    wirings = [name for name, module in network.named_modules() if isinstance(module, RunWiring)]
+    """Return the tensors of a connected network that a checkpoint of the original, which holds `names`, has not.
+
+    None of a rewired network: with all edge weights 1 it still computes something else than the original.
+    """
+    rewired = {id(part) for chain in network.modules() if _is_rewired(chain) for part in chain.modules()}
+    wirings = [
+        name for name, module in network.named_modules() if isinstance(module, RunWiring) and id(module) not in rewired
+    ]
     pairs = ({f"{name}.alpha", f"{name}.edges"} for name in wirings)
     return {name for pair in pairs if pair.isdisjoint(names) for name in pair}
+
+
+def _is_rewired(module: nn.Module) -> bool:
+    return isinstance(module, Chain) and module.rewired
 
 
 def of_timm(name: str, **options: Any) -> WeightsFile:
