@@ -82,16 +82,12 @@ def _runs(model: nn.Module) -> Iterator[tuple[str, list[Cell]]]:
     for name, chain in model.named_modules():
         if not isinstance(chain, Chain):
             continue
-        runs: list[list[str]] = []
-        for key, link in chain.links.items():
-            if key in chain._modules:  # and not cut off
-                if link.node == 1:
-                    runs.append([])
-                runs[-1].append(key)
-        for run in runs:
+        for run in chain.runs():
             first, *others = (f"{name}.{key}".removeprefix(".") for key in run)
             wiring, nodes = chain._modules[run[0]].wiring, chain.links[run[-1]].end + 1
-            yield first, [_wired(first, wiring, nodes, _width(chain._modules[run[-1]]), sums_only=True)]
+            width = next((_width(chain._modules[key]) for key in reversed(run) if chain.links[key].branches), None)
+            # Of a run that pruning has emptied nothing tells how wide its stream is, and it has no node that computes.
+            yield first, [] if width is None else [_wired(first, wiring, nodes, width, sums_only=True)]
             yield from ((other, []) for other in others)
 
 

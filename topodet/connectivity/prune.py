@@ -12,7 +12,7 @@ import copy
 import math
 import warnings
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import compress
@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, unknown_name
+from ..models.chain import Chain
 from ..models.stage import TopoStage
 from ..models.wiring import Wiring
 from ..topology import Topology
-from ..topology.cuts import live_edges, strongest_path, subgraph
+from ..topology.cuts import live_edges, strongest_path
 from ..topology.graph import Edge
 from .penalty import wirings
 
@@ -182,15 +183,19 @@ def prune(
     """Return a smaller copy of a model: weak edges are gone from its graphs, and so are nodes left without use.
 
     The copy computes what the model does while it is `masked` by the same cut, in evaluation and in training. It is
-    made of the same classes, so it trains, saves, is published and rebuilt (`topodet.weights.build`) as any other; its
-    nodes are numbered anew. Make the optimiser afterwards: the copy has parameters of its own.
+    made of the same classes, so it trains, saves, is published and rebuilt (`topodet.weights.build`) as any other; the
+    nodes of a TopoNet are numbered anew. Make the optimiser afterwards: the copy has parameters of its own.
+
+    Of a connected network (`models.connect`, `models.rewire`) the branches go that are nodes without use, and what only
+    they used; see `models.chain.Chain.keep`.
 
     Args:
-        model: any module that contains `TopoStage`s: a TopoNet, its `features_only` form, a detector.
+        model: any module that contains wirings: a TopoNet, a connected network, their `features_only` forms, a detector.
         threshold, keep, per, on_disconnected: see `cut`.
 
     Raises:
-        ConfigError: what `cut` raises; a wiring that belongs to something else than a `TopoStage`.
+        ConfigError: what `cut` raises; a block of several branches, of a class that the user made known, which would
+            lose some of them and does not tell what they use (`Residual.parts`).
 
     Example:
         >>> model = TopoNet(nodes=(3, 3), width=4, num_classes=2)
@@ -200,19 +205,34 @@ def prune(
     """
     if on_disconnected == "allow":
         raise ConfigError("prune: a graph without edges is no network; use on_disconnected='error' or 'repair'")
-    for name in wirings(model):
-        owner = model.get_submodule(name.rpartition(".")[0])
-        if type(owner) is not TopoStage:
-            raise ConfigError(
-                f"prune: {name} belongs to a {type(owner).__name__} and not to a TopoStage. The nodes of a connected "
-                "network are blocks of a network that others define, which calls them in its own way and could not be "
-                "rebuilt without them: mask its edges instead (topodet.connectivity.masked)"
-            )
     cuts = cut(model, threshold=threshold, keep=keep, per=per, on_disconnected=on_disconnected)
     pruned = copy.deepcopy(model)
-    for name, part in cuts.items():
-        _shrink(pruned.get_submodule(name.rpartition(".")[0]), part)
+    keep_edges(pruned, {name: part.edges for name, part in cuts.items()})
     return pruned
+
+
+def keep_edges(model: nn.Module, edges: Mapping[str, Collection[Edge]]) -> None:
+    """Take out of wirings, in place, all edges but these, and the nodes that are on none of them.
+
+    Args:
+        model: any module that contains wirings.
+        edges: of a wiring's topology, by its name in `wirings(model)`.
+
+    Raises:
+        TopologyError: a node of theirs is not on a path from the input to the output.
+        ConfigError: see `prune`; a wiring whose owner is not known.
+    """
+    for name, kept in edges.items():
+        owner, _, _ = name.rpartition(".")
+        stage = model.get_submodule(owner)
+        chain_name, _, block = owner.rpartition(".")
+        chain = model.get_submodule(chain_name)
+        if isinstance(stage, TopoStage):
+            stage.keep(kept)
+        elif isinstance(chain, Chain):
+            chain.keep(block, kept)
+        else:
+            raise ConfigError(f"{name} belongs to a {type(stage).__name__}, whose nodes topodet cannot take out")
 
 
 def freeze(model: nn.Module) -> None:
@@ -226,20 +246,6 @@ def freeze(model: nn.Module) -> None:
         raise ConfigError(f"{type(model).__name__} has no edge weights to freeze; give a model that contains a wiring")
     for wiring in parts.values():
         wiring.alpha.requires_grad_(False)
-
-
-@torch.no_grad()
-def _shrink(stage: TopoStage, part: Cut) -> None:
-    """Take out of a stage, in place, what is cut."""
-    before = stage.wiring
-    topology, nodes = subgraph(part.edges)
-    wiring = Wiring(topology, "learned" if isinstance(before.alpha, nn.Parameter) else "fixed")
-    wiring.to(before.alpha).train(before.training)
-    # Edges keep their order: the numbers of the nodes do.
-    wiring.alpha.copy_(before.alpha[part.kept().to(before.alpha.device)])
-    wiring.alpha.requires_grad_(before.alpha.requires_grad)
-    stage.wiring = wiring
-    stage.nodes = nn.ModuleList(stage.nodes[i] for i in nodes).train(stage.nodes.training)
 
 
 def _check_arguments(threshold: float | None, keep: float | None, per: str, on_disconnected: str) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..topology import complete
+from ..topology.cuts import subgraph
+from ..topology.graph import Edge
 from .aggregation import Sums
 from .residual import Branch
 from .wiring import Wiring
@@ -21,19 +23,17 @@ class RunWiring(Wiring):
     """The wiring of a run of blocks: a `Wiring` that a checkpoint of the original network need not know.
 
     Where a state dict has neither `alpha` nor `edges` every weight becomes 1, as `connect` and `rewire` begin. Half of
-    them, or another graph, is an error as ever.
+    them, or another graph, is an error as ever; so is a state dict without edges for a graph that is not complete.
     """
 
-    def cut(self, num_nodes: int) -> RunWiring:
-        """Return a wiring of its own for the first nodes of a complete graph, with the weights that they have."""
-        part = RunWiring(complete(num_nodes), "learned" if isinstance(self.alpha, nn.Parameter) else "fixed")
-        part = part.to(self.alpha).train(self.training)
-        part.alpha.data.copy_(self.alpha[: part.topology.num_edges])  # edges are sorted by target
-        part.alpha.requires_grad_(self.alpha.requires_grad)
-        return part
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was pruned from the run."""
+        nodes = self.topology.num_nodes
+        return self.numbers == tuple(range(nodes)) and self.topology.num_edges == nodes * (nodes - 1) // 2
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        if f"{prefix}alpha" not in state_dict and f"{prefix}edges" not in state_dict:
+        if self.complete and f"{prefix}alpha" not in state_dict and f"{prefix}edges" not in state_dict:
             state_dict |= {
                 f"{prefix}alpha": self.alpha.detach().new_ones(self.alpha.shape),
                 f"{prefix}edges": self.edges,
@@ -46,8 +46,12 @@ class Link:
     """The place of a block in its run.
 
     Args:
-        branches: what the block adds, see `Residual`.
+        branches: what the block adds, see `Residual`; none of a block that pruning has emptied.
         node: of the first branch; the others follow.
+        begins: whether the block is the first of its run.
+        opens: whether its first branch is there, which reads an activated sum where blocks have an `activation`; all
+            others activate what they read themselves.
+        parts: see `Residual`; of each branch.
         restore: (attribute, value) of the block that gives it back its addition.
         activation: see `Residual`.
         shortcut: see `Residual`; of a block that begins a run by it, None for others.
@@ -55,6 +59,9 @@ class Link:
 
     branches: tuple[Branch, ...]
     node: int
+    begins: bool
+    opens: bool = True
+    parts: tuple[str, ...] = ()
     restore: tuple[str, Any] | None = None
     activation: str | None = None
     shortcut: str | None = None
@@ -75,6 +82,7 @@ class Chain(nn.Module):
     hand on (`Link.activation`), and leave r_i as it is.
 
     The wiring is a child of the run's first block, `wiring`; all other names are those of the original container.
+    Blocks that pruning has emptied (`keep`) stay in their places, so that a network finds as many as it expects.
 
     Networks use their blocks in many ways: they call the container, iterate over it, cut it, or recompute parts of it
     in the backward pass. All of these go through `__iter__`: each iteration is a pass of its own, and its items are
@@ -104,14 +112,14 @@ class Chain(nn.Module):
 
     def __iter__(self) -> Iterator[Callable[..., Tensor]]:
         passage = None
-        for name, block in self._modules.items():
+        for place, (name, block) in enumerate(self._modules.items()):
             link = self.links.get(name)
             if link is None:
                 yield block
                 continue
-            if link.node == 1:
-                passage = _Pass(block.wiring)
-            yield _Step(passage, block, link)
+            if link.begins:
+                passage = _Pass(block.wiring, place)
+            yield _Step(passage, block, link, place)
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -126,6 +134,65 @@ class Chain(nn.Module):
         _cut_run(container, self.links)
         return Chain(container, self.links)
 
+    def runs(self) -> Iterator[list[str]]:
+        """Yield the names of the blocks of each run."""
+        run: list[str] = []
+        for name in self._modules:
+            link = self.links.get(name)
+            if run and (link is None or link.begins):
+                yield run
+                run = []
+            if link is not None:
+                run.append(name)
+        if run:
+            yield run
+
+    def keep(self, first: str, edges: Collection[Edge]) -> None:
+        """Take out of a run, in place, all edges but these and the branches of nodes that are on none of them.
+
+        What only these branches used goes from their blocks; the other parameters keep their names, and the nodes
+        their numbers in a file. The run computes what it would with the weights of the other edges at 0. Between two
+        blocks the network now sees what the next node that is left reads.
+
+        Args:
+            first: name of the run's first block.
+            edges: of `wiring.topology`, as nodes are numbered there.
+
+        Raises:
+            TopologyError: a node of theirs is not on a path from the run's input to its output.
+            ConfigError: a block of several branches is to lose some, and does not tell what they use.
+        """
+        run = next(run for run in self.runs() if run[0] == first)
+        wiring = self._modules[first].wiring.only(edges, renumber=False)
+        _, nodes = subgraph(edges)
+        of_projection = any(j == 0 and not (i == 1 and self.links[first].opens) for j, i in edges)
+        links: dict[str, Link] = {}
+        next_node = 1
+        for name in run:
+            before = self.links[name]
+            left = [node in nodes for node in range(before.node, before.end)]
+            if any(left) and not all(left) and not before.parts:
+                raise ConfigError(
+                    f"block {name} ({type(self._modules[name]).__name__}) would lose some of its branches, and nothing "
+                    "tells what they use: give Residual(..., parts=(...)) to connect or rewire"
+                )
+            links[name] = replace(
+                before,
+                branches=tuple(compress(before.branches, left)),
+                parts=tuple(compress(before.parts, left)),
+                node=next_node,
+                opens=before.opens and left[:1] == [True],
+                shortcut=before.shortcut if of_projection else None,
+            )
+            next_node = links[name].end
+        for name, following in zip(run, run[1:]):
+            if not links[following].opens:  # who reads the sum activates it
+                links[name] = replace(links[name], activation=None)
+        for name in run:
+            _strip(self._modules[name], self.links[name], links[name])
+        self._modules[first].wiring = wiring
+        self.links |= links
+
     @property
     def rewired(self) -> bool:
         """Whether its blocks would compute something else without it, whatever the weights of its edges."""
@@ -138,35 +205,58 @@ def _cut_run(container: nn.Module, links: dict[str, Link]) -> None:
     last = links.get(names[-1]) if names else None
     if last is None:
         return
-    first = next(name for name in reversed(names) if links[name].node == 1)
+    first = next(name for name in reversed(names) if links[name].begins)
     block = container._modules[first]
+    edges = block.wiring.topology.edges
     if block.wiring.topology.num_nodes > last.end + 1:
+        if not block.wiring.complete:
+            raise ConfigError(f"the run of block {first} was pruned and cannot be cut any more: cut first, then prune")
         twin = copy.copy(block)  # the block of the longer chain keeps its own
         twin._modules = block._modules.copy()
-        twin.wiring = block.wiring.cut(last.end + 1)
+        twin.wiring = block.wiring.only([edge for edge in edges if edge[1] <= last.end], renumber=False)
         container.add_module(first, twin)
+
+
+def _strip(block: nn.Module, before: Link, after: Link) -> None:
+    """Take out of a block, in place, what only the branches used that it has lost."""
+    held = [*block._modules, *block._parameters, *block._buffers]
+    if not after.branches:
+        gone = set(held)
+    else:
+        gone = _names(part for part in before.parts if part not in after.parts) - _names(after.parts)
+        if before.parts and before.activation and before.activation not in _names(after.parts):
+            gone.add(before.activation)
+    gone |= {before.shortcut}
+    for name in held:
+        if name in gone - {after.activation, after.shortcut, "wiring"}:
+            delattr(block, name)
+
+
+def _names(parts: Iterable[str]) -> set[str]:
+    return set(" ".join(parts).split())
 
 
 class _Pass:
     """One pass through a run: the sums, and where it stands."""
 
-    def __init__(self, wiring: Wiring):
+    def __init__(self, wiring: Wiring, place: int):
         self.wiring = wiring
         self.sums: Sums | None = None
-        self.node = 1
+        self.place = place
         self.stream: Tensor | None = None
 
-    def __call__(self, block: nn.Module, link: Link, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, block: nn.Module, link: Link, place: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # A checkpointed block comes a second time, in the backward pass. It does then what it did before, but to
         # sums of its own or with values that nobody reads any more.
-        first_time = link.node == self.node
-        if link.node == 1:
+        first_time = place == self.place
+        if link.begins:
             sums = self.wiring.sums(x)
             if link.shortcut is None:
                 sums.put(0, x)
             else:
-                sums.put(0, x, stop=1)
-                sums.put(0, getattr(block, link.shortcut)(x).to(x.dtype), start=1)
+                if link.opens:
+                    sums.put(0, x, stop=1)
+                sums.put(0, getattr(block, link.shortcut)(x).to(x.dtype), start=int(link.opens))
             x = sums.read(1)
             self.sums = self.sums or sums
         else:
@@ -185,22 +275,23 @@ class _Pass:
         if link.activation:
             x = getattr(block, link.activation)(x)
         if first_time:
-            self.node, self.stream = link.end, x
+            self.place, self.stream = place + 1, x
         return x
 
 
 class _Step:
     """A block at its place in a pass; its attributes are those of the block."""
 
-    __slots__ = ("block", "link", "passage")  # setting any other attribute is an error and not lost
+    __slots__ = ("block", "link", "passage", "place")  # setting any other attribute is an error and not lost
 
-    def __init__(self, passage: _Pass, block: nn.Module, link: Link):
+    def __init__(self, passage: _Pass, block: nn.Module, link: Link, place: int):
         self.passage = passage
         self.block = block
         self.link = link
+        self.place = place
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.passage(self.block, self.link, x, *args, **kwargs)
+        return self.passage(self.block, self.link, self.place, x, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name in self.__slots__:

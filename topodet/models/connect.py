@@ -185,6 +185,8 @@ def disconnect(model: nn.Module) -> nn.Module:
                 f"{name or type(model).__name__} is rewired: whatever its edge weights, the original blocks would "
                 "compute something else. Keep it (it can be exported as it is)"
             )
+        if isinstance(module, RunWiring) and not module.complete:
+            raise ConfigError(f"{name} was pruned: blocks of the original are gone. Keep the network as it is")
         if isinstance(module, RunWiring) and bool((module.alpha != 1).any()):
             off = (module.alpha.detach() - 1).abs().max().item()
             raise ConfigError(
@@ -198,7 +200,7 @@ def disconnect(model: nn.Module) -> nn.Module:
             block = chain._modules.get(block_name)
             if block is None:
                 continue  # cut off
-            if link.node == 1:
+            if link.begins:
                 del block.wiring
             if link.restore:
                 setattr(block, *link.restore)
@@ -246,6 +248,8 @@ def _unfold(container: nn.Module, kinds: Mapping[str, Residual], edge_weights: E
             runs[-1][key] = Link(
                 kind.branches,
                 node,
+                begins=node == 1,
+                parts=kind.parts,
                 restore=_switch_off(block, kind),
                 activation=kind.activation,
                 shortcut=kind.shortcut if begins else None,

@@ -29,6 +29,8 @@ class Residual:
         shortcut: attribute of what is on the shortcut. Where that is not the identity a run begins, which reads the
             stream through it; the first branch alone reads the stream itself. None for blocks that have only the
             identity there.
+        parts: where there are several branches, the attributes that each of them uses, separated by spaces: what goes
+            when pruning takes out one of them. A single branch is the whole block.
     """
 
     branches: tuple[Branch, ...]
@@ -36,6 +38,7 @@ class Residual:
     switch: tuple[str, object] | None = None
     activation: str | None = None
     shortcut: str | None = None
+    parts: tuple[str, ...] = ()
 
     def begins_run(self, block: nn.Module) -> bool:
         """Whether the stream changes on the block's shortcut."""
@@ -268,7 +271,9 @@ def _mixer_channels(block: nn.Module, x: Tensor) -> Tensor:
     return block.drop_path(block.mlp_channels(block.norm2(x)))
 
 
-_EVA = Residual((_eva_attention, _eva_mlp))
+_ATTENTION_AND_MLP = ("norm1 attn ls1 gamma_1 drop_path1", "norm2 mlp ls2 gamma_2 drop_path2")
+_EVA = Residual((_eva_attention, _eva_mlp), parts=_ATTENTION_AND_MLP)
+_RES_POST = Residual((_post_norm_attention, _post_norm_mlp), parts=_ATTENTION_AND_MLP)
 
 # Module of timm.models -> class -> how it adds.
 _FAMILIES: dict[str, dict[str, Residual]] = {
@@ -303,15 +308,27 @@ _FAMILIES: dict[str, dict[str, Residual]] = {
         "BottleneckBlock": _refused(_activation_always),
     },
     "vision_transformer": {
-        "Block": Residual((_attention, _mlp)),
-        "ResPostBlock": Residual((_post_norm_attention, _post_norm_mlp)),
+        "Block": Residual((_attention, _mlp), parts=_ATTENTION_AND_MLP),
+        "ResPostBlock": _RES_POST,
     },
-    "eva": {"EvaBlock": _EVA, "EvaBlockPostNorm": Residual((_post_norm_attention, _post_norm_mlp))},
+    "eva": {"EvaBlock": _EVA, "EvaBlockPostNorm": _RES_POST},
     "beit": {"Block": _EVA},
-    "swin_transformer": {"SwinTransformerBlock": Residual((_swin_attention, _swin_mlp))},
-    "swin_transformer_v2": {"SwinTransformerV2Block": Residual((_swin_v2_attention, _post_norm_mlp))},
-    "metaformer": {"MetaFormerBlock": Residual((_metaformer_mixer, _metaformer_mlp), _metaformer_obstacle)},
-    "mlp_mixer": {"MixerBlock": Residual((_mixer_tokens, _mixer_channels))},
+    "swin_transformer": {"SwinTransformerBlock": Residual((_swin_attention, _swin_mlp), parts=_ATTENTION_AND_MLP)},
+    "swin_transformer_v2": {
+        "SwinTransformerV2Block": Residual((_swin_v2_attention, _post_norm_mlp), parts=_ATTENTION_AND_MLP)
+    },
+    "metaformer": {
+        "MetaFormerBlock": Residual(
+            (_metaformer_mixer, _metaformer_mlp),
+            _metaformer_obstacle,
+            parts=("norm1 token_mixer drop_path1 layer_scale1", "norm2 mlp drop_path2 layer_scale2"),
+        )
+    },
+    "mlp_mixer": {
+        "MixerBlock": Residual(
+            (_mixer_tokens, _mixer_channels), parts=("norm1 mlp_tokens drop_path", "norm2 mlp_channels drop_path")
+        )
+    },
     # An activation follows the addition, always.
     **{
         module: dict.fromkeys(names, _refused(_activation_always))

@@ -65,7 +65,8 @@ def _may_be_linear(*, shortcut: str, activation: str) -> Callable[[nn.Module], s
 def _resnet(
     *branches: str, activation: str, obstacle: Callable[[nn.Module], str | None] = Residual.obstacle
 ) -> Residual:
-    return Residual(tuple(map(_Series, branches)), obstacle, activation=activation, shortcut="downsample")
+    series = tuple(map(_Series, branches))
+    return Residual(series, obstacle, activation=activation, shortcut="downsample", parts=branches)
 
 
 def _byob(branch: str) -> Residual:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..topology import Topology
+from ..topology.cuts import subgraph
+from ..topology.graph import Edge
 from .aggregation import Sums
 from .wiring import EdgeWeights, Wiring
 
@@ -83,6 +85,16 @@ class TopoStage(nn.Module):
     def topology(self) -> Topology:
         """The graph."""
         return self.wiring.topology
+
+    def keep(self, edges: Collection[Edge]) -> None:
+        """Take out, in place, all edges but these, and the nodes that are on none of them; the others are numbered anew.
+
+        Raises:
+            TopologyError: a node of theirs is not on a path from the stage's input to its output.
+        """
+        self.wiring = self.wiring.only(edges, renumber=True)
+        _, nodes = subgraph(edges)
+        self.nodes = nn.ModuleList(self.nodes[i] for i in nodes).train(self.nodes.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the nodes in topological order and return the last one's output."""

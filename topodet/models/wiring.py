@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, WeightsError, unknown_name
 from ..topology import Topology
+from ..topology.cuts import subgraph
+from ..topology.graph import Edge
 from .aggregation import Graph, Sums
 
 EdgeWeights = Literal["learned", "fixed"]
@@ -23,15 +26,20 @@ class Wiring(nn.Module):
     Args:
         topology: the stage's graph.
         edge_weights: "learned" makes alpha a parameter, "fixed" a buffer. Both start at 1.
+        numbers: what the nodes are called in `edges`, ascending; 0, 1, ... by default. What is left of a larger graph
+            can keep its numbers.
 
     Raises:
         ConfigError: another `edge_weights`.
         WeightsError: on `load_state_dict`, when the file has another topology.
     """
 
-    def __init__(self, topology: Topology, edge_weights: EdgeWeights = "learned"):
+    def __init__(
+        self, topology: Topology, edge_weights: EdgeWeights = "learned", *, numbers: Sequence[int] | None = None
+    ):
         super().__init__()
         self.topology = topology
+        self.numbers = tuple(range(topology.num_nodes) if numbers is None else numbers)
         alpha = torch.ones(topology.num_edges)
         if edge_weights == "learned":
             self.alpha = nn.Parameter(alpha)
@@ -39,7 +47,7 @@ class Wiring(nn.Module):
             self.register_buffer("alpha", alpha)
         else:
             raise ConfigError(unknown_name("edge_weights", edge_weights, ("learned", "fixed")))
-        self.register_buffer("edges", torch.tensor(topology.edges, dtype=torch.int64))
+        self.register_buffer("edges", torch.tensor(self._numbered(), dtype=torch.int64))
         # Of the same graph as `edges`: a file with another one is refused.
         self.graph = Graph(topology.predecessors)
         self.register_buffer("by_source", torch.tensor(self.graph.by_source, dtype=torch.int64), persistent=False)
@@ -52,6 +60,28 @@ class Wiring(nn.Module):
     def reset_parameters(self) -> None:
         """Set every edge weight to 1, as the paper does."""
         nn.init.ones_(self.alpha)
+
+    @torch.no_grad()
+    def only(self, edges: Collection[Edge], *, renumber: bool) -> Wiring:
+        """Return a wiring of some of these edges, with the weights that they have; a learned one learns on.
+
+        Args:
+            edges: of `topology`, as its nodes are numbered there.
+            renumber: whether the nodes that are left are called 0, 1, ... in a file, or what they were called before.
+
+        Raises:
+            TopologyError: a node of theirs is not on a path from the first to the last of them.
+        """
+        topology, nodes = subgraph(edges)
+        numbers = None if renumber else [self.numbers[node] for node in nodes]
+        kind = "learned" if isinstance(self.alpha, nn.Parameter) else "fixed"
+        part = type(self)(topology, kind, numbers=numbers).to(self.alpha).train(self.training)
+        wanted = set(edges)
+        kept = [edge in wanted for edge in self.topology.edges]
+        # Edges keep their order: the numbers of the nodes do.
+        part.alpha.copy_(self.alpha[torch.tensor(kept, device=self.alpha.device)])
+        part.alpha.requires_grad_(self.alpha.requires_grad)
+        return part
 
     def sums(self, like: Tensor) -> Sums:
         """Return the weighted sums of one pass, over features that have the dtype and device of `like`."""
@@ -68,9 +98,12 @@ class Wiring(nn.Module):
             raise WeightsError(self._describe_mismatch(prefix, edges))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def _numbered(self) -> list[Edge]:
+        return [(self.numbers[j], self.numbers[i]) for j, i in self.topology.edges]
+
     def _describe_mismatch(self, prefix: str, edges: Tensor) -> str:
         theirs = {tuple(edge) for edge in edges.tolist()}
-        ours = set(self.topology.edges)
+        ours = set(self._numbered())
         parts = [
             f"{len(extra)} edge(s) only in the {where}, e.g. {sorted(extra)[0]}"
             for where, extra in (("file", theirs - ours), ("model", ours - theirs))
