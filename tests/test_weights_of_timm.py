@@ -11,7 +11,7 @@ from tests.detection import IMAGENET
 from tests.models.test_connect import randomize, scatter
 from tools import publish_model
 from topodet import connectivity, hub, weights
-from topodet.errors import ConfigError, WeightsError
+from topodet.errors import WeightsError
 from topodet.models import TimmTrunk, create_timm_network, rewire
 
 SMALL_CONVNEXT = {"depths": [1, 2, 1, 1], "dims": [8, 16, 24, 32]}
@@ -218,11 +218,34 @@ def test_edge_weights_that_the_training_froze_are_fixed(kind, tmp_path):
     assert not any(wiring.learned for wiring in connectivity.wirings(weights.build(file)).values())
 
 
-def test_only_toponets_are_pruned(tmp_path):
-    torch.save(trained("connected")[1], tmp_path / "last.pth.tar")
-    with pytest.raises(ConfigError, match="blocks.1.1.wiring"):
-        weights.publish(tmp_path / "last.pth.tar", tmp_path / "out", prune={"keep": 0.9})
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("kind", ["connected", "rewired", "fixed"])
+def test_a_pruned_network_is_published_and_built_from_its_tensors(kind, published, tmp_path):
+    model, state = trained(kind)
+    torch.save(state, tmp_path / "last.pth.tar")
+    options = {"keep": 0.5, "per": "node"}
+    files = weights.publish(tmp_path / "last.pth.tar", tmp_path / "out", prune=options)
+    small = connectivity.prune(model, **options).eval()
+    x = torch.randn(1, 3, 64, 64)
+    for path in (files.pth, files.safetensors):
+        file = weights.read(path)
+        assert (file.card["pruned"], file.card["metrics"]) == (options, {})
+        assert len(file.state_dict) == file.card["tensors"] < len(model.state_dict()) - 2
+        rebuilt = weights.build(file).eval()
+        assert torch.equal(rebuilt.forward_features(x), small.forward_features(x))
+        assert all(w.learned == (kind != "fixed") for w in connectivity.wirings(rebuilt).values())
+    backbone = trunk(kind, edges=weights.run_edges(file.state_dict)).eval()
+    report = weights.load(backbone, file)
+    assert report.loaded == report.total == len(backbone.state_dict())
+    for ours, theirs in zip(backbone.stage_features(x), maps(small, x)[-4:], strict=True):
+        assert torch.equal(ours, theirs)
+    # Neither a whole backbone takes it, nor a pruned one a file of the whole network.
+    with pytest.raises(WeightsError, match="missing in the file"):
+        weights.load(trunk(kind), file)
+    with pytest.raises(WeightsError, match="unknown to the model"):
+        weights.load(backbone, published(kind)[1].pth)
+    plain = trained("resnet" if kind == "rewired" else "plain")[0].state_dict()
+    with pytest.raises(WeightsError, match="missing in the file: .*wiring.alpha"):
+        weights.load(backbone, weights.WeightsFile(files.pth, plain, {}))
 
 
 @pytest.mark.parametrize(

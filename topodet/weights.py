@@ -37,17 +37,20 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from . import __version__, connectivity
-from .errors import ConfigError, TopologyError, WeightsError
+from .errors import ConfigError, TopologyError, WeightsError, unknown_name
 from .files import atomic_json, atomic_write, sha256
 from .models import ARCHITECTURES, TimmTrunk, TopoNet, architecture_arguments, create_timm_network
 from .models.chain import Chain, RunWiring
+from .models.timm_trunk import RunEdges
 from .models.trunk import ARCHITECTURE_ARGUMENTS
 from .topology import Topology
+from .topology.graph import Edge
 
 FORMAT = 1
 # In the place of an architecture's name: the one that the weights file has.
 PRETRAINED = "pretrained"
 _STEM = "stem.conv.weight"
+_RUN = ".wiring.edges"
 # What a detector's card says of its backbone, besides its name.
 _OF_THE_BACKBONE = ("architecture", "mean", "std", "channel_order")
 # What a card says of a network's making, if it is one of timm; and which of timm's options a file must not choose.
@@ -233,11 +236,13 @@ def is_update_counter(name: str) -> bool:
 def unconnected(network: nn.Module, names: Collection[str]) -> set[str]:
     """Return the tensors of a connected network that a checkpoint of the original, which holds `names`, has not.
 
-    None of a rewired network: with all edge weights 1 it still computes something else than the original.
+    None of a rewired or pruned network: with all edge weights 1 it still computes something else than the original.
     """
     rewired = {id(part) for chain in network.modules() if _is_rewired(chain) for part in chain.modules()}
     wirings = [
-        name for name, module in network.named_modules() if isinstance(module, RunWiring) and id(module) not in rewired
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, RunWiring) and module.complete and id(module) not in rewired
     ]
     pairs = ({f"{name}.alpha", f"{name}.edges"} for name in wirings)
     return {name for pair in pairs if pair.isdisjoint(names) for name in pair}
@@ -378,7 +383,7 @@ def _rebuild(file: WeightsFile, design: Mapping[str, Any], **arguments: Any) -> 
     refuse_other_files(file, name, options)
     known = {key: design[key] for key in ("wiring", "rewire", "in_chans")}
     try:
-        return create_timm_network(name, **{**known, **options, **arguments})
+        return create_timm_network(name, edges=run_edges(file.state_dict), **{**known, **options, **arguments})
     except ConfigError as error:
         raise WeightsError(f"{file.path}: its network cannot be built here: {error}") from error
 
@@ -411,6 +416,36 @@ def describe(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     if not topologies:
         raise WeightsError("these are not the tensors of a TopoNet: no stages.0.wiring.edges among them")
     return {"nodes": [t.num_nodes for t in topologies], "width": width, "in_chans": in_chans, "topology": topologies}
+
+
+def run_edges(state_dict: Mapping[str, Tensor]) -> dict[str, list[Edge]]:
+    """Return the edges of a connected network's runs that its tensors tell, as `create_timm_network` takes them.
+
+    The names are those of the network, also where the tensors are a whole detector's.
+    """
+    edges = {name.removesuffix(".edges"): tensor for name, tensor in state_dict.items() if name.endswith(_RUN)}
+    if _of_a_detector(edges):
+        edges = {name.partition(f".{TimmTrunk.network_prefix}")[2]: tensor for name, tensor in edges.items()}
+    return {name: [tuple(edge) for edge in tensor.tolist()] for name, tensor in edges.items()}
+
+
+def edges_left(edges: RunEdges | str | None, pretrained: str | os.PathLike | bool | None) -> RunEdges | None:
+    """Return `edges` as `TimmTrunk` takes them; those of the weights file for "pretrained".
+
+    Raises:
+        ConfigError: "pretrained" without a file, or another word.
+        WeightsError: what `read` raises.
+    """
+    if not isinstance(edges, str):
+        return edges
+    if edges != PRETRAINED:
+        raise ConfigError(unknown_name("edges", edges, (PRETRAINED,)))
+    if not pretrained or pretrained is True:
+        raise ConfigError(
+            f"edges={PRETRAINED!r} are those of a weights file, and none is given: set pretrained "
+            "(MODEL.CONNECTED_TIMM.PRETRAINED) to a published backbone, or leave edges out"
+        )
+    return run_edges(read(pretrained).state_dict)
 
 
 def within_detector(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

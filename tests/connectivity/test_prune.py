@@ -13,7 +13,7 @@ from tests.strategies import topologies
 from topodet import connectivity, weights
 from topodet.connectivity import cut, freeze, masked, prune
 from topodet.errors import ConfigError
-from topodet.models import TopoNet, TopoStage, connect, fuse_for_inference
+from topodet.models import TopoNet, TopoStage, fuse_for_inference
 from topodet.topology import Topology, complete
 
 NORMS = {"batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(2, channels)}
@@ -186,20 +186,6 @@ def test_masking_ends_with_what_was_there():
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_a_connected_network_is_masked_but_not_pruned():
-    model = connect(timm.create_model("convnext_atto", num_classes=3, depths=(2, 3, 1, 1), dims=(8, 8, 8, 8))).eval()
-    for wiring in connectivity.wirings(model).values():
-        nn.init.normal_(wiring.alpha)
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        whole = model(x)
-        with masked(model, cut(model, threshold=0.5, per="node")):
-            assert not torch.equal(model(x), whole)
-        assert torch.equal(model(x), whole)
-    with pytest.raises(ConfigError, match=r"stages.0.blocks.0.wiring belongs to a ConvNeXtBlock.*connectivity.masked"):
-        prune(model, threshold=0.5, per="node")
 
 
 @pytest.mark.parametrize(

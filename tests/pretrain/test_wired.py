@@ -61,6 +61,36 @@ def test_trains_and_resumes(images, plain, tmp_path):
         train(images, tmp_path / "killed", *more[:3], "fixed", "--resume", "auto")
 
 
+def test_pruned_retrained_and_resumed(images, tmp_path):
+    """What pruning left of a rewired network is trained with frozen edge weights, exactly also after a kill."""
+    model = ("--model", "test_resnet", "--rewire", "learned")
+    train(images, tmp_path / "dense", *model, "--epochs", "1", "--sparsity", "uniform", "--sparsity-weight", "0.1")
+    dense = tmp_path / "dense" / "last.pth.tar"
+    pruning = ("--prune-keep", "0.5", "--prune-per", "node", "--freeze-alpha")
+    more = (*model, "--initial-checkpoint", str(dense), *pruning)
+    train(images, tmp_path / "whole", *more)
+    last = load(tmp_path / "whole" / "last.pth.tar")["state_dict"]
+    expected = connectivity.prune(create(*model, "--initial-checkpoint", str(dense)), keep=0.5, per="node")
+    assert len(last) == len(expected.state_dict()) < len(load(dense)["state_dict"])
+    for name, wiring in connectivity.wirings(expected).items():
+        assert torch.equal(last[f"{name}.alpha"], wiring.alpha)
+        assert torch.equal(last[f"{name}.edges"], wiring.edges)
+
+    (tmp_path / "killed").mkdir()
+    torch.save(load(tmp_path / "whole" / "checkpoint-0.pth.tar"), tmp_path / "killed" / "last.pth.tar")
+    train(images, tmp_path / "killed", *more, "--resume", "auto")
+    assert_same_tensors(load(tmp_path / "killed" / "last.pth.tar")["state_dict"], last)
+
+    # Its graphs are a start for others, from scratch or with all weights.
+    path = str(tmp_path / "whole" / "last.pth.tar")
+    scratch = create(*model, "--edges-from", path, "--freeze-alpha")
+    assert scratch.state_dict().keys() == last.keys()
+    assert not torch.equal(scratch.state_dict()["conv1.0.weight"], last["conv1.0.weight"])
+    assert_same_tensors(create(*model, "--edges-from", path, "--initial-checkpoint", path).state_dict(), last)
+    with pytest.raises(ConfigError, match="--model test_vit --connect learned: unknown run in edges"):
+        create("--model", "test_vit", "--connect", "learned", "--edges-from", path)
+
+
 def test_rewired(images, tmp_path):
     rows = train(images, tmp_path, "--model", "test_resnet", "--rewire", "learned", "--sparsity", "uniform")
     assert rows[0]["penalty"] > 0

@@ -190,7 +190,7 @@ def prune(
     they used; see `models.chain.Chain.keep`.
 
     Args:
-        model: any module that contains wirings: a TopoNet, a connected network, their `features_only` forms, a detector.
+        model: any module that contains wirings: a TopoNet, a connected network, a `features_only` form, a detector.
         threshold, keep, per, on_disconnected: see `cut`.
 
     Raises:
@@ -219,7 +219,7 @@ def keep_edges(model: nn.Module, edges: Mapping[str, Collection[Edge]]) -> None:
         edges: of a wiring's topology, by its name in `wirings(model)`.
 
     Raises:
-        TopologyError: a node of theirs is not on a path from the input to the output.
+        TopologyError: they are not all on paths from the input to the output.
         ConfigError: see `prune`; a wiring whose owner is not known.
     """
     for name, kept in edges.items():

@@ -58,6 +58,8 @@ def _connected_timm() -> CfgNode:
     node.NAME = "mobilenetv2_100"  # in timm, with or without the tag of its weights
     node.WIRING = "learned"  # learned, fixed, or none: the network as timm makes it
     node.REWIRE = False  # of a ResNet: the network of topodet.models.rewire
+    # What pruning has left of runs: [[run, [[j, i], ...]], ...], or [pretrained] for that of PRETRAINED.
+    node.EDGES = []
     node.OPTIONS = CfgNode(new_allowed=True)  # of timm.create_model, e.g. {DROP_PATH_RATE: 0.1}
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     node.NORM = "FrozenBN"  # what becomes of batch normalisation: FrozenBN, BN (it stays), SyncBN

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import timm.utils
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 
+from .. import weights
 from ..errors import ConfigError, unknown_name
 from ..models import TimmTrunk
-from ..models.timm_trunk import STRIDES, TimmWiring
+from ..models.timm_trunk import STRIDES, RunEdges, TimmWiring
 from .base import TopodetBackbone, number_of_stages
 
 NORMS = ("FrozenBN", "BN", "SyncBN")
@@ -33,6 +34,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         pretrained: True for the weights that timm publishes under the name, or the path or URL of a file, of the
             connected network or the original, loaded strictly; its hash is checked.
         use_act_checkpoint: recompute blocks in the backward pass to save memory.
+        edges: what pruning has left of the network's runs, see `TimmTrunk`; "pretrained" for those of the file.
         options: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
 
     Raises:
@@ -54,6 +56,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         freeze_at: int = 0,
         pretrained: str | bool | None = None,
         use_act_checkpoint: bool = False,
+        edges: RunEdges | Literal["pretrained"] | None = None,
         options: Mapping[str, Any] | None = None,
     ):
         if norm not in NORMS:
@@ -64,6 +67,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
             rewire=rewire,
             in_chans=in_channels,
             num_stages=number_of_stages(out_features, len(STRIDES), self.config_node),
+            edges=weights.edges_left(edges, pretrained),
             options=options,
         )
         # By timm's own converters: some of its networks have layers that normalise and activate in one.

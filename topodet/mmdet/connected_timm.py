@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from mmdet.registry import MODELS
 
+from .. import weights
 from ..models import TimmTrunk
-from ..models.timm_trunk import STRIDES, TimmWiring
+from ..models.timm_trunk import STRIDES, RunEdges, TimmWiring
 from .base import TopodetBackbone, number_of_stages, one_start
 
 
@@ -33,6 +34,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         init_cfg: as in every MMEngine module; dict(type="Pretrained", checkpoint=...) without `prefix` is the same as
             `pretrained`, and as strict.
         with_cp: recompute blocks in the backward pass to save memory.
+        edges: what pruning has left of the network's runs, see `TimmTrunk`; "pretrained" for those of the file.
         options: further arguments of `timm.create_model`, e.g. dict(drop_path_rate=0.1).
 
     Attributes:
@@ -55,6 +57,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         pretrained: str | bool | None = None,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
         with_cp: bool = False,
+        edges: RunEdges | Literal["pretrained"] | None = None,
         options: Mapping[str, Any] | None = None,
     ):
         pretrained, init_cfg = one_start(pretrained, init_cfg)
@@ -64,6 +67,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
             rewire=rewire,
             in_chans=in_channels,
             num_stages=number_of_stages(out_indices, len(STRIDES)),
+            edges=weights.edges_left(edges, pretrained),
             options=options,
         )
         self._set_up(

@@ -91,6 +91,8 @@ def build_detector(
         network = weights.describe(weights.within_detector(file.state_dict))
         graphs = [{"num_nodes": graph.num_nodes, "edges": graph.edges} for graph in network["topology"]]
         backbone.update(arch="toponet50", nodes=network["nodes"], width=network["width"], topology=graphs)
+    elif backbone.get("edges") == weights.PRETRAINED:
+        backbone.edges = list(weights.run_edges(file.state_dict).items())
     if "pretrained" in backbone:
         backbone.pretrained = None  # what the training started from
     meta = file.checkpoint.get("meta")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import compress, pairwise
 from typing import Any
 
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..topology.cuts import subgraph
+from ..topology.cuts import check_paths, subgraph
 from ..topology.graph import Edge
 from .aggregation import Sums
 from .residual import Branch
@@ -159,10 +159,11 @@ class Chain(nn.Module):
             edges: of `wiring.topology`, as nodes are numbered there.
 
         Raises:
-            TopologyError: a node of theirs is not on a path from the run's input to its output.
+            TopologyError: they are not all on paths from the run's input to its output.
             ConfigError: a block of several branches is to lose some, and does not tell what they use.
         """
         run = next(run for run in self.runs() if run[0] == first)
+        check_paths(self._modules[first].wiring.topology, edges)
         wiring = self._modules[first].wiring.only(edges, renumber=False)
         _, nodes = subgraph(edges)
         of_projection = any(j == 0 and not (i == 1 and self.links[first].opens) for j, i in edges)
@@ -185,11 +186,13 @@ class Chain(nn.Module):
                 shortcut=before.shortcut if of_projection else None,
             )
             next_node = links[name].end
-        for name, following in zip(run, run[1:]):
+        for name, following in pairwise(run):
             if not links[following].opens:  # who reads the sum activates it
                 links[name] = replace(links[name], activation=None)
         for name in run:
             _strip(self._modules[name], self.links[name], links[name])
+            if not (links[name].opens or links[name].begins):
+                _not_in_place(self._modules[name])
         self._modules[first].wiring = wiring
         self.links |= links
 
@@ -230,6 +233,13 @@ def _strip(block: nn.Module, before: Link, after: Link) -> None:
     for name in held:
         if name in gone - {after.activation, after.shortcut, "wiring"}:
             delattr(block, name)
+
+
+def _not_in_place(block: nn.Module) -> None:
+    """Let a block that may activate what it is given leave that as it is: it is not the block's own sum."""
+    for module in block.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
 
 
 def _names(parts: Iterable[str]) -> set[str]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..topology import Topology
-from ..topology.cuts import subgraph
+from ..topology.cuts import check_paths, subgraph
 from ..topology.graph import Edge
 from .aggregation import Sums
 from .wiring import EdgeWeights, Wiring
@@ -87,11 +87,12 @@ class TopoStage(nn.Module):
         return self.wiring.topology
 
     def keep(self, edges: Collection[Edge]) -> None:
-        """Take out, in place, all edges but these, and the nodes that are on none of them; the others are numbered anew.
+        """Take out, in place, all edges but these and the nodes that are on none of them; number the others anew.
 
         Raises:
-            TopologyError: a node of theirs is not on a path from the stage's input to its output.
+            TopologyError: they are not all on paths from the stage's input to its output.
         """
+        check_paths(self.topology, edges)
         self.wiring = self.wiring.only(edges, renumber=True)
         _, nodes = subgraph(edges)
         self.nodes = nn.ModuleList(self.nodes[i] for i in nodes).train(self.nodes.training)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import timm
 from torch import Tensor, nn
 
-from ..errors import ConfigError, did_you_mean, unknown_name
+from ..errors import ConfigError, TopologyError, did_you_mean, unknown_name
+from ..topology.graph import Edge
 from .chain import RunWiring
 from .connect import connect
 from .connect import rewire as rewired
 from .trunk import check_frozen_stages
 
 TimmWiring = Literal["learned", "fixed", "none"]
+# Of runs of blocks by the names of their wirings, as a mapping or as pairs; sources and targets are the run's nodes.
+RunEdges = Mapping[str, Sequence[Edge]] | Sequence[tuple[str, Sequence[Edge]]]
 STRIDES = (4, 8, 16, 32)
 
 
@@ -37,6 +40,7 @@ class TimmTrunk(nn.Module):
         rewire: of a ResNet, whose blocks cannot be connected, make the other network that `rewire` makes.
         in_chans: channels of the image.
         num_stages: build only so many stages, for a reader that needs no more.
+        edges: what pruning has left of runs, e.g. {"blocks.1.1.wiring": [(0, 1), (1, 3)]}; runs without are whole.
         options: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
 
     Attributes:
@@ -59,11 +63,12 @@ class TimmTrunk(nn.Module):
         rewire: bool = False,
         in_chans: int = 3,
         num_stages: int = len(STRIDES),
+        edges: RunEdges | None = None,
         options: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         options = {"in_chans": in_chans, **_any_size(name), **(options or {})}
-        network = create_timm_network(name, wiring=wiring, rewire=rewire, **options)
+        network = create_timm_network(name, wiring=wiring, rewire=rewire, edges=edges, **options)
         taps = _taps(name, network)[:num_stages]
         self.arch, self.wiring, self.rewire = name, wiring, rewire
         self.options = options
@@ -111,16 +116,22 @@ class TimmTrunk(nn.Module):
 
 
 def create_timm_network(
-    name: str, *, wiring: TimmWiring = "learned", rewire: bool = False, **options: Any
+    name: str,
+    *,
+    wiring: TimmWiring = "learned",
+    rewire: bool = False,
+    edges: RunEdges | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Return a network of timm, connected or rewired unless `wiring` is "none".
 
     Args:
-        name, wiring, rewire: see `TimmTrunk`.
+        name, wiring, rewire, edges: see `TimmTrunk`.
         options: of `timm.create_model`.
 
     Raises:
-        ConfigError: unknown name or wiring, options that it does not take, or nothing to connect.
+        ConfigError: unknown name or wiring, options that it does not take, nothing to connect, or edges of runs that
+            it does not have, or that do not lead from their input to their output.
     """
     check_timm_name(name)
     if wiring not in ("learned", "fixed", "none"):
@@ -136,8 +147,25 @@ def create_timm_network(
         if wiring == "fixed":
             for module in own:
                 module.alpha.requires_grad_(False)
-        return network
-    return (rewired if rewire else connect)(network, edge_weights=wiring)
+    else:
+        network = (rewired if rewire else connect)(network, edge_weights=wiring)
+    for run, left in dict(edges or {}).items():
+        _keep(network, run, [tuple(edge) for edge in left])
+    return network
+
+
+def _keep(network: nn.Module, run: str, edges: list[Edge]) -> None:
+    """Take out of a whole run, in place, all edges but these."""
+    wirings = {name: module for name, module in network.named_modules() if isinstance(module, RunWiring)}
+    if run not in wirings:
+        raise ConfigError(unknown_name("run in edges", run, wirings))
+    whole = wirings[run].topology
+    chain, _, block = run.removesuffix(".wiring").rpartition(".")
+    try:
+        if set(edges) != set(whole.edges):
+            network.get_submodule(chain).keep(block, edges)
+    except TopologyError as error:
+        raise ConfigError(f"edges of {run}: {error}") from error
 
 
 def check_timm_name(name: str) -> None:

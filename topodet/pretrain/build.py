@@ -97,9 +97,11 @@ def _load_initial(model: nn.Module, path: str) -> None:
 
 
 def _graphs(args: argparse.Namespace, source: Mapping[str, Tensor] | None) -> dict[str, object]:
-    """Return the arguments that give a TopoNet the graphs of a state dict; other networks have their own."""
-    if source is None or args.model.split(".")[0] not in ARCHITECTURES:
+    """Return the arguments that give a network the graphs of a state dict."""
+    if source is None:
         return {}
+    if args.model.split(".")[0] not in ARCHITECTURES:
+        return {"edges": weights.run_edges(source)}
     graphs = {name: value for name, value in weights.describe(source).items() if name in ("nodes", "topology")}
     given = graphs.keys() & args.model_kwargs.keys()
     if args.edges_from and given:

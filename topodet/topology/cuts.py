@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 import networkx as nx
 
+from ..errors import TopologyError
 from .graph import Edge, Topology
 
 
@@ -22,6 +23,23 @@ def live_edges(topology: Topology, kept: Collection[Edge]) -> tuple[Edge, ...]:
         return ()
     alive = ({0} | nx.descendants(graph, 0)) & ({last} | nx.ancestors(graph, last))
     return tuple(edge for edge in topology.edges if edge in kept and alive.issuperset(edge))
+
+
+def check_paths(topology: Topology, edges: Collection[Edge]) -> None:
+    """Refuse edges that cannot be all that is left of a graph.
+
+    Raises:
+        TopologyError: none, or one that is not in the graph or on no path of these edges from the input node to the
+            output node.
+    """
+    live = set(live_edges(topology, edges))
+    lost = sorted(set(edges) - live)
+    if lost or not live:
+        which = f"edge {lost[0]} is" if lost else "there are no edges"
+        raise TopologyError(
+            f"{which} on no path of the edges given from the input (node 0) to the output "
+            f"(node {topology.num_nodes - 1}) of {topology}"
+        )
 
 
 def strongest_path(topology: Topology, scores: Sequence[float], kept: Collection[Edge]) -> tuple[Edge, ...]:
