@@ -16,10 +16,10 @@ from detectron2.engine import DefaultPredictor
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 
-from tests.detection import with_ground_truth
+from tests.detection import published, with_ground_truth
 from tests.detectron.helpers import small_config, trainable_config
 from topodet import connectivity, weights
-from topodet.detectron2 import TopoNet, Trainer, coco_evaluation, load_config, predictor
+from topodet.detectron2 import ConnectedTimm, TopoNet, Trainer, coco_evaluation, load_config, predictor
 from topodet.detectron2.inference import build_predictor, publish_detector
 from topodet.errors import ConfigError, WeightsError
 
@@ -110,6 +110,38 @@ def test_a_detector_is_published_with_its_graphs(trained, pruned, tmp_path):
         device="cpu",
     )
     assert torch.equal(again(image)["instances"].scores, theirs.scores)
+
+
+def test_a_connected_network_is_built_from_its_file(coco, tmp_path):
+    name = "mobilenetv2_050"
+    file = published(tmp_path, name, wiring="learned", prune={"keep": 0.4, "per": "node"}).pth
+    rebuilt = weights.build(file).eval()
+    backbone = ConnectedTimm(name, edges="pretrained", pretrained=file, norm="BN").eval()
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = rebuilt.forward_intermediates(x, intermediates_only=True)[1:]
+        for ours, theirs in zip(backbone(x).values(), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    with pytest.raises(ConfigError, match="MODEL.CONNECTED_TIMM.PRETRAINED"):
+        ConnectedTimm(name, edges="pretrained")
+
+    node = {"NAME": name, "EDGES": ["pretrained"], "PRETRAINED": str(file), "LOG_PERIOD": 0}
+    changes = {f"MODEL__CONNECTED_TIMM__{key}": value for key, value in node.items()}
+    changes |= {"MODEL__BACKBONE__NAME": "build_connected_timm_fpn_backbone", "SOLVER__MAX_ITER": 1}
+    cfg = trainable_config(coco, tmp_path, **changes, DATASETS__TEST=[])
+    Trainer(cfg).train()
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    file.unlink()  # the detector's own tensors tell the graphs
+    path = publish_detector(
+        tmp_path / "model_final.pth", tmp_path / "config.yaml", tmp_path / "out", classes=["person", "bicycle"]
+    )
+    network = predictor(path, device="cpu").model.backbone.bottom_up.network
+    for run, wiring in connectivity.wirings(network).items():
+        assert torch.equal(wiring.edges, rebuilt.get_submodule(run).edges)
+    edges = yaml.safe_load(weights.read(path).card["config"])["MODEL"]["CONNECTED_TIMM"]["EDGES"]
+    assert build_model(
+        small_config(**{**changes, "MODEL__CONNECTED_TIMM__EDGES": edges, "MODEL__CONNECTED_TIMM__PRETRAINED": ""})
+    )
 
 
 def test_damage_by_coco_ap(trained, coco, tmp_path):

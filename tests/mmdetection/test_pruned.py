@@ -1,14 +1,16 @@
 """A pruned backbone in MMDetection: built from its file, trained, tested, damaged."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from mmdet.apis import inference_detector, init_detector
+from mmdet.registry import MODELS
 from mmengine.runner import Runner
 
-from tests.detection import SIZE, with_ground_truth
+from tests.detection import SIZE, published, with_ground_truth
 from tests.mmdetection.helpers import NANO, small_config, train
 from tests.mmdetection.test_backbone import build
 from topodet import connectivity, weights
@@ -138,6 +140,62 @@ def test_damage_by_coco_ap(trained, digits, tmp_path):
     with connectivity.masked(runner.model, connectivity.cut(runner.model, keep=0.9, per="node")):
         expected = evaluate(runner.model)
     assert evaluate(small)["coco/bbox_mAP"] == pytest.approx(expected["coco/bbox_mAP"], abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def connected(tmp_path_factory):
+    """A published, pruned network of timm."""
+    folder = tmp_path_factory.mktemp("connected")
+    return published(folder, "mobilenetv2_050", wiring="learned", prune={"keep": 0.4, "per": "node"})
+
+
+def test_a_connected_network_is_built_from_its_file(connected, digits, tmp_path):
+    file = shutil.copy(connected.pth, tmp_path)
+    options = {"train_cfg.max_epochs": 1, "train_cfg.val_begin": 2, "model.neck.in_channels": [16, 16, 48, 160]}
+    config = small_config(NANO, digits, tmp_path / "work", options)
+    config.model.backbone = {
+        "type": "ConnectedTimm",
+        "name": "mobilenetv2_050",
+        "edges": "pretrained",
+        "pretrained": str(file),
+    }
+    config.dump(tmp_path / "config.py")
+    alone = MODELS.build(config.model.backbone)
+    alone.init_weights()
+    rebuilt = weights.build(connected.pth)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = rebuilt.eval().forward_intermediates(x, intermediates_only=True)[1:]
+        for ours, theirs in zip(alone.eval()(x), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+    trained = train(config).model.backbone
+    assert sum(p.numel() for p in trained.parameters()) == sum(p.numel() for p in alone.parameters())
+    image = torch.randint(0, 255, (SIZE[1], SIZE[0], 3), dtype=torch.uint8).numpy()
+    checkpoint = tmp_path / "work" / "epoch_1.pth"
+    stock = inference_detector(init_detector(str(tmp_path / "config.py"), str(checkpoint), device="cpu"), image)
+    Path(file).unlink()  # the checkpoint alone tells the graphs
+    detector = build_detector(tmp_path / "config.py", checkpoint)
+    for name, wiring in connectivity.wirings(detector.backbone.network).items():
+        assert torch.equal(wiring.edges, rebuilt.get_submodule(name).edges)
+    found = inference_detector(detector, image).pred_instances
+    assert torch.equal(found.scores, stock.pred_instances.scores)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"edges": "pretrained"}, r"edges='pretrained' are those of a weights file, and none is given"),
+        ({"edges": "pretrained", "pretrained": True}, "none is given: set pretrained"),
+        ({"edges": "learned"}, "unknown edges 'learned'"),
+        ({"edges": {"blocks.1.1.wiring": [(0, 1)]}}, r"edges of blocks.1.1.wiring: edge \(0, 1\) is on no path"),
+        ({"edges": "pretrained", "pretrained": "FILE", "wiring": "none"}, "unknown run in edges"),
+    ],
+)
+def test_edges_that_make_no_network_are_told(connected, options, message):
+    options = {key: str(connected.pth) if value == "FILE" else value for key, value in options.items()}
+    with pytest.raises(ConfigError, match=message):
+        MODELS.build({"type": "ConnectedTimm", "name": "mobilenetv2_050", **options})
 
 
 def test_a_config_without_validation_is_told(digits, tmp_path):
