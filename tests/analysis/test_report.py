@@ -139,27 +139,32 @@ def test_half_written_runs_are_read_as_far_as_they_go(run, tmp_path):
     report.page(report.measure(subject, thresholds=[0.1]))
 
 
-def test_connected_networks_are_masked(tmp_path):
+def test_connected_networks(tmp_path):
     model = write_run(tmp_path / "run", "--model", "resnet20_cifar", "--rewire", "learned", epochs=(0,))
     found = report.measure(report.open_subject(str(tmp_path / "run")), thresholds=[0.5])
     assert "<dt>epoch</dt><dd>0</dd>" in report.page(found)
     assert [stage["name"] for stage in found["stages"]] == ["layer1.0", "layer2.0", "layer3.0"]
     assert [len(stage["edges"]) for stage in found["stages"]] == [28, 28, 28]
     assert found["nn_mass"]["mass"] == 784
-    assert not found["network"]["prunable"]
     with expected(found["cuts"]["network"][1]["torn"]):
         cuts = connectivity.cut(model, threshold=0.5, on_disconnected="repair")
     row = found["cuts"]["network"][1]
     assert row["edges"] == sum(len(part.edges) for part in cuts.values()) < 84
-    assert row["parameters"] == found["network"]["parameters"] == complexity.parameters(model)[0]
-    assert row["edge_weights"] == 84
-    assert "edges are masked" in report.page(found)
+    with expected(row["torn"]):
+        pruned = connectivity.prune(model, threshold=0.5, on_disconnected="repair")
+    assert (row["parameters"], row["edge_weights"]) == complexity.parameters(pruned)
+    assert row["multiply_adds"] == complexity.multiply_adds(pruned, (3, 32, 32))
+    assert row["multiply_adds"] < found["network"]["multiply_adds"]
     # Without the options of the training nothing tells which network it is.
     lone = report.measure(report.open_subject(saved(model, tmp_path / "lone.pth")), thresholds=[0.5])
     assert lone["cuts"]["network"][1]["edges"] == row["edges"]
     assert (lone["network"], lone["nn_mass"], row["parameters"] is None) == (None, None, False)
     assert "does not tell which network" in lone["notes"][0]
     report.page(lone)
+    # Nodes that are left of a run keep their numbers in the file.
+    lone = report.measure(report.open_subject(saved(pruned, tmp_path / "pruned.pth")), thresholds=[0.0])
+    graphs = [wiring.topology for wiring in connectivity.wirings(pruned).values()]
+    assert [stage["edges"] for stage in lone["stages"]] == [list(map(list, graph.edges)) for graph in graphs]
 
 
 def test_published_backbones_and_detectors(run, tmp_path):

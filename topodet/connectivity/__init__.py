@@ -13,7 +13,7 @@ from .penalty import (
     sparsity,
     wirings,
 )
-from .prune import Cut, OnDisconnected, Per, cut, freeze, keep_edges, mask, masked, prune, strengths
+from .prune import Cut, OnDisconnected, Per, cut, freeze, keep_edges, lost, mask, masked, prune, strengths
 
 __all__ = [
     "PENALTY_KINDS",
@@ -29,6 +29,7 @@ __all__ = [
     "describe_sparsity",
     "freeze",
     "keep_edges",
+    "lost",
     "mask",
     "masked",
     "param_groups",

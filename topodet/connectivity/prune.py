@@ -223,16 +223,33 @@ def keep_edges(model: nn.Module, edges: Mapping[str, Collection[Edge]]) -> None:
         ConfigError: see `prune`; a wiring whose owner is not known.
     """
     for name, kept in edges.items():
-        owner, _, _ = name.rpartition(".")
-        stage = model.get_submodule(owner)
-        chain_name, _, block = owner.rpartition(".")
-        chain = model.get_submodule(chain_name)
-        if isinstance(stage, TopoStage):
-            stage.keep(kept)
-        elif isinstance(chain, Chain):
-            chain.keep(block, kept)
-        else:
-            raise ConfigError(f"{name} belongs to a {type(stage).__name__}, whose nodes topodet cannot take out")
+        _, stage, run = _owner(model, name)
+        stage.keep(*run, kept)
+
+
+def lost(model: nn.Module, edges: Mapping[str, Collection[Edge]]) -> list[str]:
+    """Return the names of the modules and tensors that `keep_edges` would take out, besides edges; changes nothing.
+
+    Raises:
+        TopologyError, ConfigError: what `keep_edges` raises.
+    """
+    found = []
+    for name, kept in edges.items():
+        prefix, stage, run = _owner(model, name)
+        found += [f"{prefix}{part}" for part in stage.lost(*run, kept)]
+    return found
+
+
+def _owner(model: nn.Module, wiring: str) -> tuple[str, TopoStage | Chain, tuple[str, ...]]:
+    """Return what the nodes of a wiring belong to: its prefix, itself, and of a chain the run's first block."""
+    owner, _, _ = wiring.rpartition(".")
+    chain, _, block = owner.rpartition(".")
+    for name, run in ((owner, ()), (chain, (block,))):
+        module = model.get_submodule(name)
+        if isinstance(module, Chain if run else TopoStage):
+            return f"{name}.".removeprefix("."), module, run
+    kind = type(model.get_submodule(owner)).__name__
+    raise ConfigError(f"{wiring} belongs to a {kind}, whose nodes topodet cannot take out")
 
 
 def freeze(model: nn.Module) -> None:

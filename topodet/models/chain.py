@@ -162,9 +162,29 @@ class Chain(nn.Module):
             TopologyError: they are not all on paths from the run's input to its output.
             ConfigError: a block of several branches is to lose some, and does not tell what they use.
         """
+        links = self._links_of(first, edges)
+        wiring = self._modules[first].wiring.only(edges, renumber=False)
+        for name, link in links.items():
+            block = self._modules[name]
+            for lost in _unused(block, self.links[name], link):
+                delattr(block, lost)
+            if not (link.opens or link.begins):
+                _not_in_place(block)
+        self._modules[first].wiring = wiring
+        self.links = self.links | links  # a shorter chain may have the old ones
+
+    def lost(self, first: str, edges: Collection[Edge]) -> list[str]:
+        """Return the names within the chain of the modules and tensors that `keep` would take out; changes nothing."""
+        return [
+            f"{name}.{lost}"
+            for name, link in self._links_of(first, edges).items()
+            for lost in _unused(self._modules[name], self.links[name], link)
+        ]
+
+    def _links_of(self, first: str, edges: Collection[Edge]) -> dict[str, Link]:
+        """Return the places of a run's blocks when it has only these edges."""
         run = next(run for run in self.runs() if run[0] == first)
         check_paths(self._modules[first].wiring.topology, edges)
-        wiring = self._modules[first].wiring.only(edges, renumber=False)
         _, nodes = subgraph(edges)
         of_projection = any(j == 0 and not (i == 1 and self.links[first].opens) for j, i in edges)
         links: dict[str, Link] = {}
@@ -189,12 +209,7 @@ class Chain(nn.Module):
         for name, following in pairwise(run):
             if not links[following].opens:  # who reads the sum activates it
                 links[name] = replace(links[name], activation=None)
-        for name in run:
-            _strip(self._modules[name], self.links[name], links[name])
-            if not (links[name].opens or links[name].begins):
-                _not_in_place(self._modules[name])
-        self._modules[first].wiring = wiring
-        self.links |= links
+        return links
 
     @property
     def rewired(self) -> bool:
@@ -220,8 +235,8 @@ def _cut_run(container: nn.Module, links: dict[str, Link]) -> None:
         container.add_module(first, twin)
 
 
-def _strip(block: nn.Module, before: Link, after: Link) -> None:
-    """Take out of a block, in place, what only the branches used that it has lost."""
+def _unused(block: nn.Module, before: Link, after: Link) -> list[str]:
+    """Return what of a block only the branches used that it has lost: names of modules and tensors."""
     held = [*block._modules, *block._parameters, *block._buffers]
     if not after.branches:
         gone = set(held)
@@ -230,9 +245,7 @@ def _strip(block: nn.Module, before: Link, after: Link) -> None:
         if before.parts and before.activation and before.activation not in _names(after.parts):
             gone.add(before.activation)
     gone |= {before.shortcut}
-    for name in held:
-        if name in gone - {after.activation, after.shortcut, "wiring"}:
-            delattr(block, name)
+    return [name for name in held if name in gone - {after.activation, after.shortcut, "wiring"}]
 
 
 def _not_in_place(block: nn.Module) -> None:

@@ -97,6 +97,11 @@ class TopoStage(nn.Module):
         _, nodes = subgraph(edges)
         self.nodes = nn.ModuleList(self.nodes[i] for i in nodes).train(self.nodes.training)
 
+    def lost(self, edges: Collection[Edge]) -> list[str]:
+        """Return the names of the modules that `keep` would take out; changes nothing."""
+        _, nodes = subgraph(edges)
+        return [f"nodes.{i}" for i in range(len(self.nodes)) if i not in nodes]
+
     def forward(self, x: Tensor) -> Tensor:
         """Compute the nodes in topological order and return the last one's output."""
         x = self.nodes[0](x)

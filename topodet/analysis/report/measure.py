@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, get_args
 
 import numpy as np
@@ -12,9 +14,9 @@ from torch import Tensor, nn
 
 from ... import __version__
 from ...complexity import multiply_adds_by_layer, parameters
-from ...connectivity import SHARES, Cut, Per, cut, sparsity, strengths, wirings
+from ...connectivity import SHARES, Cut, Per, cut, lost, sparsity, strengths, wirings
 from ...errors import ConfigError, TopologyError
-from ...models import TopoStage, Wiring
+from ...models import Wiring
 from ...topology import Topology, nnstd, small_world
 from ...topology.cuts import subgraph
 from .. import nn_mass
@@ -78,8 +80,6 @@ def _network(subject: Subject) -> Numbers | None:
         "edge_weights": alphas,
         "multiply_adds": counts.total(),
         "input_size": list(subject.input_size),
-        # Nodes of a connected network are blocks that others define: they are masked and not taken out.
-        "prunable": all(_owner(subject.model, name) is not None for name in wirings(subject.model)),
     }
 
 
@@ -196,40 +196,36 @@ def _grid(model: nn.Module, per: Per) -> list[float]:
     return np.unique(np.concatenate([[0.0], sizes[ranks]])).tolist()
 
 
-def _costs(subject: Subject) -> dict[tuple[str, int], tuple[int, int]]:
-    """Return parameters and multiply-adds of every node that pruning can take out, by wiring and number."""
-    if not subject.whole:
-        return {}
-    counts = multiply_adds_by_layer(subject.model, subject.input_size)
-    found = {}
-    for name in wirings(subject.model):
-        stage = _owner(subject.model, name)
-        for number, node in enumerate(stage.nodes if stage else ()):
-            layers = f"{name.removesuffix('wiring')}nodes.{number}."
-            adds = sum(count for layer, count in counts.items() if layer.startswith(layers))
-            found[name, number] = sum(p.numel() for p in node.parameters()), adds
-    return found
+def _costs(subject: Subject) -> tuple[Counter[str], Counter[str]]:
+    """Return parameters and multiply-adds of every module and tensor by name, in all, its children's included."""
+    parameters, adds = Counter(), Counter()
+    if subject.whole:
+        sizes = {name: parameter.numel() for name, parameter in subject.model.named_parameters()}
+        counts = multiply_adds_by_layer(subject.model, subject.input_size)
+        for total, by_name in ((parameters, sizes), (adds, counts)):
+            for name, count in by_name.items():
+                for part in accumulate(name.split("."), lambda path, part: f"{path}.{part}"):
+                    total[part] += count
+    return parameters, adds
 
 
 def _left_of_the_network(
-    subject: Subject, whole: Numbers | None, cuts: Mapping[str, Cut], costs: Mapping[tuple[str, int], tuple[int, int]]
+    subject: Subject, whole: Numbers | None, cuts: Mapping[str, Cut], costs: tuple[Counter[str], Counter[str]]
 ) -> Numbers:
-    """Return how large `connectivity.prune` would leave the network; it stays as it is where that cannot prune it."""
+    """Return how large `connectivity.prune` would leave the network."""
     if whole is None:
         return dict.fromkeys(("parameters", "edge_weights", "multiply_adds"))
-    parts = wirings(subject.model) if whole["prunable"] else {}
-    gone = [
-        costs[name, node]
-        for name in parts
-        for node in set(range(cuts[name].topology.num_nodes)) - {node for edge in cuts[name].edges for node in edge}
-    ]
+    parameters, adds = costs
+    gone = lost(subject.model, {name: part.edges for name, part in cuts.items()})
     edges = sum(
-        cuts[name].topology.num_edges - len(cuts[name].edges) for name, wiring in parts.items() if wiring.learned
+        cuts[name].topology.num_edges - len(cuts[name].edges)
+        for name, wiring in wirings(subject.model).items()
+        if wiring.learned
     )
     return {
-        "parameters": whole["parameters"] - sum(count for count, _ in gone),
+        "parameters": whole["parameters"] - sum(parameters[name] for name in gone),
         "edge_weights": whole["edge_weights"] - edges,
-        "multiply_adds": whole["multiply_adds"] - sum(count for _, count in gone),
+        "multiply_adds": whole["multiply_adds"] - sum(adds[name] for name in gone),
     }
 
 
@@ -243,12 +239,6 @@ def _left_of_a_stage(part: Cut) -> Numbers:
         "kept": "".join(digits),
         "small_worldness": _small_world(smaller)["small_worldness"],
     }
-
-
-def _owner(model: nn.Module, wiring: str) -> TopoStage | None:
-    """Return the stage that a wiring belongs to; None where something else owns it."""
-    owner = model.get_submodule(wiring.rpartition(".")[0])
-    return owner if type(owner) is TopoStage else None
 
 
 def _evolution(subject: Subject) -> Numbers | None:

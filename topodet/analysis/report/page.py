@@ -110,13 +110,6 @@ def _controls(numbers: Numbers) -> str:
         "node": "|alpha| / largest that its node reads",
     }
     options = "".join(f'<option value="{per}">{words[per]}</option>' for per in numbers["cuts"])
-    network = numbers["network"]
-    fixed = ""
-    if network and not network["prunable"]:
-        fixed = (
-            '<p class="hint">The nodes of a connected network are blocks that others define: edges are masked, and '
-            "parameters and multiply-adds stay as they are.</p>"
-        )
     return f"""<section class="controls" aria-label="Threshold">
 <div><label for="per">An edge is as strong as its</label> <select id="per">{options}</select></div>
 <div class="slide"><label for="threshold">Cut below</label>
@@ -124,7 +117,7 @@ def _controls(numbers: Numbers) -> str:
 <output id="value" for="threshold"></output></div>
 <p id="left" role="status" aria-live="polite"></p>
 <p id="torn" role="status" aria-live="polite"></p>
-{fixed}</section>
+</section>
 """
 
 

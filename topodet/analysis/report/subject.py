@@ -22,7 +22,7 @@ from ...pretrain import build
 from ...pretrain.group import Group
 from ...pretrain.options import parse_over
 from ...pretrain.saver import LAST
-from ...topology import Topology
+from ...topology.cuts import subgraph
 from ...weights import WeightsFile
 
 _BEST = "model_best.pth.tar"
@@ -77,8 +77,8 @@ class Wirings(nn.Module):
         for name in _wired(state_dict):
             edges, alpha = state_dict[f"{name}.edges"], state_dict[f"{name}.alpha"]
             try:
-                topology = Topology(int(edges.max()) + 1, edges.tolist())
-                wiring = Wiring(topology)
+                topology, numbers = subgraph([tuple(edge) for edge in edges.tolist()])
+                wiring = Wiring(topology, numbers=numbers)
                 wiring.load_state_dict({"edges": edges, "alpha": alpha})
             except (TopologyError, RuntimeError) as error:
                 raise WeightsError(f"{name} is no wiring: {error}") from error
