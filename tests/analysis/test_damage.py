@@ -2,8 +2,9 @@ import math
 
 import pytest
 
-from topodet.analysis.damage import edge_figure, figures, node_figure, tables
+from topodet.analysis.damage import edge_figure, figures, node_figure, tables, update_page
 from topodet.connectivity import Damage
+from topodet.markdown import END, START
 
 NODES = Damage(
     "nodes",
@@ -58,6 +59,13 @@ def test_a_record_becomes_tables_and_pictures():
     assert "| 0.6             | 50.0%         | 5          | 4          | 0                   | 0.3 |" in text
     assert "| 0.2             | 100.0%        | 0          | 0          | 1                   | -   |" in text
     assert "| a         | its weights  | 50.0%         | 5          | 3      | 0.39 |" in text
+    page = {"architecture": "y", "data": "z", "checkpoint": "c", "machine": "m", "versions": {}, "date": "d"}
+    whole = {**record, **page, "command": "python x", "edges": {"whole": {"AP": 0.4}, "rows": EDGES.rows}}
+    overview = update_page(f"{START}\n{END}", [whole])
+    assert "| x       | 0.0%          | 0.4 AP        |           |" in overview
+    assert "| x       | 50.0%         | 0.3           | 0.39      |" in overview
+    assert "| x       | 80.0%" not in overview  # what has other edges than any cut
+    assert "not retrained" not in update_page(f"{START}\n{END}", [{**whole, "retrained": []}])
     drawn = figures(record)
     assert list(drawn) == ["damage_x_nodes.png", "damage_x_edges.png"]
     assert math.isnan(drawn["damage_x_edges.png"].axes[0].lines[0].get_ydata()[-1])

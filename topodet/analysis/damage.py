@@ -110,7 +110,9 @@ def update_page(page: str, records: Iterable[Record]) -> str:
     Raises:
         DataError: the page lacks a marker.
     """
-    blocks = []
+    records = list(records)
+    overview = _overview([record for record in records if "edges" in record and record["retrained"]])
+    blocks = [overview] if overview else []
     for record in records:
         versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
         blocks += [f"### {record['name']}", f"{record['architecture']}, {record['data']}; {record['checkpoint']}."]
@@ -119,6 +121,20 @@ def update_page(page: str, records: Iterable[Record]) -> str:
         commands = [record["command"], *(run["command"] for run in record["retrained"] if run["command"])]
         blocks.append("```bash\n" + "\n".join(commands) + "\n```")
     return replace_measured(page, "\n\n".join(blocks) or NOT_YET, path="docs/topology_damage.md")
+
+
+def _overview(records: Sequence[Record]) -> str:
+    """Return a table with a row for each cut that was retrained from its own weights; "" without any."""
+    lines = []
+    for record in records:
+        whole, rows = record["edges"]["whole"], record["edges"]["rows"]
+        score = next(iter(whole))
+        lines.append([record["name"], "0.0%", f"{_digits(whole[score])} {score}", ""])
+        for run in sorted(record["retrained"], key=lambda run: run["removed"]):
+            same = [row[score] for row in rows if row["edges"] == run["edges"]]
+            if run["start"] == "its weights" and same:
+                lines.append([record["name"], f"{run['removed']:.1%}", _digits(same[0]), _digits(run[score])])
+    return table(["network", "edges removed", "not retrained", "retrained"], lines) if lines else ""
 
 
 def _node_table(found: Mapping[str, Any]) -> str:
