@@ -24,6 +24,8 @@ Ties = Literal["authors", "canonical"]
 TIES: tuple[Ties, ...] = ("authors", "canonical")
 
 Layers = list[sparse.csr_array]
+# Of each neuron of a layer and its match: the number of neurons that both read, and that either reads, counted twice.
+Overlap = tuple[np.ndarray, np.ndarray]
 # For the inputs and each layer: which neuron of the second network each neuron of the first is matched with.
 Alignment = list[np.ndarray]
 
@@ -101,7 +103,7 @@ def nnstd(
             )
     align = _by_layers if ties == "authors" else _as_a_whole
     alignment = align(first, second, fixed_outputs)
-    return NNSTD(tuple(_distances(first, second, alignment)), tuple(alignment[1:]))
+    return NNSTD(tuple(_distances(_overlaps(first, second, alignment))), tuple(alignment[1:]))
 
 
 def _read(name: str, matrices: Sequence[np.ndarray | sparse.sparray | sparse.spmatrix]) -> Layers:
@@ -136,7 +138,7 @@ def _as_a_whole(a: Layers, b: Layers, fixed_outputs: bool) -> Alignment:
     """Return the best alignment found for the networks as wholes."""
     numberings = [numbering(net, fixed_outputs) for net in (a, b)]
     copied = numberings[0].copied_to(numberings[1])
-    if copied and not any(_distances(a, b, copied)):
+    if copied and not any(_distances(_overlaps(a, b, copied))):
         return copied
     # The networks in their own numbering and in one order, whichever way they were given: all that follows from them
     # is the same for any numbering, and for both orders of the arguments, to the last bit.
@@ -147,9 +149,9 @@ def _as_a_whole(a: Layers, b: Layers, fixed_outputs: bool) -> Alignment:
         (a, b), orders, nets = (b, a), orders[::-1], nets[::-1]
     alignment = _improved(*nets, _from_inputs_up(*nets, fixed_outputs), fixed_outputs)
     best = [theirs[matched[np.argsort(ours)]] for ours, matched, theirs in zip(orders[0], alignment, orders[1])]
-    least = sum(_distances(a, b, best))
+    least = sum(_distances(_overlaps(a, b, best)))
     for candidate in (_by_layers(a, b, fixed_outputs, least), _inverse(_by_layers(b, a, fixed_outputs, least))):
-        if candidate and (total := sum(_distances(a, b, candidate))) < least - _ROUNDING:
+        if candidate and (total := sum(_distances(_overlaps(a, b, candidate)))) < least - _ROUNDING:
             best, least = candidate, total
     return _inverse(best) if turned else best
 
@@ -169,37 +171,48 @@ def _inverse(alignment: Alignment | None) -> Alignment | None:
 # The distance
 
 
+def _counts(layer: sparse.csr_array) -> np.ndarray:
+    """Return how many neurons each neuron reads, int64 [n_out]."""
+    return np.bincount(layer.indices, minlength=layer.shape[1])
+
+
 def _edit_distances(shared: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Return |S xor T| / |S or T| where the sets share so many elements and have so many together, counted twice."""
     return (sizes - 2 * shared) / np.maximum(sizes - shared, 1)  # two empty sets: 0 / 1
 
 
-def _alike(a: sparse.csr_array, b: sparse.csr_array, matched_inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the neurons of a layer of `a` and of `b` that have a distance below 1, and it: three arrays, float64."""
-    ours, theirs = a.sum(axis=0), b.sum(axis=0)
-    shared = (a.T @ b[matched_inputs]).tocoo()
-    rows, columns = shared.coords
-    distances = _edit_distances(shared.data, ours[rows] + theirs[columns])
-    # Empty sets share nothing, and are equal.
-    empty = np.meshgrid(np.flatnonzero(ours == 0), np.flatnonzero(theirs == 0), indexing="ij")
-    zeros = np.zeros(empty[0].size)
-    return tuple(map(np.append, (rows, columns, distances), (*empty, zeros)))
+def _near(a: sparse.csr_array, b: sparse.csr_array, matched_inputs: np.ndarray) -> sparse.csr_array:
+    """Return the distances of the neurons of a layer of `a` to those of `b` that lie below 1, float64 [n_out, n_out].
+
+    They are the entries, 0 among them.
+    """
+    ours, theirs = _counts(a), _counts(b)
+    near = a.T.tocsr() @ b[matched_inputs]
+    if not (ours.all() or theirs.all()):  # empty sets are equal
+        near += sparse.csr_array(ours[:, None] == 0, dtype=near.dtype) @ sparse.csr_array(theirs[None, :] == 0)
+    sizes = np.repeat(ours, np.diff(near.indptr)) + theirs[near.indices]
+    return _like(near, np.where(sizes > 0, _edit_distances(near.data, sizes), 0.0))
 
 
-def _shared(a: Layers, b: Layers, alignment: Alignment, layer: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each neuron of layer `layer` + 1 what it shares with its match, and the sizes of both sets added."""
+def _like(matrix: sparse.csr_array, data: np.ndarray) -> sparse.csr_array:
+    """Return a matrix with other values in the same places."""
+    return sparse.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _overlap(a: Layers, b: Layers, alignment: Alignment, layer: int) -> Overlap:
+    """Return what each neuron that reads from `alignment[layer]` shares with its match, and both their sizes added."""
     theirs = b[layer][alignment[layer]][:, alignment[layer + 1]]
-    return a[layer].multiply(theirs).sum(axis=0), a[layer].sum(axis=0) + theirs.sum(axis=0)
+    return _counts(a[layer].multiply(theirs).tocsr()), _counts(a[layer]) + _counts(theirs)
 
 
-def _distance(a: Layers, b: Layers, alignment: Alignment, layer: int) -> float:
-    """Return the distance of a pair of layers under an alignment."""
+def _distances(overlaps: Sequence[Overlap]) -> list[float]:
+    """Return the distance of each pair of layers."""
     # Sorted, so that the sum does not depend on which network numbers the pairs.
-    return float(np.sort(_edit_distances(*_shared(a, b, alignment, layer))).mean())
+    return [float(np.sort(_edit_distances(*overlap)).mean()) for overlap in overlaps]
 
 
-def _distances(a: Layers, b: Layers, alignment: Alignment) -> list[float]:
-    return [_distance(a, b, alignment, layer) for layer in range(len(a))]
+def _overlaps(a: Layers, b: Layers, alignment: Alignment) -> list[Overlap]:
+    return [_overlap(a, b, alignment, layer) for layer in range(len(a))]
 
 
 # The authors' matching
@@ -219,9 +232,9 @@ def _by_layers(a: Layers, b: Layers, fixed_outputs: bool, most: float = np.inf) 
         if fixed_outputs and number == len(a) - 1:
             alignment.append(np.arange(size))
             break
-        rows, columns, distances = _alike(ours, theirs, alignment[-1])
+        near = _near(ours, theirs, alignment[-1]).tocoo()
         costs = np.ones((size, size))
-        costs[rows, columns] = distances
+        costs[near.coords] = near.data
         if total + costs.min(axis=1).mean() >= most:
             return None
         rows, columns = linear_sum_assignment(costs)
@@ -243,39 +256,38 @@ def _from_inputs_up(a: Layers, b: Layers, fixed_outputs: bool) -> Alignment:
 
 def _improved(a: Layers, b: Layers, alignment: Alignment, fixed_outputs: bool) -> Alignment:
     """Match single layers again, up and down the network, until the sum of the distances falls no more."""
-    distances = _distances(a, b, alignment)
-    last = len(a) - 1 if fixed_outputs else len(a)
-    waiting = set(range(1, last + 1))  # the layers whose surroundings have changed since they were matched
+    overlaps = _overlaps(a, b, alignment)
+    hidden = range(1, len(a) if fixed_outputs else len(a) + 1)
+    waiting = set(hidden)  # the layers whose surroundings have changed since they were matched
     while waiting:
-        for layer in (*range(1, last + 1), *range(last - 1, 0, -1)):
+        for layer in (*hidden, *hidden[-2::-1]):
             if layer not in waiting:
                 continue
             waiting.remove(layer)
-            changed = [*alignment[:layer], _matched(a, b, alignment, layer), *alignment[layer + 1 :]]
+            changed = [*alignment[:layer], _matched(a, b, alignment, layer, overlaps), *alignment[layer + 1 :]]
             around = range(layer - 1, min(layer + 1, len(a)))
-            found = [_distance(a, b, changed, k) if k in around else distances[k] for k in range(len(a))]
-            if sum(found) < sum(distances) - _ROUNDING:
-                alignment, distances = changed, found
-                waiting |= {layer - 1, layer, layer + 1} & set(range(1, last + 1))
+            found = [_overlap(a, b, changed, k) if k in around else same for k, same in enumerate(overlaps)]
+            if sum(_distances(found)) < sum(_distances(overlaps)) - _ROUNDING:
+                alignment, overlaps = changed, found
+                waiting |= {layer - 1, layer, layer + 1}.intersection(hidden)
     return alignment
 
 
-def _matched(a: Layers, b: Layers, alignment: Alignment, layer: int) -> np.ndarray:
-    """Return the best matching of one layer between the layers around it, of which the next may not be matched yet.
+def _matched(a: Layers, b: Layers, alignment: Alignment, layer: int, overlaps: Sequence[Overlap] = ()) -> np.ndarray:
+    """Return the best matching of one layer: of its own alone, or (given all overlaps) with the next layer in view.
 
     Its own distance and the next layer's add up to no more than before. What the next layer's neurons share is linear
     in the matching of this one, and their distance is a concave function of it. Its tangent lies above it, so that an
     assignment that lowers the tangents lowers the distance.
     """
-    size = a[layer - 1].shape[1]
-    rows, columns, distances = _alike(a[layer - 1], b[layer - 1], alignment[layer - 1])
-    gains = sparse.csr_array(((1 - distances) / size, (rows, columns)), shape=(size, size))
-    if layer + 1 < len(alignment):
-        shared, sizes = _shared(a, b, alignment, layer)
+    near = _near(a[layer - 1], b[layer - 1], alignment[layer - 1])
+    gains = _like(near, (1 - near.data) / near.shape[1])
+    if layer < len(overlaps):
+        shared, sizes = overlaps[layer]
         union = np.maximum(sizes - shared, 1)
         slopes = sizes / union**2 / len(union)  # of distance = (sizes - 2 shared) / (sizes - shared), turned round
-        theirs = b[layer][:, alignment[layer + 1]]
-        gains += a[layer].multiply(slopes).tocsr() @ theirs.T
+        ours, theirs = a[layer], b[layer][:, alignment[layer + 1]]
+        gains += _like(ours, slopes[ours.indices]) @ theirs.T.tocsr()
     return _assigned(gains)
 
 
@@ -285,9 +297,12 @@ def _assigned(gains: sparse.csr_array) -> np.ndarray:
     Rows that gain nothing are matched with the columns left over, both in their order.
     """
     size = gains.shape[0]
-    # Such rows take a column of their own beside the others. The solver takes a 0 for no entry, so all get 1 more.
-    weights = sparse.hstack([gains, sparse.eye_array(size)], format="csr")
-    weights.data[...] = np.where(weights.indices < size, weights.data + 1, 1)
-    columns = min_weight_full_bipartite_matching(weights, maximize=True)[1]
-    columns[columns >= size] = np.setdiff1d(np.arange(size), columns)
-    return columns
+    # Such columns take a row of their own below the others. The solver takes a 0 for no entry, so all get 1 more.
+    weights = sparse.vstack([gains, sparse.eye_array(size, format="csr")], format="csr")
+    weights.data[: gains.nnz] += 1
+    rows, columns = min_weight_full_bipartite_matching(weights, maximize=True)
+    taken = rows < size
+    matched = np.full(size, -1)
+    matched[rows[taken]] = columns[taken]
+    matched[matched < 0] = np.sort(columns[~taken])
+    return matched
