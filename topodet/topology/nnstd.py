@@ -8,8 +8,9 @@ layers, where the sets of each layer are compared under the matching of the laye
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from ..errors import TopologyError, unknown_name
-from .numbering import numbering
+from .numbering import Numbering, numbering
 
 Ties = Literal["authors", "canonical"]
 TIES: tuple[Ties, ...] = ("authors", "canonical")
@@ -29,6 +30,8 @@ Overlap = tuple[np.ndarray, np.ndarray]
 # For the inputs and each layer: which neuron of the second network each neuron of the first is matched with.
 Alignment = list[np.ndarray]
 
+# Networks of so few neurons that they take no time are also matched from random starts, where one is easily a bad one.
+_RANDOM_STARTS = 8
 _ROUNDING = 1e-12  # sums of distances that differ by less are equal
 
 
@@ -71,14 +74,16 @@ def nnstd(
 
     - it is the distance under `alignment`, so never below the smallest;
     - swapping the arguments gives the same distances exactly, and the inverse alignment;
-    - the mean is at most that of "authors" in either order of the arguments, and that of the neurons as they are
-      numbered;
+    - the mean is at most that of "authors" in either order of the arguments (but for rounding, 1e-12);
     - it is 0 for a copy with its hidden neurons in any other order, unless the search for that order meets 1000 dead
       ends, which takes graphs built for it.
 
-    That it is the smallest is not guaranteed: alignments from these starts, and from one that breaks ties by colour
-    refinement, are improved layer by layer until no layer can be matched better alone, and the best one is taken. So
-    networks that are not copies may have a slightly other distance under another numbering.
+    That it is the smallest is not guaranteed: one alignment (several for networks of few neurons) is improved layer by
+    layer until no layer can be matched better. All of this happens in numbers that the networks' connections give their
+    neurons (see `numbering`), so that the result does not depend on how they were numbered. Two exceptions: the
+    networks of the last point above; and where "authors" is better, whose matching is then returned and does depend on
+    the numbers. That happens to networks of few neurons, and no fast method is without it: where all neurons of a layer
+    are equal, "authors" finds the smallest distance under some numbering, and would have to be met under all.
 
     Args:
         a, b: of each layer its connections [n_in, n_out], numpy or scipy.sparse; non-zero is a connection. Without
@@ -137,27 +142,42 @@ def _read(name: str, matrices: Sequence[np.ndarray | sparse.sparray | sparse.spm
 def _as_a_whole(a: Layers, b: Layers, fixed_outputs: bool) -> Alignment:
     """Return the best alignment found for the networks as wholes."""
     numberings = [numbering(net, fixed_outputs) for net in (a, b)]
-    copied = numberings[0].copied_to(numberings[1])
-    if copied and not any(_distances(_overlaps(a, b, copied))):
-        return copied
-    # The networks in their own numbering and in one order, whichever way they were given: all that follows from them
+    nets = [_ordered(net, found.order) for net, found in zip((a, b), numberings)]
+    # The networks in their own numbering and in one order, whichever way they were given: what follows from them alone
     # is the same for any numbering, and for both orders of the arguments, to the last bit.
-    orders = [found.order for found in numberings]
-    nets = [_ordered(net, order) for net, order in zip((a, b), orders)]
     turned = _bytes(nets[0]) > _bytes(nets[1])
     if turned:
-        (a, b), orders, nets = (b, a), orders[::-1], nets[::-1]
-    alignment = _improved(*nets, _from_inputs_up(*nets, fixed_outputs), fixed_outputs)
-    best = [theirs[matched[np.argsort(ours)]] for ours, matched, theirs in zip(orders[0], alignment, orders[1])]
-    least = sum(_distances(_overlaps(a, b, best)))
-    for candidate in (_by_layers(a, b, fixed_outputs, least), _inverse(_by_layers(b, a, fixed_outputs, least))):
-        if candidate and (total := sum(_distances(_overlaps(a, b, candidate)))) < least - _ROUNDING:
-            best, least = candidate, total
+        (a, b), numberings, nets = (b, a), numberings[::-1], nets[::-1]
+    best = _copied(a, b, *numberings)
+    if best is None:
+        improved = (_improved(*nets, start, fixed_outputs) for start in _starts(*nets, fixed_outputs))
+        alignment, least = min(improved, key=itemgetter(1))
+        best = _in_given_numbers(alignment, *numberings)
+        for candidate in (_by_layers(a, b, fixed_outputs, least), _inverse(_by_layers(b, a, fixed_outputs, least))):
+            if candidate and (total := sum(_distances(_overlaps(a, b, candidate)))) < least - _ROUNDING:
+                best, least = candidate, total
     return _inverse(best) if turned else best
 
 
+def _copied(a: Layers, b: Layers, ours: Numbering, theirs: Numbering) -> Alignment | None:
+    """Return the alignment of copies, None for other networks."""
+    in_order = _in_given_numbers([np.arange(len(order)) for order in ours.order], ours, theirs)
+    if not any(_distances(_overlaps(a, b, in_order))):
+        return in_order
+    found = ours.copied_to(theirs)
+    return found if found and not any(_distances(_overlaps(a, b, found))) else None
+
+
+def _in_given_numbers(alignment: Alignment, ours: Numbering, theirs: Numbering) -> Alignment:
+    """Return an alignment of networks in their own numbering for the networks as they were given."""
+    return [there[matched[np.argsort(here)]] for here, matched, there in zip(ours.order, alignment, theirs.order)]
+
+
 def _ordered(layers: Layers, order: Sequence[np.ndarray]) -> Layers:
-    return [layer[below][:, here] for layer, below, here in zip(layers, order, order[1:])]
+    ordered = [layer[below][:, here] for layer, below, here in zip(layers, order, order[1:])]
+    for layer in ordered:
+        layer.sort_indices()
+    return ordered
 
 
 def _bytes(layers: Layers) -> list[bytes]:
@@ -254,7 +274,16 @@ def _from_inputs_up(a: Layers, b: Layers, fixed_outputs: bool) -> Alignment:
     return alignment
 
 
-def _improved(a: Layers, b: Layers, alignment: Alignment, fixed_outputs: bool) -> Alignment:
+def _starts(a: Layers, b: Layers, fixed_outputs: bool) -> Iterator[Alignment]:
+    yield _from_inputs_up(a, b, fixed_outputs)
+    sizes = [layer.shape[1] for layer in a]
+    random = np.random.default_rng(0)
+    for _ in range(min(_RANDOM_STARTS, 400 // sum(sizes)) if len(a) > 1 else 0):
+        alignment = [np.arange(a[0].shape[0]), *map(random.permutation, sizes)]
+        yield [*alignment[:-1], np.arange(sizes[-1])] if fixed_outputs else alignment
+
+
+def _improved(a: Layers, b: Layers, alignment: Alignment, fixed_outputs: bool) -> tuple[Alignment, float]:
     """Match single layers again, up and down the network, until the sum of the distances falls no more."""
     overlaps = _overlaps(a, b, alignment)
     hidden = range(1, len(a) if fixed_outputs else len(a) + 1)
@@ -270,7 +299,7 @@ def _improved(a: Layers, b: Layers, alignment: Alignment, fixed_outputs: bool) -
             if sum(_distances(found)) < sum(_distances(overlaps)) - _ROUNDING:
                 alignment, overlaps = changed, found
                 waiting |= {layer - 1, layer, layer + 1}.intersection(hidden)
-    return alignment
+    return alignment, sum(_distances(overlaps))
 
 
 def _matched(a: Layers, b: Layers, alignment: Alignment, layer: int, overlaps: Sequence[Overlap] = ()) -> np.ndarray:
