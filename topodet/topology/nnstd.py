@@ -10,28 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from ..errors import TopologyError, unknown_name
+from .numbering import Numbering, numbering
 
 Ties = Literal["authors", "canonical"]
 TIES: tuple[Ties, ...] = ("authors", "canonical")
 
 Layers = list[sparse.csr_array]
+# Of each neuron of a layer and its match: the number of neurons that both read, and that either reads, counted twice.
+Overlap = tuple[np.ndarray, np.ndarray]
 # For the inputs and each layer: which neuron of the second network each neuron of the first is matched with.
 Alignment = list[np.ndarray]
-# For the inputs and each layer of two networks side by side: a number for each neuron, alike where nothing tells them
-# apart; the first network's neurons, then the second's.
-Colours = list[np.ndarray]
 
-# Dead ends after which the search for a relabelling gives up. Networks of any size that anyone trained have shown none;
-# what makes many is regular graphs built to look alike.
-_DEAD_ENDS = 1000
+# Networks of so few neurons that they take no time are also matched from random starts, where one is easily a bad one.
+_RANDOM_STARTS = 8
+_ROUNDING = 1e-12  # sums of distances that differ by less are equal
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,16 @@ def nnstd(
 
     - it is the distance under `alignment`, so never below the smallest;
     - swapping the arguments gives the same distances exactly, and the inverse alignment;
-    - the mean is at most that of "authors" in either order of the arguments, and that of the neurons as they are
-      numbered;
+    - the mean is at most that of "authors" in either order of the arguments (but for rounding, 1e-12);
     - it is 0 for a copy with its hidden neurons in any other order, unless the search for that order meets 1000 dead
       ends, which takes graphs built for it.
 
-    That it is the smallest is not guaranteed: alignments from these starts, and from one that breaks ties by colour
-    refinement, are improved layer by layer until no layer can be matched better alone, and the best one is taken. So
-    networks that are not copies may have a slightly other distance under another numbering.
+    That it is the smallest is not guaranteed: one alignment (several for networks of few neurons) is improved layer by
+    layer until no layer can be matched better. All of this happens in numbers that the networks' connections give their
+    neurons (see `numbering`), so that the result does not depend on how they were numbered. Two exceptions: the
+    networks of the last point above; and where "authors" is better, whose matching is then returned and does depend on
+    the numbers. That happens to networks of few neurons, and no fast method is without it: where all neurons of a layer
+    are equal, "authors" finds the smallest distance under some numbering, and would have to be met under all.
 
     Args:
         a, b: of each layer its connections [n_in, n_out], numpy or scipy.sparse; non-zero is a connection. Without
@@ -105,7 +108,7 @@ def nnstd(
             )
     align = _by_layers if ties == "authors" else _as_a_whole
     alignment = align(first, second, fixed_outputs)
-    return NNSTD(tuple(_distances(first, second, alignment)), tuple(alignment[1:]))
+    return NNSTD(tuple(_distances(_overlaps(first, second, alignment))), tuple(alignment[1:]))
 
 
 def _read(name: str, matrices: Sequence[np.ndarray | sparse.sparray | sparse.spmatrix]) -> Layers:
@@ -138,43 +141,59 @@ def _read(name: str, matrices: Sequence[np.ndarray | sparse.sparray | sparse.spm
 
 def _as_a_whole(a: Layers, b: Layers, fixed_outputs: bool) -> Alignment:
     """Return the best alignment found for the networks as wholes."""
-    # One order of the networks, whichever way they were given, makes the result symmetric to the last bit.
-    first, second = sorted((a, b), key=lambda net: [part.tobytes() for m in net for part in (m.indptr, m.indices)])
-    best, least = [], np.inf
-    for start in _starts(first, second, fixed_outputs):
-        alignment, total = _improve(first, second, start, fixed_outputs)
-        if total < least:
-            best, least = alignment, total
-        if not least:
-            break
-    return best if first is a else _inverse(best)
+    numberings = [numbering(net, fixed_outputs) for net in (a, b)]
+    nets = [_ordered(net, found.order) for net, found in zip((a, b), numberings)]
+    # The networks in their own numbering and in one order, whichever way they were given: what follows from them alone
+    # is the same for any numbering, and for both orders of the arguments, to the last bit.
+    turned = _bytes(nets[0]) > _bytes(nets[1])
+    if turned:
+        (a, b), numberings, nets = (b, a), numberings[::-1], nets[::-1]
+    best = _copied(a, b, *numberings)
+    if best is None:
+        improved = (_improved(*nets, start, fixed_outputs) for start in _starts(*nets, fixed_outputs))
+        alignment, least = min(improved, key=itemgetter(1))
+        best = _in_given_numbers(alignment, *numberings)
+        for candidate in (_by_layers(a, b, fixed_outputs, least), _inverse(_by_layers(b, a, fixed_outputs, least))):
+            if candidate and (total := sum(_distances(_overlaps(a, b, candidate)))) < least - _ROUNDING:
+                best, least = candidate, total
+    return _inverse(best) if turned else best
 
 
-def _starts(a: Layers, b: Layers, fixed_outputs: bool) -> Iterator[Alignment]:
-    yield [np.arange(size) for size in _sizes(a)]
-    union = [sparse.csr_array(sparse.block_diag((x, y)), dtype=np.uint64) for x, y in zip(a, b)]
-    rounds = _refine(union, _uncoloured(a, fixed_outputs), fixed_outputs)
-    if _balanced(rounds[-1]):
-        relabelling = _relabelling(union, rounds[-1], fixed_outputs)
-        if relabelling:
-            yield relabelling
-    yield _by_layers(a, b, fixed_outputs)
-    yield _inverse(_by_layers(b, a, fixed_outputs))
-    # Of equal neurons those belong together whose surroundings are alike farthest out.
-    unlike = [sum(_unlike(colours[layer]) for colours in rounds) for layer in range(1, len(a) + 1)]
-    yield _by_layers(a, b, fixed_outputs, second_costs=unlike)
+def _copied(a: Layers, b: Layers, ours: Numbering, theirs: Numbering) -> Alignment | None:
+    """Return the alignment of copies, None for other networks."""
+    in_order = _in_given_numbers([np.arange(len(order)) for order in ours.order], ours, theirs)
+    if not any(_distances(_overlaps(a, b, in_order))):
+        return in_order
+    found = ours.copied_to(theirs)
+    return found if found and not any(_distances(_overlaps(a, b, found))) else None
 
 
-def _sizes(layers: Layers) -> list[int]:
-    """Return the numbers of neurons, the inputs first."""
-    return [layers[0].shape[0], *(layer.shape[1] for layer in layers)]
+def _in_given_numbers(alignment: Alignment, ours: Numbering, theirs: Numbering) -> Alignment:
+    """Return an alignment of networks in their own numbering for the networks as they were given."""
+    return [there[matched[np.argsort(here)]] for here, matched, there in zip(ours.order, alignment, theirs.order)]
 
 
-def _inverse(alignment: Alignment) -> Alignment:
-    return [np.argsort(matched) for matched in alignment]
+def _ordered(layers: Layers, order: Sequence[np.ndarray]) -> Layers:
+    ordered = [layer[below][:, here] for layer, below, here in zip(layers, order, order[1:])]
+    for layer in ordered:
+        layer.sort_indices()
+    return ordered
 
 
-# The distance and its assignments
+def _bytes(layers: Layers) -> list[bytes]:
+    return [part.tobytes() for layer in layers for part in (layer.indptr, layer.indices)]
+
+
+def _inverse(alignment: Alignment | None) -> Alignment | None:
+    return alignment and [np.argsort(matched) for matched in alignment]
+
+
+# The distance
+
+
+def _counts(layer: sparse.csr_array) -> np.ndarray:
+    """Return how many neurons each neuron reads, int64 [n_out]."""
+    return np.bincount(layer.indices, minlength=layer.shape[1])
 
 
 def _edit_distances(shared: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -182,176 +201,137 @@ def _edit_distances(shared: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return (sizes - 2 * shared) / np.maximum(sizes - shared, 1)  # two empty sets: 0 / 1
 
 
-def _costs(a: sparse.csr_array, b: sparse.csr_array, matched_inputs: np.ndarray) -> np.ndarray:
-    """Return the distance of each neuron of a layer of `a` to each of `b`, float64 [n_out, n_out]."""
-    sizes = a.sum(axis=0)[:, None] + b.sum(axis=0)[None, :]
-    return _edit_distances((a.T @ b[matched_inputs]).toarray(), sizes)
+def _near(a: sparse.csr_array, b: sparse.csr_array, matched_inputs: np.ndarray) -> sparse.csr_array:
+    """Return the distances of the neurons of a layer of `a` to those of `b` that lie below 1, float64 [n_out, n_out].
+
+    They are the entries, 0 among them.
+    """
+    ours, theirs = _counts(a), _counts(b)
+    near = a.T.tocsr() @ b[matched_inputs]
+    if not (ours.all() or theirs.all()):  # empty sets are equal
+        near += sparse.csr_array(ours[:, None] == 0, dtype=near.dtype) @ sparse.csr_array(theirs[None, :] == 0)
+    sizes = np.repeat(ours, np.diff(near.indptr)) + theirs[near.indices]
+    return _like(near, np.where(sizes > 0, _edit_distances(near.data, sizes), 0.0))
 
 
-def _shared(a: Layers, b: Layers, alignment: Alignment, layer: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each neuron of layer `layer` + 1 what it shares with its match, and the sizes of both sets added."""
+def _like(matrix: sparse.csr_array, data: np.ndarray) -> sparse.csr_array:
+    """Return a matrix with other values in the same places."""
+    return sparse.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _overlap(a: Layers, b: Layers, alignment: Alignment, layer: int) -> Overlap:
+    """Return what each neuron that reads from `alignment[layer]` shares with its match, and both their sizes added."""
     theirs = b[layer][alignment[layer]][:, alignment[layer + 1]]
-    return a[layer].multiply(theirs).sum(axis=0), a[layer].sum(axis=0) + theirs.sum(axis=0)
+    return _counts(a[layer].multiply(theirs).tocsr()), _counts(a[layer]) + _counts(theirs)
 
 
-def _distances(a: Layers, b: Layers, alignment: Alignment) -> list[float]:
-    """Return the distance of each pair of layers under an alignment."""
+def _distances(overlaps: Sequence[Overlap]) -> list[float]:
+    """Return the distance of each pair of layers."""
     # Sorted, so that the sum does not depend on which network numbers the pairs.
-    return [float(np.sort(_edit_distances(*_shared(a, b, alignment, layer))).mean()) for layer in range(len(a))]
+    return [float(np.sort(_edit_distances(*overlap)).mean()) for overlap in overlaps]
 
 
-def _by_layers(
-    a: Layers, b: Layers, fixed_outputs: bool, second_costs: Sequence[np.ndarray] | None = None
-) -> Alignment:
-    """Match layer after layer, each at the least cost of its own; `second_costs` decide between equal ones."""
+def _overlaps(a: Layers, b: Layers, alignment: Alignment) -> list[Overlap]:
+    return [_overlap(a, b, alignment, layer) for layer in range(len(a))]
+
+
+# The authors' matching
+
+
+def _by_layers(a: Layers, b: Layers, fixed_outputs: bool, most: float = np.inf) -> Alignment | None:
+    """Match layer after layer, each at the least cost of its own.
+
+    Returns:
+        None as soon as the sum of the distances is sure to reach `most`: with each neuron of the next layer as near as
+        any is, and the layers after it at 0.
+    """
     alignment = [np.arange(a[0].shape[0])]
+    total = 0.0
     for number, (ours, theirs) in enumerate(zip(a, b)):
+        size = ours.shape[1]
         if fixed_outputs and number == len(a) - 1:
-            alignment.append(np.arange(ours.shape[1]))
+            alignment.append(np.arange(size))
             break
-        costs = _costs(ours, theirs, alignment[-1])
-        if second_costs is not None:
-            costs += 1e-6 * second_costs[number]
-        alignment.append(linear_sum_assignment(costs)[1])
+        near = _near(ours, theirs, alignment[-1]).tocoo()
+        costs = np.ones((size, size))
+        costs[near.coords] = near.data
+        if total + costs.min(axis=1).mean() >= most:
+            return None
+        rows, columns = linear_sum_assignment(costs)
+        total += costs[rows, columns].mean()
+        alignment.append(columns)
     return alignment
 
 
-def _improve(a: Layers, b: Layers, alignment: Alignment, fixed_outputs: bool) -> tuple[Alignment, float]:
-    """Match single layers again, up and down the network, while the sum of the distances falls."""
-    least = sum(_distances(a, b, alignment))
-    last = len(a) - 1 if fixed_outputs else len(a)
-    going = True
-    while going and least:
-        going = False
-        for layer in (*range(1, last + 1), *range(last - 1, 0, -1)):
-            changed = [*alignment[:layer], _rematched(a, b, alignment, layer), *alignment[layer + 1 :]]
-            total = sum(_distances(a, b, changed))
-            if total < least - 1e-12:
-                alignment, least, going = changed, total, True
-    return alignment, least
+# The matching of the networks as wholes
 
 
-def _rematched(a: Layers, b: Layers, alignment: Alignment, layer: int) -> np.ndarray:
-    """Return a matching of one layer for which its own distance and the next layer's add up to no more than before.
+def _from_inputs_up(a: Layers, b: Layers, fixed_outputs: bool) -> Alignment:
+    alignment = [np.arange(a[0].shape[0])]
+    for layer in range(1, len(a) + 1):
+        fixed = fixed_outputs and layer == len(a)
+        alignment.append(np.arange(a[-1].shape[1]) if fixed else _matched(a, b, alignment, layer))
+    return alignment
 
-    What the next layer's neurons share is linear in the matching of this one, and their distance is a concave function
-    of it. Its tangent lies above it, so that an assignment that lowers the tangents lowers the distance.
+
+def _starts(a: Layers, b: Layers, fixed_outputs: bool) -> Iterator[Alignment]:
+    yield _from_inputs_up(a, b, fixed_outputs)
+    sizes = [layer.shape[1] for layer in a]
+    random = np.random.default_rng(0)
+    for _ in range(min(_RANDOM_STARTS, 400 // sum(sizes)) if len(a) > 1 else 0):
+        alignment = [np.arange(a[0].shape[0]), *map(random.permutation, sizes)]
+        yield [*alignment[:-1], np.arange(sizes[-1])] if fixed_outputs else alignment
+
+
+def _improved(a: Layers, b: Layers, alignment: Alignment, fixed_outputs: bool) -> tuple[Alignment, float]:
+    """Match single layers again, up and down the network, until the sum of the distances falls no more."""
+    overlaps = _overlaps(a, b, alignment)
+    hidden = range(1, len(a) if fixed_outputs else len(a) + 1)
+    waiting = set(hidden)  # the layers whose surroundings have changed since they were matched
+    while waiting:
+        for layer in (*hidden, *hidden[-2::-1]):
+            if layer not in waiting:
+                continue
+            waiting.remove(layer)
+            changed = [*alignment[:layer], _matched(a, b, alignment, layer, overlaps), *alignment[layer + 1 :]]
+            around = range(layer - 1, min(layer + 1, len(a)))
+            found = [_overlap(a, b, changed, k) if k in around else same for k, same in enumerate(overlaps)]
+            if sum(_distances(found)) < sum(_distances(overlaps)) - _ROUNDING:
+                alignment, overlaps = changed, found
+                waiting |= {layer - 1, layer, layer + 1}.intersection(hidden)
+    return alignment, sum(_distances(overlaps))
+
+
+def _matched(a: Layers, b: Layers, alignment: Alignment, layer: int, overlaps: Sequence[Overlap] = ()) -> np.ndarray:
+    """Return the best matching of one layer: of its own alone, or (given all overlaps) with the next layer in view.
+
+    Its own distance and the next layer's add up to no more than before. What the next layer's neurons share is linear
+    in the matching of this one, and their distance is a concave function of it. Its tangent lies above it, so that an
+    assignment that lowers the tangents lowers the distance.
     """
-    costs = _costs(a[layer - 1], b[layer - 1], alignment[layer - 1]) / a[layer - 1].shape[1]
-    if layer < len(a):
-        shared, sizes = _shared(a, b, alignment, layer)
+    near = _near(a[layer - 1], b[layer - 1], alignment[layer - 1])
+    gains = _like(near, (1 - near.data) / near.shape[1])
+    if layer < len(overlaps):
+        shared, sizes = overlaps[layer]
         union = np.maximum(sizes - shared, 1)
         slopes = sizes / union**2 / len(union)  # of distance = (sizes - 2 shared) / (sizes - shared), turned round
-        theirs = b[layer][:, alignment[layer + 1]]
-        costs -= (a[layer].multiply(slopes).tocsr() @ theirs.T).toarray()
-    return linear_sum_assignment(costs)[1]
+        ours, theirs = a[layer], b[layer][:, alignment[layer + 1]]
+        gains += _like(ours, slopes[ours.indices]) @ theirs.T.tocsr()
+    return _assigned(gains)
 
 
-# Colour refinement and the search for a relabelling
+def _assigned(gains: sparse.csr_array) -> np.ndarray:
+    """Return the one-to-one matching with the largest sum of gains, none of them negative.
 
-
-def _uncoloured(a: Layers, fixed_outputs: bool) -> Colours:
-    """Return colours that tell named neurons (inputs, fixed outputs) by their names, and hidden ones not at all."""
-    sizes = _sizes(a)
-    named = {0, len(a)} if fixed_outputs else {0}
-    return [np.tile(np.arange(size) * (layer in named), 2) for layer, size in enumerate(sizes)]
-
-
-def _refine(union: Layers, colours: Colours, fixed_outputs: bool) -> list[Colours]:
-    """Tell neurons apart by the colours of what they read and of what reads them, round by round until nothing new.
-
-    Returns:
-        the colours of each round, those given first.
+    Rows that gain nothing are matched with the columns left over, both in their order.
     """
-    rounds = [colours]
-    hidden = range(1, len(union) if fixed_outputs else len(union) + 1)
-    while True:
-        colours = list(rounds[-1])
-        for layer in hidden:
-            around = [rounds[-1][layer], _gather(union[layer - 1].T, rounds[-1][layer - 1])]
-            if layer < len(union):
-                around.append(_gather(union[layer], rounds[-1][layer + 1]))
-            colours[layer] = _classes(around)
-        if all(colours[layer].max() == rounds[-1][layer].max() for layer in hidden):  # classes only ever split
-            return rounds
-        rounds.append(colours)
-
-
-def _gather(matrix: sparse.csr_array, colours: np.ndarray) -> np.ndarray:
-    """Return for each row a number that depends on which colours its entries have, and how many of each, uint64."""
-    # Sums of well-mixed 64-bit numbers (the finaliser of SplitMix64): equal for equal multisets, and for others only
-    # by an accident of 1 in 10^19, which the final alignment's distance would show.
-    mixed = (colours.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return matrix @ (mixed ^ (mixed >> np.uint64(31)))
-
-
-def _classes(properties: Sequence[np.ndarray]) -> np.ndarray:
-    """Number the distinct combinations of properties; return each element's number."""
-    table = np.stack([values.astype(np.uint64) for values in properties])
-    order = np.lexsort(table)
-    changes = (np.diff(table[:, order], axis=1) != 0).any(axis=0)
-    classes = np.empty(len(order), dtype=np.int64)
-    classes[order] = np.concatenate([[0], np.cumsum(changes)])
-    return classes
-
-
-def _halves(colours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    middle = len(colours) // 2
-    return colours[:middle], colours[middle:]
-
-
-def _balanced(colours: Colours) -> bool:
-    """Whether both networks have as many neurons of each colour."""
-    return all(np.array_equal(*map(np.sort, _halves(layer))) for layer in colours)
-
-
-def _unlike(colours: np.ndarray) -> np.ndarray:
-    """Return whether neurons of the first and of the second network have different colours, bool [n, n]."""
-    ours, theirs = _halves(colours)
-    return ours[:, None] != theirs[None, :]
-
-
-def _relabelling(union: Layers, colours: Colours, fixed_outputs: bool) -> Alignment | None:
-    """Return the alignment that makes the networks equal, None if there is none (or the search is given up).
-
-    Individualisation and refinement: two neurons of one colour, one of each network, get a colour of their own, which
-    refinement carries on; where the networks then differ, the next pair is tried.
-    """
-    waiting = [partial(list, colours)]
-    dead_ends = 0
-    while waiting and dead_ends < _DEAD_ENDS:
-        colours = _refine(union, waiting.pop()(), fixed_outputs)[-1]
-        if not _balanced(colours):
-            dead_ends += 1
-            continue
-        choice = _smallest_class(colours)
-        if choice is None:
-            return [np.argsort(theirs)[np.argsort(np.argsort(ours))] for ours, theirs in map(_halves, colours)]
-        layer, ours, theirs = choice
-        waiting += [partial(_individualised, colours, layer, ours[0], other) for other in theirs[::-1]]
-    return None
-
-
-def _smallest_class(colours: Colours) -> tuple[int, np.ndarray, np.ndarray] | None:
-    """Return layer and neurons, of the first network and of the second, of the smallest colour that is not unique."""
-    found = None
-    least = np.inf
-    for layer, both in enumerate(colours):
-        sizes = np.bincount(both) // 2
-        shared = np.flatnonzero(sizes > 1)
-        if len(shared) and sizes[shared].min() < least:
-            colour = shared[np.argmin(sizes[shared])]
-            least = sizes[colour]
-            found = (layer, *(np.flatnonzero(half == colour) for half in _halves(both)))
-    return found
-
-
-def _individualised(colours: Colours, layer: int, ours: int, theirs: int) -> Colours:
-    """Give one neuron of the first network and one of the second a colour that no other has."""
-    changed = list(colours)
-    changed[layer] = colours[layer].copy()
-    for half, neuron in zip(_halves(changed[layer]), (ours, theirs)):
-        half[neuron] = colours[layer].max() + 1
-    return changed
+    size = gains.shape[0]
+    # Such columns take a row of their own below the others. The solver takes a 0 for no entry, so all get 1 more.
+    weights = sparse.vstack([gains, sparse.eye_array(size, format="csr")], format="csr")
+    weights.data[: gains.nnz] += 1
+    rows, columns = min_weight_full_bipartite_matching(weights, maximize=True)
+    taken = rows < size
+    matched = np.full(size, -1)
+    matched[rows[taken]] = columns[taken]
+    matched[matched < 0] = np.sort(columns[~taken])
+    return matched
