@@ -190,6 +190,6 @@ def test_memory_is_free_after_a_backward_pass_and_what_it_held_matters_to_nobody
     for memory in held:
         memory.view(np.float64)[:] = np.nan
     del memory, held
-    with torch.autograd.detect_anomaly(check_nan=True):
+    with pytest.warns(UserWarning, match="Anomaly Detection"), torch.autograd.detect_anomaly(check_nan=True):
         found = gradients(stage, stage, x)
     torch.testing.assert_close(found, gradients(stage, lambda x: edge_by_edge(stage, x), x))
