@@ -138,8 +138,8 @@ def test_frozen_parts(what):
     torch.testing.assert_close(gradients(stage, stage, x), gradients(stage, lambda x: edge_by_edge(stage, x), x))
 
 
-@pytest.mark.parametrize(("name", "times"), [("fused", 1), ("blocked", 2)])
-def test_fixed_weights_keep_no_features(name, times):
+@pytest.mark.parametrize("name", ["fused", "blocked"])
+def test_fixed_weights_keep_no_features(name):
     """What a stage with fixed weights holds for the backward pass does not grow with its edges, nor with its sums."""
 
     def kept(edge_weights):
@@ -157,7 +157,7 @@ def test_fixed_weights_keep_no_features(name, times):
 
     feature = 2 * 3 * 8 * 8 * 8
     assert kept("learned") - kept("fixed") >= 11 * feature
-    assert kept("learned") - kept("fixed") <= times * 12 * feature
+    assert kept("learned") - kept("fixed") <= 12 * feature
 
 
 def test_two_backward_passes_and_part_of_one():

@@ -1,109 +1,195 @@
+import gc
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from tests.models.test_aggregation import edge_by_edge, gradients, make_stage
 from tests.strategies import topologies
+from topodet import connectivity
+from topodet.models import ResNetCifar, fuse_for_inference, rewire, scratch
 from topodet.models.aggregation import use_kernel
-from topodet.models.blocks import divide
-from topodet.topology import complete
+from topodet.models.blocks import divide, pays
+from topodet.topology import Topology, complete
+
+
+def in_blocks(topology, size, **kwargs):
+    """A stage that is read in blocks, whether it pays or not."""
+    stage = make_stage(topology, **kwargs)
+    stage.wiring.graph.blocks = divide(topology.predecessors, size)
+    return stage
+
+
+def image(*shape, **kwargs):
+    return torch.randn(shape, dtype=torch.float64, **kwargs)
 
 
 @given(topologies(max_nodes=16), st.integers(1, 6))
-def test_every_edge_is_read_once(topology, size):
+def test_consecutive_blocks(topology, size):
     blocks = divide(topology.predecessors, size)
-    if blocks is None:
-        return
-    assert [j for members in blocks.blocks for j in members] == list(range(topology.num_nodes))
-    assert max(map(len, blocks.blocks)) <= size
-    alone = [(j, i) for i, row in enumerate(blocks.sources) for j in row]
-    products = {(k, b) for b, row in enumerate(blocks.reads) for k in row}
-    assert products == {(k, b) for k, row in enumerate(blocks.read_by) for b in row}
-    assert all(k < b for k, b in products)
-    by_product = [(j, i) for j, i in topology.edges if (blocks.block_of[j], blocks.block_of[i]) in products]
-    assert sorted(alone + by_product) == sorted(topology.edges)
-    # The orders that the weights are handed out in.
-    assert [topology.edges[e] for e in blocks.by_target] == alone
-    assert [topology.edges[e] for e in blocks.by_source] == [
-        (j, i) for j, row in enumerate(blocks.readers) for i in row
-    ]
+    assert all(i in block and len(block) <= size for i, block in enumerate(blocks.of))
+    assert [i for block in dict.fromkeys(blocks.of) for i in block] == list(range(topology.num_nodes))
     matrix = torch.zeros(topology.num_nodes**2, dtype=torch.bool)
     matrix[blocks.places] = True
     assert torch.equal(matrix.view(topology.num_nodes, -1), torch.from_numpy(topology.adjacency()).bool())
 
 
-def test_products_are_for_many_edges():
-    assert divide(complete(10).predecessors) is None  # two blocks
-    assert divide(complete(11).predecessors) is not None
-    assert divide(tuple((i - 1,) if i else () for i in range(40))) is None  # a chain
-    dense = divide(complete(26).predecessors)
-    assert sum(map(len, dense.sources)) < 26 * 25 // 2 / 6
+def test_blocks_are_for_many_edges():
+    assert not pays(complete(7).predecessors)
+    assert pays(complete(8).predecessors)
+    assert not pays(tuple((i - 1,) if i else () for i in range(40)))  # a chain
+    assert pays(
+        Topology(30, [(j, i) for i in range(30) for j in range(i) if j == i - 1 or (i + j) % 3 == 0]).predecessors
+    )
 
 
-def test_a_network_of_blocks_in_any_memory_format_and_precision():
-    torch.manual_seed(0)
-    stage = make_stage(complete(14))
-    for dtype in (torch.float64, torch.float32):
-        for memory_format in (torch.contiguous_format, torch.channels_last):
-            stage = stage.to(dtype).to(memory_format=memory_format)
-            x = torch.randn(2, 2, 6, 10, dtype=dtype).to(memory_format=memory_format)
-            expected = gradients(stage, lambda x: edge_by_edge(stage, x), x)  # noqa: B023
-            # Batch statistics of few numbers amplify what float32 rounds.
-            tolerance = {} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-3}
-            torch.testing.assert_close(gradients(stage, stage, x), expected, **tolerance)
-            stage.eval()
-            with torch.inference_mode():
-                assert stage(x).is_contiguous(memory_format=memory_format)
-                torch.testing.assert_close(stage(x), edge_by_edge(stage, x), **tolerance)
-            stage.train()
+@given(
+    topology=topologies(max_nodes=10),
+    size=st.integers(1, 6),
+    seed=st.integers(0, 10**6),
+    layout=st.booleans(),
+    train=st.booleans(),
+)
+def test_every_division_is_eq_1_with_autograds_gradients(topology, size, seed, layout, train):
+    torch.manual_seed(seed)
+    stage = in_blocks(topology, size).train(train)
+    x = image(2, 2, 6, 5)
+    if layout:
+        x, stage = x.to(memory_format=torch.channels_last), stage.to(memory_format=torch.channels_last)
+    expected = gradients(stage, lambda x: edge_by_edge(stage, x), x)
+    torch.testing.assert_close(gradients(stage, stage, x), expected)
+    with torch.inference_mode():
+        y = stage(x)
+    torch.testing.assert_close(y, expected[0])
+    assert not layout or y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
-def test_gradients_in_float64(order):
-    """Of 12 nodes, whose edges are read in both ways."""
-    torch.manual_seed(0)
-    stage = make_stage(complete(12), in_chs=1, out_chs=1).eval()
-    image = torch.randn(1, 1, 3, 3, dtype=torch.float64, requires_grad=True)
-
-    def run(image, alpha):
-        return torch.func.functional_call(stage, {"wiring.alpha": alpha}, (image,))
-
-    check = torch.autograd.gradcheck if order == "first" else torch.autograd.gradgradcheck
-    assert check(run, (image, stage.wiring.alpha))
-
-
-@pytest.mark.parametrize("frozen", ["alpha", "input", "both"])
-def test_frozen_parts(frozen):
+@pytest.mark.parametrize("frozen", ["", "alpha", "nodes.0.", "nodes.5.", "nodes."])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_frozen_and_recomputed_parts(frozen, checkpointing):
     torch.manual_seed(0)
     stage = make_stage(complete(12))
-    if frozen != "input":
-        stage.wiring.alpha.requires_grad_(False)
-    if frozen != "alpha":
-        stage.nodes[0].requires_grad_(False)
-    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
-    found = {}
-    for name in ("blocked", "plain"):
-        stage.zero_grad()
-        with use_kernel(name):
-            stage(x).square().sum().backward()
-        found[name] = {key: p.grad.clone() for key, p in stage.named_parameters() if p.grad is not None}
-    torch.testing.assert_close(found["blocked"], found["plain"])
-
-
-@pytest.mark.parametrize("edge_weights", ["learned", "fixed"])
-def test_recomputed_nodes(edge_weights):
-    torch.manual_seed(0)
-    stage = make_stage(complete(12), edge_weights=edge_weights)
-    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
-    expected = gradients(stage, stage, x)
-    stage.grad_checkpointing = True
+    for name, parameter in stage.named_parameters():
+        parameter.requires_grad_(not frozen or frozen not in name)
+    x = image(2, 2, 6, 6)
+    expected = gradients(stage, lambda x: edge_by_edge(stage, x), x)
+    stage.grad_checkpointing = checkpointing
     torch.testing.assert_close(gradients(stage, stage, x), expected)
 
 
-def test_deterministic():
+def test_gradients_as_wide_as_features_in_float32():
+    """Of long rows, which are multiplied piece by piece."""
+    torch.manual_seed(0)
+    stage = make_stage(complete(9), out_chs=8).eval()
+    x = image(1, 2, 50, 30)
+    expected = gradients(stage, lambda x: edge_by_edge(stage, x), x)
+    found = gradients(stage.float(), stage, x.float())
+    for one, exact in zip(found, expected):
+        assert one.dtype == torch.float32
+        assert (one - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_in_float64(order, frozen):
+    torch.manual_seed(0)
+    stage = in_blocks(complete(7), 3, in_chs=1, out_chs=1).eval()
+
+    def run(image, alpha):
+        return torch.func.functional_call(stage, {"wiring.alpha": alpha.detach() if frozen else alpha}, (image,))
+
+    check = torch.autograd.gradcheck if order == "first" else torch.autograd.gradgradcheck
+    inputs = image(1, 1, 3, 3, requires_grad=True), stage.wiring.alpha
+    assert check((lambda image: run(image, inputs[1])) if frozen else run, inputs[:1] if frozen else inputs)
+
+
+def test_passes_know_nothing_of_each_other():
+    """Two outputs of one module, some of it in parts, and evaluation in between."""
+    torch.manual_seed(0)
+    stage = make_stage(complete(12))
+    middle = []
+    stage.nodes[7].register_forward_hook(lambda module, inputs, output: middle.append(output))
+    first, second = (image(*shape, requires_grad=True) for shape in ((2, 2, 6, 6), (1, 2, 9, 4)))
+    what = [stage.wiring.alpha, stage.nodes[4].conv_pw.weight]
+
+    def results(run):
+        middle.clear()
+        losses = [run(first).square().sum(), run(second).square().sum()]
+        with torch.no_grad():
+            run(first)
+        found = []
+        for _ in range(2):
+            found += torch.autograd.grad(losses[0], [first, *what], retain_graph=True)
+            found += torch.autograd.grad(middle[1].sum(), [second, what[1]], retain_graph=True)
+            found += torch.autograd.grad(losses[1], what[1], retain_graph=True)
+            found += torch.autograd.grad(losses[1] + middle[1].square().sum(), [second, *what], retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(found[: len(found) // 2], found[len(found) // 2 :]))
+        return found
+
+    torch.testing.assert_close(results(stage), results(lambda x: edge_by_edge(stage, x)))
+
+
+def test_a_node_that_is_cut_off():
+    torch.manual_seed(0)
+    stage = make_stage(complete(12))
+    for i in (4, 7):
+        stage.nodes[i].register_forward_hook(lambda module, inputs, output: output.detach())
+    x = image(2, 2, 6, 6)
+    torch.testing.assert_close(gradients(stage, stage, x), gradients(stage, lambda x: edge_by_edge(stage, x), x))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_chain_whose_first_node_reads_something_else(checkpointing):
+    """Stages of a rewired network begin with a projection, which all nodes but the first read."""
+    torch.manual_seed(0)
+    model = rewire(ResNetCifar(depth=44, num_classes=3)).double()
+    for wiring in connectivity.wirings(model).values():
+        nn.init.normal_(wiring.alpha, mean=0.5)
+        assert wiring.graph.blocks is not None
+    found = {}
+    for name in ("plain", "blocked"):
+        model.zero_grad()
+        model.set_grad_checkpointing(checkpointing and name == "blocked")
+        with use_kernel(name):
+            model(torch.ones(2, 3, 8, 8).double().cumsum(3)).square().sum().backward()
+        found[name] = {key: p.grad.clone() for key, p in model.named_parameters()}
+    torch.testing.assert_close(found["blocked"], found["plain"])
+
+
+def test_fused_for_inference():
+    torch.manual_seed(0)
+    stage = make_stage(complete(12)).eval()
+    with torch.no_grad():
+        stage.wiring.alpha[5::7] = 0
+    fused, x = fuse_for_inference(stage), image(2, 2, 6, 6)
+    assert fused.graph.blocks is not None
+    torch.testing.assert_close(fused(x), stage(x))
+
+
+def test_the_same_bits_each_time():
     torch.manual_seed(0)
     stage = make_stage(complete(16), dtype=torch.float32)
     x = torch.randn(2, 2, 16, 16)
     for one, other in zip(gradients(stage, stage, x), gradients(stage, stage, x)):
         assert torch.equal(one, other)
+
+
+def test_memory_is_free_after_a_backward_pass_and_what_it_held_matters_to_nobody():
+    torch.manual_seed(0)
+    scratch.release()
+    stage = make_stage(complete(12))
+    x = image(2, 2, 6, 6)
+    loss = stage(x).sum()
+    loss.backward()
+    gc.collect()
+    held = list(scratch._free.values())  # although there still is a loss
+    assert [memory.nbytes for memory in held] == sorted(n * 2 * 3 * 3 * 3 * 8 for n in (11, 12))
+    for memory in held:
+        memory.view(np.float64)[:] = np.nan
+    del memory, held
+    with pytest.warns(UserWarning, match="Anomaly Detection"), torch.autograd.detect_anomaly(check_nan=True):
+        found = gradients(stage, stage, x)
+    torch.testing.assert_close(found, gradients(stage, lambda x: edge_by_edge(stage, x), x))

@@ -4,13 +4,12 @@ Edge by edge, as `y = y + alpha * x`, autograd would multiply, add and write onc
 one pass over its terms, and so is the gradient of a feature: `_Read` gives every reader a view of its own, so that
 the readers' gradients arrive together instead of being added up one by one as they come. They are the gradients g_i of
 the whole sums; from them `_Read` computes `sum_i alpha_ji * g_i` and, with the feature at hand, the gradients
-`<g_i, x_j>` of the weights of all edges that leave it. Only the features are kept for the backward pass, by `blocked`
-twice.
+`<g_i, x_j>` of the weights of all edges that leave it. Only the features are kept for the backward pass.
 
 `kernel` names what computes these passes:
 
-- `blocked`, on a CPU in float32 and float64: as `fused` within blocks of nodes, and as matrix products between them
-  (`blocks`), where there are enough edges for that.
+- `blocked`, on a CPU in float32 and float64: matrix products for blocks of nodes (`blocks`), where a stage has enough
+  edges for that; as `fused` where not.
 - `fused`, on a CPU otherwise: adds into one buffer, multiplies what it has just read, and passes over edges whose
   weight is exactly 0. torch.compile takes it as it is, because its own loops over many inputs are slower.
 - `triton`, on GPUs: the same operators as one kernel each (`aggregation_triton`). It is tried once on every GPU, with
@@ -33,7 +32,7 @@ import torch
 from torch import Tensor, library, nn
 
 from ..errors import ConfigError, unknown_name
-from .blocks import Neighbours, Products, divide
+from .blocks import BlockSums, Neighbours, divide, pays
 
 Kernel = Literal["blocked", "fused", "triton", "torch", "plain"]
 
@@ -134,11 +133,11 @@ class Graph:
         edges = [(j, i) for i, row in enumerate(predecessors) for j in row]
         # The edges ordered by source, then target, as indices.
         self.by_source = tuple(sorted(range(len(edges)), key=edges.__getitem__))
-        self.blocks = divide(predecessors)
+        self.blocks = divide(predecessors) if pays(predecessors) else None
 
 
-class Sums:
-    """The weighted sums of one pass through a stage. Every node's feature is put in before a later node reads.
+def make_sums(graph: Graph, alpha: Tensor, by_source: Tensor, like: Tensor) -> Sums:
+    """Return the weighted sums of one pass through a stage. Every node's feature is put in before a later node reads.
 
     Args:
         graph: of the stage.
@@ -146,19 +145,25 @@ class Sums:
         by_source: [E] int64, `graph.by_source` on the device of `alpha`.
         like: a feature; all have its dtype and device, and those that one node reads have one shape.
     """
+    name = kernel(like)
+    if name == "blocked" and graph.blocks is not None:
+        return BlockSums(graph.blocks, graph.successors, alpha, like)
+    return EdgeSums(graph, alpha, by_source, name)
 
-    def __init__(self, graph: Graph, alpha: Tensor, by_source: Tensor, like: Tensor):
-        self.kernel = kernel(like)
-        self.backward = torch.is_grad_enabled() and self.kernel != "plain"
-        fixed = alpha if self.kernel == "plain" else alpha.detach()
-        blocks = graph.blocks if self.kernel == "blocked" else None
-        if blocks is None:
-            self.products = None
-            self.sources, self.readers = graph.predecessors, graph.successors
-        else:
-            self.products = Products(blocks, alpha, self.backward)
-            self.sources, self.readers = blocks.sources, blocks.readers
-            fixed, by_source = fixed[blocks.by_target], blocks.by_source
+
+class EdgeSums:
+    """The weighted sums of one pass through a stage, edge by edge.
+
+    Args:
+        graph, alpha, by_source: see `make_sums`.
+        name: of the kernel.
+    """
+
+    def __init__(self, graph: Graph, alpha: Tensor, by_source: Tensor, name: Kernel):
+        self.sources, self.readers = graph.predecessors, graph.successors
+        self.kernel = name
+        self.backward = torch.is_grad_enabled() and name != "plain"
+        fixed = alpha if name == "plain" else alpha.detach()
         self.incoming = fixed.split([len(row) for row in self.sources])
         self.outgoing = alpha[by_source].split([len(row) for row in self.readers]) if self.backward else None
         # What each node reads of each of its sources.
@@ -167,95 +172,84 @@ class Sums:
     def put(self, j: int, feature: Tensor, start: int = 0, stop: int | None = None) -> None:
         """Take the feature of node j, [B, C, H, W], for its readers `start:stop`; for all of them by default."""
         readers = self.readers[j][start:stop]
-        by_product = stop is None and self.products is not None and self.products.take(j)
-        if self.backward:
-            views = _Read.apply(self.kernel, by_product, feature, self.outgoing[j][start:stop])
-        else:
-            views = [feature] * (len(readers) + by_product)
+        views = [feature] * len(readers)
+        if self.backward and readers:
+            views = _Read.apply(self.kernel, feature, self.outgoing[j][start:stop])
         for i, view in zip(readers, views):
             self.views[i][j] = view
-        if by_product:
-            self.products.put(j, views[-1])
 
     def read(self, i: int) -> Tensor:
         """Return the sum that node i reads, in a tensor of its own; nothing else refers to it."""
-        begin = self.products.read(i) if self.products is not None else None
         terms = [self.views[i][j] for j in self.sources[i]]
         if not torch.is_grad_enabled():
             self.views[i].clear()  # a feature goes with its last reader
         if self.backward:
-            return _Sum.apply(self.kernel, self.incoming[i], begin, *terms)
-        return _ADD_UP[self.kernel](terms, self.incoming[i], begin)
+            return _Sum.apply(self.kernel, self.incoming[i], *terms)
+        return _ADD_UP[self.kernel](terms, self.incoming[i])
+
+
+Sums = EdgeSums | BlockSums
 
 
 class _Sum(torch.autograd.Function):
-    """`begin + sum_j weights[j] * terms[j]`; each term's gradient is that of the whole sum, `_Read` weighs it."""
+    """`sum_j weights[j] * terms[j]`, where each term's gradient is that of the whole sum; `_Read` weighs it."""
 
     @staticmethod
-    def forward(ctx, kernel: Kernel, weights: Tensor, begin: Tensor | None, *terms: Tensor) -> Tensor:
+    def forward(ctx, kernel: Kernel, weights: Tensor, *terms: Tensor) -> Tensor:
         ctx.terms = len(terms)
-        ctx.begins = begin is not None
-        return _ADD_UP[kernel](terms, weights, begin)
+        return _ADD_UP[kernel](terms, weights)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, gradient if ctx.begins else None, *[gradient] * ctx.terms)
+        return (None, None, *[gradient] * ctx.terms)
 
 
 class _Read(torch.autograd.Function):
-    """A view of `feature` for each of the `weights`, to be read by `_Sum`; with `more`, one to be used as it is."""
+    """A view of `feature` for each of the `weights`, to be read by `_Sum`."""
 
     @staticmethod
-    def forward(ctx, kernel: Kernel, more: bool, feature: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx, kernel: Kernel, feature: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         ctx.kernel = kernel
         # Fixed weights have no gradient that would need the feature.
-        ctx.save_for_backward(weights, *([feature] if ctx.needs_input_grad[3] and len(weights) else []))
-        return tuple(feature.view_as(feature) for _ in range(len(weights) + more))
+        ctx.save_for_backward(weights, *([feature] if ctx.needs_input_grad[2] else []))
+        return tuple(feature.view_as(feature) for _ in range(len(weights)))
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weights, *feature = ctx.saved_tensors
-        terms, (begin,) = gradients[: len(weights)], gradients[len(weights) :] or (None,)
-        if not terms:
-            return None, None, begin, None
         # Differentiable operators where the gradients are to be differentiated themselves.
         kernel = "torch" if torch.is_grad_enabled() else ctx.kernel
         if not feature:
-            return None, None, _ADD_UP[kernel](terms, weights, begin), None
-        total, products = _ADD_UP_AND_DOT[kernel](terms, weights, *feature, begin)
-        return None, None, total if ctx.needs_input_grad[2] else None, products.to(weights.dtype)
+            return None, _ADD_UP[kernel](gradients, weights), None
+        total, products = _ADD_UP_AND_DOT[kernel](gradients, weights, *feature)
+        return None, total if ctx.needs_input_grad[1] else None, products.to(weights.dtype)
 
 
-def weighted_sum(terms: Sequence[Tensor], weights: Tensor, begin: Tensor | None = None) -> Tensor:
-    """Return `begin + sum_j weights[j] * terms[j]`, by operators that everything in torch can follow.
+def weighted_sum(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return `sum_j weights[j] * terms[j]`, by operators that everything in torch can follow.
 
     Args:
-        terms: tensors, all of one shape and dtype; at least one if there is no `begin`.
+        terms: at least one tensor, all of one shape and dtype.
         weights: [len(terms)].
-        begin: of the same shape and dtype; 0 when omitted.
     """
-    like = terms[0] if begin is None else begin
-    total = None if begin is None else _cast(begin, _wide(like.dtype))
-    for term, scalar in zip(terms, weights.to(_wide(like.dtype)).unbind()):
-        term = _cast(term, scalar.dtype)
-        total = term * scalar if total is None else torch.addcmul(total, term, scalar)
-    total = _cast(total, like.dtype)  # a float32 weight must not lift what autocast made bfloat16
-    return total.clone() if total is begin else total
+    scalars = weights.to(_wide(terms[0].dtype)).unbind()
+    total = _cast(terms[0], scalars[0].dtype) * scalars[0]
+    for term, scalar in zip(terms[1:], scalars[1:]):
+        total = torch.addcmul(total, _cast(term, scalar.dtype), scalar)
+    return _cast(total, terms[0].dtype)  # a float32 weight must not lift what autocast made bfloat16
 
 
-def _weighted_sum_and_dot(
-    terms: Sequence[Tensor], weights: Tensor, feature: Tensor, begin: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def _weighted_sum_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
     wide = _wide(feature.dtype)
     products = [(_cast(term, wide) * _cast(feature, wide)).sum() for term in terms]
-    return weighted_sum(terms, weights, begin), torch.stack(products)
+    return weighted_sum(terms, weights), torch.stack(products)
 
 
 # Operators, so that a compiler calls these functions instead of tracing them; it may choose the memory format.
 _library = library.Library("topodet", "DEF")
 for _schema in (
-    "add_up(Tensor[] terms, Tensor weights, Tensor? begin=None) -> Tensor",
-    "add_up_and_dot(Tensor[] terms, Tensor weights, Tensor feature, Tensor? begin=None) -> (Tensor, Tensor)",
+    "add_up(Tensor[] terms, Tensor weights) -> Tensor",
+    "add_up_and_dot(Tensor[] terms, Tensor weights, Tensor feature) -> (Tensor, Tensor)",
 ):
     # Early torch 2 lacks the first one: there a compiler copies tensors that are not contiguous.
     _tags = [getattr(torch.Tag, name) for name in ("flexible_layout", "pt2_compliant_tag") if hasattr(torch.Tag, name)]
@@ -263,50 +257,42 @@ for _schema in (
 
 
 @library.register_fake("topodet::add_up")
-def _(terms: Sequence[Tensor], weights: Tensor, begin: Tensor | None = None) -> Tensor:
-    return torch.empty_like(terms[0] if begin is None else begin)
+def _(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    return torch.empty_like(terms[0])
 
 
 @library.register_fake("topodet::add_up_and_dot")
-def _(terms: Sequence[Tensor], weights: Tensor, feature: Tensor, begin: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(terms[0]), feature.new_empty(len(terms), dtype=_wide(feature.dtype))
 
 
-def _add_up(terms: Sequence[Tensor], weights: Tensor, begin: Tensor | None = None) -> Tensor:
-    total = begin
+def _add_up(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    total = None
     for term, weight in zip(terms, weights.tolist()):
-        total = _add(total, term, weight, begin)
-    return _own(total, terms, begin)
+        total = _add(total, term, weight)
+    return _narrow(total, terms[0])
 
 
-def _add_up_and_dot(
-    terms: Sequence[Tensor], weights: Tensor, feature: Tensor, begin: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def _add_up_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
     # In the order of memory, so that dense tensors of any memory format are flat without a copy.
     order = sorted(range(feature.ndim), key=feature.stride, reverse=True)
-    flat, total, products = _flat(feature, order), begin, []
+    flat, total, products = _flat(feature, order), None, []
     for term, weight in zip(terms, weights.tolist()):
         term = _cast(term, flat.dtype)
-        total = _add(total, term, weight, begin)
+        total = _add(total, term, weight)
         products.append(torch.dot(_flat(term, order), flat))  # now, while the term is in the cache
-    return _own(total, terms, begin), torch.stack(products)
+    return _narrow(total, terms[0]), torch.stack(products)
 
 
-def _add(total: Tensor | None, term: Tensor, weight: float, begin: Tensor | None) -> Tensor | None:
+def _add(total: Tensor | None, term: Tensor, weight: float) -> Tensor | None:
     if weight == 0:
         return total
     term = _cast(term, _wide(term.dtype))  # first: to add two types is many times slower
-    if total is None:
-        return term * weight
-    if total is begin:  # not ours to change
-        return torch.add(_cast(begin, term.dtype), term, alpha=weight)
-    return total.add_(term, alpha=weight)
+    return term * weight if total is None else total.add_(term, alpha=weight)
 
 
-def _own(total: Tensor | None, terms: Sequence[Tensor], begin: Tensor | None) -> Tensor:
-    if total is None:
-        return torch.zeros_like(terms[0])
-    return begin.clone() if total is begin else _cast(total, terms[0].dtype)
+def _narrow(total: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if total is None else _cast(total, like.dtype)
 
 
 def _flat(x: Tensor, order: Sequence[int]) -> Tensor:
@@ -323,19 +309,17 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _add_up_on_gpu(terms: Sequence[Tensor], weights: Tensor, begin: Tensor | None = None) -> Tensor:
-    if begin is not None or not _triton_works(terms[0]):
-        return weighted_sum(terms, weights, begin)
+def _add_up_on_gpu(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    if not _triton_works(terms[0]):
+        return weighted_sum(terms, weights)
     from .aggregation_triton import add_up
 
     return add_up(terms, weights)
 
 
-def _add_up_and_dot_on_gpu(
-    terms: Sequence[Tensor], weights: Tensor, feature: Tensor, begin: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    if begin is not None or not _triton_works(feature):
-        return _weighted_sum_and_dot(terms, weights, feature, begin)
+def _add_up_and_dot_on_gpu(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+    if not _triton_works(feature):
+        return _weighted_sum_and_dot(terms, weights, feature)
     from .aggregation_triton import add_up_and_dot
 
     return add_up_and_dot(terms, weights, feature)

@@ -1,8 +1,14 @@
-"""Edges read many at a time: what a block of nodes reads of an earlier block is one matrix product.
+"""The sums of a stage as matrix products, on a CPU: many edges read at a time.
 
-Edge by edge, a feature is read once for each of its readers. The weights [targets, sources] between two blocks of nodes
-times the features [sources, M] of the earlier block read each feature once for all sums of the later one; the gradients
-of both are such products too. What is left are the edges within a block, a few for each node however many there are.
+Edge by edge, a feature is read once for each of its readers. Here the features of a stage are rows of one matrix
+[N, M], and the nodes are cut into blocks. What a block reads of all nodes before it is one product, the weights
+[block, sources] times the rows of the sources, which reads each feature once for all sums of the block; what a node
+reads within its block is a product of one row.
+
+Backward is the same from the other end. The gradients of the sums are rows of a matrix; what a block's features get
+from all later nodes is one product, and so are the gradients of the weights. Each backward pass makes a matrix of its
+own and hands it on as the gradient of a `token`, which goes from each sum to the next feature and from there to the
+next sum. So it does not matter how many passes there are, nor where one begins or ends.
 """
 
 from __future__ import annotations
@@ -13,49 +19,43 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .scratch import borrow
+
 # For each node the nodes that it reads, or that read it, ascending.
 Neighbours = tuple[tuple[int, ...], ...]
 
-# Nodes of a block, at most: larger ones leave more edges within, smaller ones write more sums that are not complete.
+# Nodes of a block, at most: larger ones leave more edges within, smaller ones read features more often.
 SIZE = 5
 
-# Into how many pieces of its columns a product over them is cut.
-_PIECES = 128
+# Columns of a piece of two matrices whose rows are multiplied with each other.
+_PIECE = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """How the edges of a graph are read: some by products of matrices between two blocks, the others one by one.
+    """The nodes of a graph in blocks.
 
     Attributes:
-        blocks: the nodes, in consecutive ranges.
-        block_of: the block of each node.
-        reads: for each block those that it reads by a product, ascending.
-        read_by: for each block those that read it so, ascending.
-        sources: for each node what it reads one by one.
-        readers: for each node what reads it one by one.
-        by_target, by_source: int64, the edges that are read one by one, in the order of `sources` and of `readers`, as
-            indices into the edges.
+        of: for each node its block.
         places: int64 [E], where the weight of each edge stands in the flattened adjacency matrix [N, N].
     """
 
-    blocks: tuple[range, ...]
-    block_of: tuple[int, ...]
-    reads: Neighbours
-    read_by: Neighbours
-    sources: Neighbours
-    readers: Neighbours
-    by_target: Tensor
-    by_source: Tensor
+    of: tuple[range, ...]
     places: Tensor
 
 
-def divide(predecessors: Neighbours, size: int = SIZE) -> Blocks | None:
-    """Divide a graph into blocks; None where no two of them have enough edges between them, or there are but two.
+def pays(predecessors: Neighbours) -> bool:
+    """Tell whether a graph is better read in blocks than edge by edge: with a third of the edges that it can have.
 
-    A product is for blocks with half of the edges between them that there can be. It passes over the features of both
-    once, whatever their edges, and putting them side by side costs as much again; an edge that is read alone passes
-    over three. For a single pair of blocks nothing is left of what the product saves.
+    A product passes over all features, whatever their edges, and they are copied for it first; an edge that is read
+    alone passes over three features.
+    """
+    nodes = len(predecessors)
+    return nodes >= 8 and 6 * sum(map(len, predecessors)) >= nodes * (nodes - 1)
+
+
+def divide(predecessors: Neighbours, size: int = SIZE) -> Blocks:
+    """Divide the nodes of a graph into blocks.
 
     Args:
         predecessors: for each node, in topological order, what it reads; edges are in this order everywhere.
@@ -63,158 +63,192 @@ def divide(predecessors: Neighbours, size: int = SIZE) -> Blocks | None:
     """
     nodes = len(predecessors)
     count = -(-nodes // size)
-    if count < 3:
-        return None
     bounds = [k * nodes // count for k in range(count + 1)]
-    blocks = tuple(map(range, bounds[:-1], bounds[1:]))
-    block_of = tuple(k for k, members in enumerate(blocks) for _ in members)
-    edges = [(j, i) for i, row in enumerate(predecessors) for j in row]
-    between: dict[tuple[int, int], int] = {}
-    for j, i in edges:
-        pair = block_of[j], block_of[i]
-        between[pair] = between.get(pair, 0) + 1
-    products = {(k, b) for (k, b), n in between.items() if k != b and 2 * n >= len(blocks[k]) * len(blocks[b])}
-    if not products:
-        return None
-    alone = [e for e, (j, i) in enumerate(edges) if (block_of[j], block_of[i]) not in products]
+    blocks = map(range, bounds[:-1], bounds[1:])
     return Blocks(
-        blocks=blocks,
-        block_of=block_of,
-        reads=tuple(tuple(k for k in range(b) if (k, b) in products) for b in range(count)),
-        read_by=tuple(tuple(b for b in range(k, count) if (k, b) in products) for k in range(count)),
-        sources=tuple(tuple(edges[e][0] for e in alone if edges[e][1] == i) for i in range(nodes)),
-        readers=tuple(tuple(edges[e][1] for e in alone if edges[e][0] == j) for j in range(nodes)),
-        by_target=torch.tensor(alone),
-        by_source=torch.tensor(sorted(alone, key=edges.__getitem__)),
-        places=torch.tensor([i * nodes + j for j, i in edges]),
+        of=tuple(block for block in blocks for _ in block),
+        places=torch.tensor([i * nodes + j for i, row in enumerate(predecessors) for j in row], dtype=torch.int64),
     )
 
 
-class Products:
-    """The products of one pass through a stage. The features of a block are put in before a later block reads.
+class BlockSums:
+    """The weighted sums of one pass through a stage on a CPU, in float32 or float64, by products of blocks.
 
     Args:
         blocks: of the stage's graph.
+        readers: for each node what reads it.
         alpha: [E], the weights of its edges.
-        backward: whether gradients will be asked for.
+        like: a feature; all have its dtype.
     """
 
-    def __init__(self, blocks: Blocks, alpha: Tensor, backward: bool):
-        self.blocks = blocks
-        self.backward = backward
-        nodes = len(blocks.block_of)
-        self.weights = alpha.new_zeros(nodes * nodes).index_put((blocks.places,), alpha).view(nodes, nodes)
-        self.order: list[int] | None = None
-        self.shape: list[int] = []
-        self.features: dict[int, Tensor] = {}
-        # For each block what it reads, and what stands in for it where gradients are handed on.
-        self.stacks: list[dict[int, Tensor]] = [{} for _ in blocks.blocks]
-        self.stand_ins: list[dict[int, Tensor]] = [{} for _ in blocks.blocks]
-        self.sums: dict[int, Tensor] = {}
+    def __init__(self, blocks: Blocks, readers: Neighbours, alpha: Tensor, like: Tensor):
+        self.blocks, self.readers = blocks.of, readers
+        self.backward = torch.is_grad_enabled()
+        nodes = len(self.blocks)
+        matrix = alpha.new_zeros(nodes * nodes).index_put((blocks.places,), alpha)
+        self.weights = matrix.view(nodes, nodes).to(like.dtype)
+        self.fixed = self.weights.detach()
+        self.layout: _Layout | None = None
+        self.features: Tensor | None = None
+        self.token: Tensor | None = None
+        self.last = 0
+        # What nodes read of earlier blocks, until they read the rest; and sums that are read of no row.
+        self.begun: dict[int, Tensor] = {}
+        self.apart: dict[int, Tensor] = {}
 
-    def take(self, j: int) -> bool:
-        """Tell whether the feature of node j is read by a product."""
-        return bool(self.blocks.read_by[self.blocks.block_of[j]])
+    def put(self, j: int, feature: Tensor, start: int = 0, stop: int | None = None) -> None:
+        """Take the feature of node j for its readers `start:stop`; for all of them by default.
 
-    def put(self, j: int, feature: Tensor) -> None:
-        """Take the feature of node j; those of a block come in their order, and have one shape."""
-        k = self.blocks.block_of[j]
-        members = self.blocks.blocks[k]
-        self.features[j] = feature
-        if j + 1 < members.stop:
+        Those before `start` or `stop` read nothing else; their feature may have a shape of its own.
+        """
+        if stop is not None:
+            self.apart.update((i, feature * self.weights[i, j]) for i in self.readers[j][start:stop])
             return
-        if self.order is None:
-            # That of memory, so that dense tensors of any memory format are flat without a copy. One for all blocks.
-            self.order = sorted(range(feature.ndim), key=feature.stride, reverse=True)
-            self.shape = [feature.shape[dim] for dim in self.order]
-        stack = torch.stack([self.features[i].permute(self.order).reshape(-1) for i in members])
-        if not torch.is_grad_enabled():
-            self.features.clear()  # otherwise the last nodes of a block may come again, to be recomputed
-        readers = self.blocks.read_by[k]
-        for b in readers:
-            self.stacks[b][k] = stack.detach()
+        if self.features is None:
+            self.layout = _Layout(feature)
+            self.features = borrow((len(self.blocks) - 1, feature.numel()), feature.dtype)
+            self.token = feature.new_zeros(()).expand(len(self.blocks), feature.numel())
         if self.backward:
-            stand_ins = _Read.apply(stack, *(self._between(k, b) for b in readers))
-            for b, stand_in in zip(readers, stand_ins):
-                self.stand_ins[b][k] = stand_in
+            self.token, _ = _Put.apply(self, j, self.readers[j][:start], self.weights, self.token, feature)
+        else:
+            self.write(j, feature)
 
-    def read(self, i: int) -> Tensor | None:
-        """Return the part of node i's sum that comes by products; None where there is none."""
-        b = self.blocks.block_of[i]
-        if not self.blocks.reads[b]:
-            return None
-        if i not in self.sums:
+    def read(self, i: int) -> Tensor:
+        """Return the sum that node i reads, in a tensor of its own; nothing else refers to it."""
+        if i in self.apart:
+            return self.apart.pop(i)
+        if not self.backward:
+            return self.sum(i)
+        total, self.token = _Read.apply(self, i, self.token)
+        return total
+
+    def write(self, j: int, feature: Tensor) -> Tensor:
+        """Copy the feature of node j into its row; return it there, as a tensor that knows nothing of other rows."""
+        return self.layout.tensor(self.features[j]).copy_(feature).data
+
+    def sum(self, i: int) -> Tensor:
+        """Compute the sum that node i reads."""
+        start, stop = self.blocks[i].start, self.blocks[i].stop
+        if i == start and i > self.last:
             # The whole block at once. A node that comes again, to be recomputed, is alone.
-            members = self.blocks.blocks[b]
-            rows = members if i == members.start else range(i, i + 1)
-            place = slice(rows.start - members.start, rows.stop - members.start)
-            weights = [self._between(k, b).detach()[place] for k in self.blocks.reads[b]]
-            stacks = [self.stacks[b][k] for k in self.blocks.reads[b]]
-            if self.backward:
-                # The whole is not sliced, because the gradient of a slice is a copy.
-                whole = len(rows) == len(members)
-                stand_ins = [self.stand_ins[b][k] for k in self.blocks.reads[b]]
-                product = _Sum.apply(weights, stacks, *(x if whole else x[place] for x in stand_ins))
-            else:
-                product = _product(weights, stacks)
-            if not torch.is_grad_enabled():
-                self.stacks[b].clear()  # a stack goes with its last reader
-            self.sums = dict(zip(rows, product.view(len(rows), *self.shape).unbind()))
-        return self.sums.pop(i).permute([self.order.index(dim) for dim in range(len(self.order))])
-
-    def _between(self, k: int, b: int) -> Tensor:
-        """Return the weights of the edges from block k to block b, [targets, sources]."""
-        sources, targets = self.blocks.blocks[k], self.blocks.blocks[b]
-        return self.weights[targets.start : targets.stop, sources.start : sources.stop]
+            product = torch.mm(self.fixed[start:stop, :start], self.features[:start])
+            self.begun = dict(zip(self.blocks[i], product.split(1)))
+        self.last = max(i, self.last)
+        total = self.begun.pop(i, None)
+        if total is None:
+            total = torch.mm(self.fixed[i : i + 1, :i], self.features[:i])
+        elif i > start:
+            total.addmm_(self.fixed[i : i + 1, start:i], self.features[start:i])
+        return self.layout.tensor(total).data  # for autograd no view
 
 
-class _Sum(torch.autograd.Function):
-    """`sum_k weights[k] @ stacks[k]`; its gradient goes as it is through the stand-ins to `_Read`, which weighs it."""
+class _Layout:
+    """How a feature lies in its row: dimensions in the order of memory, so that no memory format needs a copy."""
 
-    @staticmethod
-    def forward(ctx, weights: Sequence[Tensor], stacks: Sequence[Tensor], *stand_ins: Tensor) -> Tensor:
-        ctx.count = len(stand_ins)
-        return _product(weights, stacks)
+    def __init__(self, like: Tensor):
+        self.order = sorted(range(like.ndim), key=like.stride, reverse=True)
+        self.shape = [like.shape[dim] for dim in self.order]
+        self.back = [self.order.index(dim) for dim in range(like.ndim)]
+
+    def tensor(self, row: Tensor) -> Tensor:
+        return row.view(self.shape).permute(self.back)
+
+    def row(self, tensor: Tensor) -> Tensor:
+        return tensor.permute(self.order).reshape(-1)
+
+
+class _Put(torch.autograd.Function):
+    """Write the feature of a node into its row: the token, and the feature as it is there."""
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, *[gradient] * ctx.count)
+    def forward(ctx, sums: BlockSums, j: int, apart: Sequence[int], weights: Tensor, token: Tensor, feature: Tensor):
+        written = sums.write(j, feature)
+        ctx.j, ctx.block, ctx.apart, ctx.layout = j, sums.blocks[j], apart, sums.layout
+        ctx.set_materialize_grads(False)
+        # Fixed weights have no gradient that would need the features. `data`, because rows are yet to be written.
+        ctx.save_for_backward(weights, *([sums.features.data, written] if ctx.needs_input_grad[3] else []))
+        return token.view_as(token), written
+
+    @staticmethod
+    def backward(ctx, gradients: Tensor | None, gradient: Tensor | None):
+        total = products = None
+        if gradients is not None:
+            compute = _by_operators if torch.is_grad_enabled() else _in_place
+            total, products = compute(ctx, gradients, *ctx.saved_tensors)
+        if gradient is not None:  # of a second differentiation
+            total = gradient if total is None else total + gradient
+        return None, None, None, products, gradients, total
 
 
 class _Read(torch.autograd.Function):
-    """Stand-ins for a stack [sources, M], one for each of the `weights` [targets, sources]: [targets, M], no content.
+    """The sum that a node reads, and the token."""
 
-    So the gradients of all sums that read the stack arrive together, as in `aggregation._Read`.
+    @staticmethod
+    def forward(ctx, sums: BlockSums, i: int, token: Tensor):
+        ctx.i, ctx.block, ctx.layout = i, sums.blocks[i], sums.layout
+        ctx.shape, ctx.dtype = token.shape, token.dtype
+        ctx.set_materialize_grads(False)
+        return sums.sum(i), token.view_as(token)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor | None, gradients: Tensor | None):
+        row = None if gradient is None else ctx.layout.row(gradient)
+        if torch.is_grad_enabled():  # to be differentiated itself
+            gradients = torch.zeros(ctx.shape, dtype=ctx.dtype) if gradients is None else gradients
+            if row is not None:
+                gradients = gradients.index_copy(0, torch.tensor([ctx.i]), row[None])
+            return None, None, gradients
+        if gradients is None:
+            # The last sum of this pass: nothing comes from the nodes after it. Other rows are written before they are
+            # read, but who looks for NaN would look there too.
+            gradients = borrow(ctx.shape, ctx.dtype)
+            gradients[0 if torch.is_anomaly_enabled() else ctx.block.start :].zero_()
+        if row is None:
+            gradients[ctx.i].zero_()
+        else:
+            gradients[ctx.i].copy_(row)
+        return None, None, gradients
+
+
+def _by_operators(
+    ctx, gradients: Tensor, weights: Tensor, features: Tensor | None = None, written: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of a feature and of the weights of the edges that leave it, by torch's operators."""
+    later = slice(ctx.j + 1, len(weights))
+    total = ctx.layout.tensor(weights[later, ctx.j] @ gradients[later])
+    if written is None:
+        return total, None
+    places = torch.arange(later.start, later.stop), torch.tensor(ctx.j)
+    products = gradients[later] @ ctx.layout.row(written)
+    return total, torch.zeros_like(weights).index_put(places, products)
+
+
+def _in_place(
+    ctx, gradients: Tensor, weights: Tensor, features: Tensor | None = None, written: Tensor | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradient of a feature, and with the first one of a block those of all weights of edges that leave it.
+
+    The row of a node has what its feature gets from later blocks, until the gradient of its sum is known.
     """
-
-    @staticmethod
-    def forward(ctx, stack: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        learned = any(ctx.needs_input_grad[1:])  # fixed weights have no gradient that would need the stack
-        ctx.save_for_backward(*weights, *([stack] if learned else []))
-        ctx.count = len(weights)
-        return tuple(stack[:1].expand(len(weight), -1) for weight in weights)
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: recomputed tensors are handed out a single time
-        weights, stack = saved[: ctx.count], saved[ctx.count :]
-        total = _product([weight.t() for weight in weights], gradients) if ctx.needs_input_grad[0] else None
-        products = [_dots(gradient, *stack).to(weights[0].dtype) for gradient in gradients] if stack else ()
-        return total, *(products or [None] * ctx.count)
-
-
-def _product(weights: Sequence[Tensor], stacks: Sequence[Tensor]) -> Tensor:
-    """Return `sum_k weights[k] @ stacks[k]`."""
-    dtype = stacks[0].dtype
-    total = torch.mm(weights[0].to(dtype), stacks[0])
-    for weight, stack in zip(weights[1:], stacks[1:]):
-        total = total.addmm_(weight.to(dtype), stack)
-    return total
+    j, start, stop = ctx.j, ctx.block.start, ctx.block.stop
+    for i in ctx.apart:
+        gradients[i].zero_()
+    if j + 1 == stop < len(weights):
+        torch.mm(weights[stop:, start:stop].t(), gradients[stop:], out=gradients[start:stop])
+    total = products = None
+    if ctx.needs_input_grad[5]:
+        row = torch.addmm(gradients[j : j + 1], weights[j + 1 : stop, j][None], gradients[j + 1 : stop])
+        total = ctx.layout.tensor(row)
+    if features is not None and j == start:
+        products = torch.zeros_like(weights)
+        sources = features[start:stop]
+        products[j + 1 :, start : start + len(sources)] = _dots(sources, gradients[j + 1 :]).t()
+    return total, products
 
 
 def _dots(a: Tensor, b: Tensor) -> Tensor:
-    """Return `a @ b.T` of two matrices of few and long rows, by pieces of the rows: BLAS is slow at such a product."""
-    length = max(1, a.shape[1] // _PIECES)
+    """Return `a @ b.T` of matrices of few and long rows, `a` of fewer, by pieces of them: BLAS is slow at the whole."""
+    length = min(_PIECE, max(1, a.shape[1]))
     whole = a.shape[1] // length * length
     a_pieces, b_pieces = (x[:, :whole].unflatten(1, (-1, length)).transpose(0, 1) for x in (a, b))
     total = torch.bmm(a_pieces, b_pieces.transpose(1, 2)).sum(0)

@@ -269,11 +269,12 @@ class _Pass:
         self.stream: Tensor | None = None
 
     def __call__(self, block: nn.Module, link: Link, place: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # A checkpointed block comes a second time, in the backward pass. It does then what it did before, but to
-        # sums of its own or with values that nobody reads any more.
+        # A checkpointed block comes a second time, in the backward pass. It does then what it did before, with values
+        # that are the same or that nobody reads any more.
         first_time = place == self.place
         if link.begins:
-            sums = self.wiring.sums(x)
+            made = self.wiring.sums(x)  # even then: what is kept for the backward pass is counted
+            sums = self.sums = self.sums or made
             if link.shortcut is None:
                 sums.put(0, x)
             else:
@@ -281,7 +282,6 @@ class _Pass:
                     sums.put(0, x, stop=1)
                 sums.put(0, getattr(block, link.shortcut)(x).to(x.dtype), start=int(link.opens))
             x = sums.read(1)
-            self.sums = self.sums or sums
         else:
             sums = self.sums
             if sums is None or (first_time and x is not self.stream):

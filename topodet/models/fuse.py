@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
-from .aggregation import Graph, Sums
+from .aggregation import Graph, make_sums
 from .stage import Node, TopoStage
 from .trunk import Stem
 
@@ -138,7 +138,7 @@ class FusedStage(nn.Module):
             else:
                 feature = node(x.new_zeros(size))
             if k + 1 < len(self.nodes):
-                sums = sums or Sums(self.graph, self.alpha, self.by_source, feature)
+                sums = sums or make_sums(self.graph, self.alpha, self.by_source, feature)
                 sums.put(k, feature)
                 del feature  # so that it goes with its last reader
         return feature

@@ -12,7 +12,7 @@ from ..errors import ConfigError, WeightsError, unknown_name
 from ..topology import Topology
 from ..topology.cuts import subgraph
 from ..topology.graph import Edge
-from .aggregation import Graph, Sums
+from .aggregation import Graph, Sums, make_sums
 
 EdgeWeights = Literal["learned", "fixed"]
 
@@ -85,7 +85,7 @@ class Wiring(nn.Module):
 
     def sums(self, like: Tensor) -> Sums:
         """Return the weighted sums of one pass, over features that have the dtype and device of `like`."""
-        return Sums(self.graph, self.alpha, self.by_source, like)
+        return make_sums(self.graph, self.alpha, self.by_source, like)
 
     def extra_repr(self) -> str:
         """Show the graph in the printed module."""
