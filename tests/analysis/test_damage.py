@@ -60,11 +60,18 @@ def test_a_record_becomes_tables_and_pictures():
     assert "| 0.2             | 100.0%        | 0          | 0          | 1                   | -   |" in text
     assert "| a         | its weights  | 50.0%         | 5          | 3      | 0.39 |" in text
     page = {"architecture": "y", "data": "z", "checkpoint": "c", "machine": "m", "versions": {}, "date": "d"}
-    whole = {**record, **page, "command": "python x", "edges": {"whole": {"AP": 0.4}, "rows": EDGES.rows}}
+    longer = {"name": "c", "start": "its weights", "removed": 0.0, "edges": 10, "epochs": 3, "AP": 0.41, "command": ""}
+    whole = {
+        **record,
+        **page,
+        "retrained": [*RETRAINED, longer],
+        "command": "python x",
+        "edges": {"whole": {"AP": 0.4}, "rows": EDGES.rows},
+    }
     overview = update_page(f"{START}\n{END}", [whole])
-    assert "| x       | 0.0%          | 0.4 AP        |           |" in overview
-    assert "| x       | 50.0%         | 0.3           | 0.39      |" in overview
-    assert "| x       | 80.0%" not in overview  # what has other edges than any cut
+    assert "| x       | AP    | 0.0%          | 0.4           | 0.41      |" in overview
+    assert "| x       | AP    | 50.0%         | 0.3           | 0.39      |" in overview
+    assert "| x       | AP    | 80.0%" not in overview  # what has other edges than any cut
     assert "not retrained" not in update_page(f"{START}\n{END}", [{**whole, "retrained": []}])
     drawn = figures(record)
     assert list(drawn) == ["damage_x_nodes.png", "damage_x_edges.png"]

@@ -129,12 +129,12 @@ def _overview(records: Sequence[Record]) -> str:
     for record in records:
         whole, rows = record["edges"]["whole"], record["edges"]["rows"]
         score = next(iter(whole))
-        lines.append([record["name"], "0.0%", f"{_digits(whole[score])} {score}", ""])
+        before = {row["edges"]: row[score] for row in rows}
         for run in sorted(record["retrained"], key=lambda run: run["removed"]):
-            same = [row[score] for row in rows if row["edges"] == run["edges"]]
-            if run["start"] == "its weights" and same:
-                lines.append([record["name"], f"{run['removed']:.1%}", _digits(same[0]), _digits(run[score])])
-    return table(["network", "edges removed", "not retrained", "retrained"], lines) if lines else ""
+            found = before.get(run["edges"]) if run["removed"] else whole[score]
+            if run["start"] == "its weights" and found is not None:
+                lines.append([record["name"], score, f"{run['removed']:.1%}", _digits(found), _digits(run[score])])
+    return table(["network", "score", "edges removed", "not retrained", "retrained"], lines) if lines else ""
 
 
 def _node_table(found: Mapping[str, Any]) -> str:
