@@ -238,6 +238,13 @@ def test_a_pruned_network_is_published_and_built_from_its_tensors(kind, publishe
     assert report.loaded == report.total == len(backbone.state_dict())
     for ours, theirs in zip(backbone.stage_features(x), maps(small, x)[-4:], strict=True):
         assert torch.equal(ours, theirs)
+    # Pruned again from what was published, it keeps what the card says of the images.
+    again = weights.publish(files.pth, tmp_path / "again", prune={"keep": 0.6, "per": "node"})
+    twice = weights.read(again.pth).card
+    assert [twice[key] for key in ("mean", "std", "epoch", "recipe")] == [
+        file.card[key] for key in ("mean", "std", "epoch", "recipe")
+    ]
+    assert twice["mean"]
     # Neither a whole backbone takes it, nor a pruned one a file of the whole network.
     with pytest.raises(WeightsError, match="missing in the file"):
         weights.load(trunk(kind), file)

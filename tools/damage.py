@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("checkpoint", type=Path, help="of tools/pretrain.py, e.g. model_best.pth.tar")
-    add("--output", type=Path, default=Path("runs/damage"), help="folder (default: %(default)s)")
+    add("--output", type=Path, help="folder (default: runs/damage/ and the name of the checkpoint's folder)")
     add("--nodes", action=argparse.BooleanOptionalAction, default=True, help="remove each node in turn")
     add("--edges", action=argparse.BooleanOptionalAction, default=True, help="remove more and more edges")
     add("--thresholds", type=float, nargs="+", metavar="T", help="below which edges are weak")
@@ -70,6 +70,7 @@ def measure(args: argparse.Namespace, rest: list[str], command: str) -> None:
     from topodet.pretrain.engine import accuracy
     from topodet.pretrain.restore import restore
 
+    output = args.output or Path("runs/damage") / args.checkpoint.resolve().parent.name
     nodes = edges = None
     with restore(args.checkpoint, rest) as (model, loader):
         evaluate = accuracy(list(loader) if args.in_memory else loader)
@@ -81,22 +82,22 @@ def measure(args: argparse.Namespace, rest: list[str], command: str) -> None:
                 keep=args.keep,
                 per=args.per,
                 on_disconnected=args.on_disconnected,
-                csv=args.output / "edges.csv",
+                csv=output / "edges.csv",
             )
         if args.nodes:
-            nodes = connectivity.remove_nodes(model, evaluate, csv=args.output / "nodes.csv")
+            nodes = connectivity.remove_nodes(model, evaluate, csv=output / "nodes.csv")
     record = records.record_damage(
         nodes=nodes,
         edges=edges,
         checkpoint=args.checkpoint,
         data=args.data,
-        name=args.record or args.output.name,
+        name=args.record or output.name,
         command=command,
         retrained=args.retrained,
     )
     print(damage.tables(record))
     for name, figure in damage.figures(record).items():
-        save_figure(figure, args.output / name)
+        save_figure(figure, output / name)
     if args.record:
         print(records.save_as(record, ROOT / "records" / "damage"))
 

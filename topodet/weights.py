@@ -203,8 +203,9 @@ def load(
     misfit = f"{file.path}{known} does not fit {type(model).__name__}: {_other_architecture(model, file.card)}"
     if problems:
         raise WeightsError(
-            f"{misfit}{'; '.join(problems)}. Choose the architecture, "
-            "norm and classes that the file was trained with, or rebuild the network from it: topodet.weights.build"
+            f"{misfit}{'; '.join(problems)}. Choose the architecture, norm and classes that the file was trained with "
+            "(of a pruned network arch='pretrained', or edges='pretrained' for one of timm), or rebuild the network "
+            "from it: topodet.weights.build"
         )
     try:
         network.load_state_dict(offered, strict=False)  # names are checked above; `strict` would ask for the classifier
@@ -495,7 +496,7 @@ def publish(
         model = connectivity.prune(model, **prune)
         state_dict = model.state_dict()
     design = _design(replace(file, state_dict=state_dict), architecture)
-    data = file.checkpoint.get("data_config", {})
+    data = file.checkpoint.get("data_config") or file.card  # what was published before has it there
     graphs = {name: wiring.topology for name, wiring in connectivity.wirings(model).items()}
     card = {
         "format": FORMAT,
@@ -511,12 +512,13 @@ def publish(
         "input_size": _plain(data.get("input_size")),
         "interpolation": data.get("interpolation"),
         "crop_pct": data.get("crop_pct"),
-        "weights": "ema" if "state_dict_ema" in file.checkpoint.get("held", ()) else "last",
-        "epoch": file.checkpoint.get("epoch"),
-        "metrics": {} if prune else _plain((file.checkpoint.get("history") or [{}])[-1]),
+        "weights": file.card.get("weights")
+        or ("ema" if "state_dict_ema" in file.checkpoint.get("held", ()) else "last"),
+        "epoch": file.checkpoint.get("epoch", file.card.get("epoch")),
+        "metrics": {} if prune else _plain((file.checkpoint.get("history") or [file.card.get("metrics", {})])[-1]),
         "pruned": _plain(prune or {}),
         "sparsity": connectivity.sparsity(model),
-        "recipe": _plain(file.checkpoint.get("args", {})),
+        "recipe": _plain(file.checkpoint.get("args") or file.card.get("recipe") or {}),
         "licence": licence,
         "notes": notes,
         "source_sha256": sha256(file.path),

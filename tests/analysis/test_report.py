@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.analysis.report_runs import scattered, toponet, write_run
+from tests.detection import published
 from tools import analyze_topology
 from topodet import analysis, cli, complexity, connectivity, weights
 from topodet.analysis import report
@@ -178,6 +179,11 @@ def test_published_backbones_and_detectors(run, tmp_path):
     other = report.measure(report.open_subject(str(tmp_path / "detector.pth")), thresholds=[0.1])
     assert other["kind"] == "backbone of a detector"
     assert other["stages"] == found["stages"]
+    pruned = published(tmp_path, "mobilenetv2_050", wiring="learned", prune={"keep": 0.5, "per": "node"})
+    found = report.measure(report.open_subject(str(pruned.pth)), thresholds=[0.1])
+    assert (found["kind"], found["architecture"]) == ("published backbone", "mobilenetv2_050")
+    edges = found["network"]["edge_weights"]
+    assert found["network"]["parameters"] + edges == weights.read(pruned.pth).card["parameters"]
 
 
 def test_distances(tmp_path):

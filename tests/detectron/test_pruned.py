@@ -124,6 +124,12 @@ def test_a_connected_network_is_built_from_its_file(coco, tmp_path):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     with pytest.raises(ConfigError, match="MODEL.CONNECTED_TIMM.PRETRAINED"):
         ConnectedTimm(name, edges="pretrained")
+    wrong = {
+        "MODEL__BACKBONE__NAME": "build_connected_timm_fpn_backbone",
+        "MODEL__CONNECTED_TIMM__EDGES": ["pretraind"],
+    }
+    with pytest.raises(ConfigError, match="unknown edges 'pretraind'. Did you mean 'pretrained'"):
+        build_model(small_config(**wrong))
 
     node = {"NAME": name, "EDGES": ["pretrained"], "PRETRAINED": str(file), "LOG_PERIOD": 0}
     changes = {f"MODEL__CONNECTED_TIMM__{key}": value for key, value in node.items()}

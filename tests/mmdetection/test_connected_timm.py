@@ -8,7 +8,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, Sequential
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -62,6 +62,27 @@ def test_starts_as_timms_network_and_as_the_plain_one(plain):
         model.init_weights()
         for ours, theirs in zip(model.eval()(x), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "edges", "options"),
+    [
+        ("resnet18", {"wiring": "learned", "rewire": True}, {"channels": [8, 16, 24, 32]}),
+        ("resnet18", {"wiring": "none"}, {"channels": [8, 16, 24, 32]}),
+        ("resnetv2_18", {"wiring": "learned"}, {"channels": [8, 16, 24, 32], "stem_chs": 8}),
+        ("swin_tiny_patch4_window7_224", {"wiring": "learned"}, {"embed_dim": 12, "depths": (1, 1, 2, 1)}),
+        ("convnext_atto", {"wiring": "learned"}, {"depths": (1, 2, 1, 1), "dims": (8, 16, 24, 32)}),
+    ],
+)
+def test_what_was_loaded_stays(name, edges, options):
+    """MMEngine calls the `init_weights` of whatever is in a detector; timm's networks have one of their own."""
+    model = build(name, **edges, options=options)
+    randomize(model.network)
+    loaded = copy.deepcopy(model.network.state_dict())
+    model.pretrained = weights.WeightsFile("FILE", loaded, {})
+    randomize(model.network)
+    Sequential(nn.Identity(), model).init_weights()
+    assert all(torch.equal(tensor, loaded[key]) for key, tensor in model.network.state_dict().items())
 
 
 def test_pretrained_is_loaded_by_init_weights_and_says_so(connected, plain, log):

@@ -8,6 +8,7 @@ import timm
 import torch
 from mmdet.apis import inference_detector, init_detector
 from mmdet.registry import MODELS
+from mmengine.model import Sequential
 from mmengine.runner import Runner
 
 from tests.detection import SIZE, published, with_ground_truth
@@ -182,6 +183,18 @@ def test_a_connected_network_is_built_from_its_file(connected, digits, tmp_path)
     assert torch.equal(found.scores, stock.pred_instances.scores)
 
 
+def test_a_pruned_resnet(tmp_path):
+    """Blocks that have lost modules are not initialised as whole ones are."""
+    options = {"layers": [2, 1, 1, 1], "channels": [8, 16, 24, 32]}
+    edges = {"wiring": "learned", "rewire": True}
+    file = published(tmp_path, "resnet18", **edges, **options, prune={"keep": 0.4, "per": "node"}).pth
+    backbone = {"type": "ConnectedTimm", "name": "resnet18", **edges, "options": options}
+    model = MODELS.build({**backbone, "edges": "pretrained", "pretrained": str(file)})
+    Sequential(model).init_weights()
+    state = weights.read(file).state_dict
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.network.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -189,7 +202,10 @@ def test_a_connected_network_is_built_from_its_file(connected, digits, tmp_path)
         ({"edges": "pretrained", "pretrained": True}, "none is given: set pretrained"),
         ({"edges": "learned"}, "unknown edges 'learned'"),
         ({"edges": {"blocks.1.1.wiring": [(0, 1)]}}, r"edges of blocks.1.1.wiring: edge \(0, 1\) is on no path"),
-        ({"edges": "pretrained", "pretrained": "FILE", "wiring": "none"}, "unknown run in edges"),
+        (
+            {"edges": "pretrained", "pretrained": "FILE", "wiring": "none"},
+            "and the network has none: connect or rewire it",
+        ),
     ],
 )
 def test_edges_that_make_no_network_are_told(connected, options, message):

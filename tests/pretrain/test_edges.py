@@ -128,7 +128,11 @@ def test_a_pruned_run_is_pruned_again(images, dense, tmp_path):
         (("--initial-checkpoint", "DENSE", "--prune-threshold", "99"), "the input no longer reaches the output"),
         (("--edges-from", "DENSE", "--model-kwargs", "topology=residual"), "leave topology out of --model-kwargs"),
         (("--edges-from", "gone.pth"), "no weights file at gone.pth"),
-        (("--freeze-alpha", "--sparsity", "adaptive"), "model without learned edge weights"),
+        (
+            ("--freeze-alpha", "--sparsity", "adaptive"),
+            "leaves --sparsity adaptive nothing to press: give --sparsity none",
+        ),
+        (("--initial-checkpoint", "gone.pth"), "no file at --initial-checkpoint gone.pth"),
         (("--freeze-alpha", "--model", "resnet10t"), "ResNet has no edge weights to freeze"),
     ],
 )

@@ -119,8 +119,9 @@ def cut(
         text = f"{asked} per {per}: the input no longer reaches the output in {len(torn)} of {len(parts)} graphs"
         if on_disconnected == "error":
             raise ConfigError(
-                f"{text} ({'; '.join(torn)}). Give a smaller threshold or a larger keep, per='node', or "
-                "on_disconnected='repair' to keep these paths"
+                f"{text} ({'; '.join(torn)}). Give a smaller threshold or a larger keep, "
+                f"{'' if per == 'node' else 'per=node, '}or on_disconnected=repair to keep these paths "
+                "(--prune-per and --prune-disconnected of the tools)"
             )
         warnings.warn(f"{text}; kept all the same: {'; '.join(torn)}", stacklevel=2)
     return cuts

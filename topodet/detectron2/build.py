@@ -8,7 +8,6 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
-from .. import weights
 from .backbone import TopoNet
 from .base import TopodetBackbone
 from .check import check_preprocessing
@@ -75,7 +74,7 @@ def build_connected_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Conne
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         pretrained=True if node.PRETRAINED == "timm" else node.PRETRAINED or None,
         use_act_checkpoint=node.USE_ACT_CHECKPOINT,
-        edges=weights.PRETRAINED if list(node.EDGES) == [weights.PRETRAINED] else node.EDGES,
+        edges=node.EDGES[0] if len(node.EDGES) == 1 and isinstance(node.EDGES[0], str) else node.EDGES,
         options={name.lower(): value for name, value in node.OPTIONS.items()},
     )
     _check(backbone, cfg)

@@ -157,8 +157,13 @@ def create_timm_network(
 def _keep(network: nn.Module, run: str, edges: list[Edge]) -> None:
     """Take out of a whole run, in place, all edges but these."""
     wirings = {name: module for name, module in network.named_modules() if isinstance(module, RunWiring)}
+    if not wirings:
+        raise ConfigError(
+            f"edges are given, of {run}, and the network has none: connect or rewire it as the file was trained "
+            "(wiring='learned', rewire=True; tools/pretrain.py --connect learned or --rewire learned)"
+        )
     if run not in wirings:
-        raise ConfigError(unknown_name("run in edges", run, wirings))
+        raise ConfigError(f"{unknown_name('run in edges', run, wirings)}. The edges are those of another network")
     whole = wirings[run].topology
     chain, _, block = run.removesuffix(".wiring").rpartition(".")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Mapping
 
 import timm
@@ -70,6 +71,10 @@ def create_model(
         model = _choose_edges(args, model, source)
     if args.freeze_alpha:
         connectivity.freeze(model)
+        if args.sparsity != "none":
+            raise ConfigError(
+                f"--freeze-alpha leaves --sparsity {args.sparsity} nothing to press: give --sparsity none"
+            )
     if args.sparsity != "none":
         connectivity.penalty(model, args.sparsity)  # refuses a model without learned edges
     if args.grad_checkpointing:
@@ -85,6 +90,8 @@ def create_model(
 
 
 def _load_initial(model: nn.Module, path: str) -> None:
+    if not os.path.isfile(path):
+        raise WeightsError(f"no file at --initial-checkpoint {path}; check the path")
     try:
         timm.models.load_checkpoint(model, path)
     except WeightsError as error:

@@ -141,7 +141,7 @@ def _of_file(source: str, file: WeightsFile) -> Subject:
         }
         data = file.checkpoint.get("data_config")
         return Subject(source, "checkpoint", args["model"], model, _input_size(data, model), about)
-    backbone = weights.within_detector(file.state_dict)
+    backbone = weights.within_detector(file.state_dict) or file.state_dict
     card = weights.backbone_card(file.card)
     about |= {name: card.get(name) for name in ("name", "epoch", "weights", "licence", "notes")}
     if "stages.0.wiring.edges" not in backbone and not card.get("wiring"):

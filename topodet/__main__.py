@@ -1,0 +1,7 @@
+"""`python -m topodet`: the commands of `topodet`, for who works from a clone."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
