@@ -143,7 +143,9 @@ def _of_file(source: str, file: WeightsFile) -> Subject:
         return Subject(source, "checkpoint", args["model"], model, _input_size(data, model), about)
     backbone = weights.within_detector(file.state_dict) or file.state_dict
     card = weights.backbone_card(file.card)
-    about |= {name: card.get(name) for name in ("name", "epoch", "weights", "licence", "notes")}
+    whole = any(name not in backbone for name in file.state_dict)
+    # Which weights of which epoch were published: of a detector's backbone that was what its training began with.
+    about |= {name: card.get(name) for name in ("name", *(() if whole else ("epoch", "weights")), "licence", "notes")}
     if "stages.0.wiring.edges" not in backbone and not card.get("wiring"):
         note = (
             f"{file.path} does not tell which network its wirings belong to: no parameters, multiply-adds and NN-Mass. "
@@ -153,7 +155,6 @@ def _of_file(source: str, file: WeightsFile) -> Subject:
     head = backbone.get("head.fc.weight")
     inner = WeightsFile(file.path, backbone, card, file.checkpoint)
     model = weights.build(inner, num_classes=0 if head is None else len(head), quiet=True)
-    whole = any(name not in backbone for name in file.state_dict)
     kind = "backbone of a detector" if whole else "published backbone" if card else "state dict"
     return Subject(source, kind, str(card.get("architecture") or "toponet"), model, _input_size(card, model), about)
 
