@@ -132,6 +132,7 @@ def test_a_pruned_run_is_pruned_again(images, dense, tmp_path):
             ("--freeze-alpha", "--sparsity", "adaptive"),
             "leaves --sparsity adaptive nothing to press: give --sparsity none",
         ),
+        (("--prune-per", "node"), "--prune-per node prunes nothing alone: give --prune-keep or --prune-threshold too"),
         (("--initial-checkpoint", "gone.pth"), "no file at --initial-checkpoint gone.pth"),
         (("--freeze-alpha", "--model", "resnet10t"), "ResNet has no edge weights to freeze"),
     ],

@@ -359,6 +359,10 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--in-chans {args.in_chans} contradicts --input-size {args.input_size}: leave one out")
     if args.prune_threshold is not None and args.prune_keep is not None:
         raise ConfigError("--prune-threshold and --prune-keep are two ways to choose the edges: leave one out")
+    if args.prune_per != "network" and args.prune_threshold is None and args.prune_keep is None:
+        raise ConfigError(
+            f"--prune-per {args.prune_per} prunes nothing alone: give --prune-keep or --prune-threshold too"
+        )
     if not args.val_split and args.eval_metric == "top5":
         raise ConfigError("--eval-metric top5 needs a validation split; training itself counts top1 and loss only")
     if args.jsd_loss and args.bce_loss:
