@@ -423,10 +423,18 @@ def run_edges(state_dict: Mapping[str, Tensor]) -> dict[str, list[Edge]]:
     """Return the edges of a connected network's runs that its tensors tell, as `create_timm_network` takes them.
 
     The names are those of the network, also where the tensors are a whole detector's.
+
+    Raises:
+        WeightsError: edges that are no pairs.
     """
     edges = {name.removesuffix(".edges"): tensor for name, tensor in state_dict.items() if name.endswith(_RUN)}
     if _of_a_detector(edges):
         edges = {name.partition(f".{TimmTrunk.network_prefix}")[2]: tensor for name, tensor in edges.items()}
+    for name, tensor in edges.items():
+        if tensor.ndim != 2 or tensor.shape[1] != 2:
+            raise WeightsError(
+                f"{name}.edges is {list(tensor.shape)}, not [edges, 2]: the file is damaged, fetch it again"
+            )
     return {name: [tuple(edge) for edge in tensor.tolist()] for name, tensor in edges.items()}
 
 

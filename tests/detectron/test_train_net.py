@@ -119,7 +119,7 @@ def test_evaluates_a_checkpoint(trained, coco, tmp_path):
     ],
 )
 def test_bad_input_is_one_error_and_status_1(arguments, message, trained, coco, tmp_path, capsys):
-    if "cuda" in arguments and torch.cuda.is_available():
+    if "cuda" in arguments and torch.cuda.is_available():  # then it is no bad input
         pytest.skip("this machine has the device")
     config, out, _ = trained
     arguments = [word.format(out=out) for word in arguments]

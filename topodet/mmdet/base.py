@@ -41,6 +41,9 @@ class TopodetBackbone(BaseModule):
         self.pretrained = pretrained
         self.init_cfg = init_cfg
         self.card: dict[str, Any] = {}
+        # MMEngine calls the init_weights of children too; those of timm's ResNets would overwrite what was loaded.
+        for module in self.children():
+            module.is_init = True
         self.set_grad_checkpointing(with_cp)
         for module in self.frozen_modules(frozen_stages):
             module.requires_grad_(False)

@@ -70,8 +70,6 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
             edges=weights.edges_left(edges, pretrained),
             options=options,
         )
-        # MMEngine calls the init_weights of every child too; those of timm's ResNets would overwrite what was loaded.
-        self.network.is_init = True
         self._set_up(
             out_indices=out_indices,
             frozen_stages=frozen_stages,

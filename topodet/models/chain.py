@@ -12,7 +12,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..topology.cuts import check_paths, subgraph
+from ..topology.cuts import check_paths
 from ..topology.graph import Edge
 from .aggregation import Sums
 from .residual import Branch
@@ -185,7 +185,7 @@ class Chain(nn.Module):
         """Return the places of a run's blocks when it has only these edges."""
         run = next(run for run in self.runs() if run[0] == first)
         check_paths(self._modules[first].wiring.topology, edges)
-        _, nodes = subgraph(edges)
+        nodes = {node for edge in edges for node in edge}
         of_projection = any(j == 0 and not (i == 1 and self.links[first].opens) for j, i in edges)
         links: dict[str, Link] = {}
         next_node = 1

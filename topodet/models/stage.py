@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..topology import Topology
-from ..topology.cuts import check_paths, subgraph
+from ..topology.cuts import check_paths
 from ..topology.graph import Edge
 from .aggregation import Sums
 from .wiring import EdgeWeights, Wiring
@@ -93,14 +93,15 @@ class TopoStage(nn.Module):
             TopologyError: they are not all on paths from the stage's input to its output.
         """
         check_paths(self.topology, edges)
+        gone = self.lost(edges)
         self.wiring = self.wiring.only(edges, renumber=True)
-        _, nodes = subgraph(edges)
-        self.nodes = nn.ModuleList(self.nodes[i] for i in nodes).train(self.nodes.training)
+        left = (node for i, node in enumerate(self.nodes) if f"nodes.{i}" not in gone)
+        self.nodes = nn.ModuleList(left).train(self.nodes.training)
 
     def lost(self, edges: Collection[Edge]) -> list[str]:
         """Return the names of the modules that `keep` would take out; changes nothing."""
-        _, nodes = subgraph(edges)
-        return [f"nodes.{i}" for i in range(len(self.nodes)) if i not in nodes]
+        left = {node for edge in edges for node in edge}
+        return [f"nodes.{i}" for i in range(len(self.nodes)) if i not in left]
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the nodes in topological order and return the last one's output."""
