@@ -1,4 +1,5 @@
 import gc
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -12,29 +13,73 @@ from tests.strategies import topologies
 from topodet import connectivity
 from topodet.models import ResNetCifar, fuse_for_inference, rewire, scratch
 from topodet.models.aggregation import use_kernel
-from topodet.models.blocks import divide, pays
+from topodet.models.blocks import Blocks, divide, pays
 from topodet.topology import Topology, complete
 
 
-def in_blocks(topology, size, **kwargs):
-    """A stage that is read in blocks, whether it pays or not."""
+def in_blocks(topology, forward, backward, **kwargs):
+    """A stage that is read in these blocks, whether they pay or not; each begins at a place of a list."""
     stage = make_stage(topology, **kwargs)
-    stage.wiring.graph.blocks = divide(topology.predecessors, size)
+
+    def blocks(places):
+        bounds = sorted({0, *(place % topology.num_nodes for place in places), topology.num_nodes})
+        return tuple(range(*bound) for bound in pairwise(bounds) for _ in range(*bound))
+
+    places = divide(topology.predecessors).places
+    stage.wiring.graph.blocks = Blocks(forward=blocks(forward), backward=blocks(backward), places=places)
     return stage
+
+
+def moved_forward(blocks):
+    """How many features are read and written: by the products of blocks, and by each node within its block."""
+    moved = 0
+    for block in dict.fromkeys(blocks):
+        if block.start and len(block) > 1:
+            moved += block.start + len(block) + sum(1 + (i - block.start) + 1 for i in block[1:])
+        else:
+            moved += sum(i + 1 for i in block)
+    return moved
+
+
+def moved_backward(blocks):
+    """Of gradients, by the products of blocks and those of each node; and what the gradients of the weights read."""
+    nodes, moved = len(blocks), 0
+    for block in dict.fromkeys(blocks):
+        if block.stop < nodes:
+            moved += (nodes - block.stop) + len(block)
+            moved += len(block)  # each adds what it reads within the block
+        sources = [j for j in block if j < nodes - 1]
+        moved += sum((block.stop - 1 - j) + 1 for j in sources)
+        if sources:
+            moved += len(sources) + (nodes - block.start - 1)
+    return moved
 
 
 def image(*shape, **kwargs):
     return torch.randn(shape, dtype=torch.float64, **kwargs)
 
 
-@given(topologies(max_nodes=16), st.integers(1, 6))
-def test_consecutive_blocks(topology, size):
-    blocks = divide(topology.predecessors, size)
-    assert all(i in block and len(block) <= size for i, block in enumerate(blocks.of))
-    assert [i for block in dict.fromkeys(blocks.of) for i in block] == list(range(topology.num_nodes))
+@given(topologies(max_nodes=16))
+def test_consecutive_blocks(topology):
+    blocks = divide(topology.predecessors)
+    for of in (blocks.forward, blocks.backward):
+        assert all(i in block for i, block in enumerate(of))
+        assert [i for block in dict.fromkeys(of) for i in block] == list(range(topology.num_nodes))
     matrix = torch.zeros(topology.num_nodes**2, dtype=torch.bool)
     matrix[blocks.places] = True
     assert torch.equal(matrix.view(topology.num_nodes, -1), torch.from_numpy(topology.adjacency()).bool())
+
+
+@pytest.mark.parametrize("nodes", [2, 5, 9, 12])
+def test_no_other_division_moves_less(nodes):
+    """Of all 2^(N-1) divisions."""
+    blocks = divide(complete(nodes).predecessors)
+    divisions = []
+    for cuts in product([False, True], repeat=nodes - 1):
+        bounds = [0, *(k + 1 for k, cut in enumerate(cuts) if cut), nodes]
+        divisions.append([range(*bound) for bound in pairwise(bounds) for _ in range(*bound)])
+    assert moved_forward(blocks.forward) == min(map(moved_forward, divisions))
+    assert moved_backward(blocks.backward) == min(map(moved_backward, divisions))
 
 
 def test_blocks_are_for_many_edges():
@@ -48,14 +93,15 @@ def test_blocks_are_for_many_edges():
 
 @given(
     topology=topologies(max_nodes=10),
-    size=st.integers(1, 6),
+    forward=st.lists(st.integers(0, 9), max_size=4),
+    backward=st.lists(st.integers(0, 9), max_size=4),
     seed=st.integers(0, 10**6),
     layout=st.booleans(),
     train=st.booleans(),
 )
-def test_every_division_is_eq_1_with_autograds_gradients(topology, size, seed, layout, train):
+def test_every_division_is_eq_1_with_autograds_gradients(topology, forward, backward, seed, layout, train):
     torch.manual_seed(seed)
-    stage = in_blocks(topology, size).train(train)
+    stage = in_blocks(topology, forward, backward).train(train)
     x = image(2, 2, 6, 5)
     if layout:
         x, stage = x.to(memory_format=torch.channels_last), stage.to(memory_format=torch.channels_last)
@@ -96,7 +142,7 @@ def test_gradients_as_wide_as_features_in_float32():
 @pytest.mark.parametrize("frozen", [False, True])
 def test_gradients_in_float64(order, frozen):
     torch.manual_seed(0)
-    stage = in_blocks(complete(7), 3, in_chs=1, out_chs=1).eval()
+    stage = in_blocks(complete(7), [2, 4], [3, 5], in_chs=1, out_chs=1).eval()
 
     def run(image, alpha):
         return torch.func.functional_call(stage, {"wiring.alpha": alpha.detach() if frozen else alpha}, (image,))
@@ -186,7 +232,10 @@ def test_memory_is_free_after_a_backward_pass_and_what_it_held_matters_to_nobody
     loss.backward()
     gc.collect()
     held = list(scratch._free.values())  # although there still is a loss
-    assert [memory.nbytes for memory in held] == sorted(n * 2 * 3 * 3 * 3 * 8 for n in (11, 12))
+    feature = 2 * 3 * 3 * 3 * 8
+    sizes = sorted(memory.nbytes // feature for memory in held)
+    assert sizes[-2:] == [11, 12]  # the features and the gradients
+    assert sum(sizes[:-2]) == 11  # the sums
     for memory in held:
         memory.view(np.float64)[:] = np.nan
     del memory, held

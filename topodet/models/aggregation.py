@@ -11,7 +11,9 @@ the whole sums; from them `_Read` computes `sum_i alpha_ji * g_i` and, with the 
 - `blocked`, on a CPU in float32 and float64: matrix products for blocks of nodes (`blocks`), where a stage has enough
   edges for that; as `fused` where not.
 - `fused`, on a CPU otherwise: adds into one buffer, multiplies what it has just read, and passes over edges whose
-  weight is exactly 0. torch.compile takes it as it is, because its own loops over many inputs are slower.
+  weight is exactly 0.
+- `compiled`, on a CPU under torch.compile: sums are loops of its own, which read several terms at a time; products are
+  an operator, because its loops over many products are slower.
 - `triton`, on GPUs: the same operators as one kernel each (`aggregation_triton`). It is tried once on every GPU, with
   numbers that are known; where it does not compile or is wrong, a warning says so and `torch` takes its place.
 - `torch`, elsewhere: the same passes made of torch's operators, which a compiler turns into one loop each; also for a
@@ -29,12 +31,13 @@ from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, library, nn
 
 from ..errors import ConfigError, unknown_name
 from .blocks import BlockSums, Neighbours, divide, pays
 
-Kernel = Literal["blocked", "fused", "triton", "torch", "plain"]
+Kernel = Literal["blocked", "fused", "compiled", "triton", "torch", "plain"]
 
 _forced: Kernel | None = None
 
@@ -48,10 +51,11 @@ def kernel(x: Tensor) -> Kernel:
         return "plain"
     if _forced in ("torch", "plain"):
         return _forced
-    # The others are one operator, and the device says which of them it is.
+    if x.device.type == "cpu" and torch.compiler.is_dynamo_compiling():
+        return "fused" if _forced == "fused" else "compiled"
     if x.device.type == "cpu":
         return "blocked" if _forced != "fused" and _products_are_exact(x) else "fused"
-    # A compiler cannot try the kernel; it takes the operator as it is, which tries it when it runs.
+    # A compiler cannot try the kernel; it takes the operators as they are, which try it when they run.
     if x.device.type == "cuda" and (torch.compiler.is_dynamo_compiling() or _triton_works(x)):
         return "triton"
     return "torch"
@@ -59,8 +63,6 @@ def kernel(x: Tensor) -> Kernel:
 
 def _products_are_exact(x: Tensor) -> bool:
     """Whether torch's matrix products of tensors like `x` on a CPU lose no more than additions do."""
-    if torch.compiler.is_dynamo_compiling():
-        return False  # not tried there
     if x.dtype == torch.float32:
         return torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled("cpu")
     return x.dtype == torch.float64
@@ -178,14 +180,19 @@ class EdgeSums:
         for i, view in zip(readers, views):
             self.views[i][j] = view
 
-    def read(self, i: int) -> Tensor:
-        """Return the sum that node i reads, in a tensor of its own; nothing else refers to it."""
+    def row(self, i: int) -> None:
+        """Features stay where they are written, there is no other place."""
+
+    def read(self, i: int, *, relu: bool = False) -> Tensor:
+        """Return the sum that node i reads, or its ReLU, in a tensor of its own; nothing else refers to it."""
         terms = [self.views[i][j] for j in self.sources[i]]
         if not torch.is_grad_enabled():
             self.views[i].clear()  # a feature goes with its last reader
         if self.backward:
-            return _Sum.apply(self.kernel, self.incoming[i], *terms)
-        return _ADD_UP[self.kernel](terms, self.incoming[i])
+            total = _Sum.apply(self.kernel, self.incoming[i], *terms)
+        else:
+            total = _ADD_UP[self.kernel](terms, self.incoming[i])
+        return F.relu(total, inplace=True) if relu else total
 
 
 Sums = EdgeSums | BlockSums
@@ -239,6 +246,10 @@ def weighted_sum(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
     return _cast(total, terms[0].dtype)  # a float32 weight must not lift what autocast made bfloat16
 
 
+def _weighted_sum_and_dots(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+    return weighted_sum(terms, weights), torch.ops.topodet.dots(terms, feature)
+
+
 def _weighted_sum_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
     wide = _wide(feature.dtype)
     products = [(_cast(term, wide) * _cast(feature, wide)).sum() for term in terms]
@@ -250,6 +261,7 @@ _library = library.Library("topodet", "DEF")
 for _schema in (
     "add_up(Tensor[] terms, Tensor weights) -> Tensor",
     "add_up_and_dot(Tensor[] terms, Tensor weights, Tensor feature) -> (Tensor, Tensor)",
+    "dots(Tensor[] terms, Tensor feature) -> Tensor",
 ):
     # Early torch 2 lacks the first one: there a compiler copies tensors that are not contiguous.
     _tags = [getattr(torch.Tag, name) for name in ("flexible_layout", "pt2_compliant_tag") if hasattr(torch.Tag, name)]
@@ -266,6 +278,11 @@ def _(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor
     return torch.empty_like(terms[0]), feature.new_empty(len(terms), dtype=_wide(feature.dtype))
 
 
+@library.register_fake("topodet::dots")
+def _(terms: Sequence[Tensor], feature: Tensor) -> Tensor:
+    return feature.new_empty(len(terms), dtype=_wide(feature.dtype))
+
+
 def _add_up(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
     total = None
     for term, weight in zip(terms, weights.tolist()):
@@ -274,14 +291,19 @@ def _add_up(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 
 def _add_up_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
-    # In the order of memory, so that dense tensors of any memory format are flat without a copy.
-    order = sorted(range(feature.ndim), key=feature.stride, reverse=True)
+    order = _order(feature)
     flat, total, products = _flat(feature, order), None, []
     for term, weight in zip(terms, weights.tolist()):
         term = _cast(term, flat.dtype)
         total = _add(total, term, weight)
         products.append(torch.dot(_flat(term, order), flat))  # now, while the term is in the cache
     return _narrow(total, terms[0]), torch.stack(products)
+
+
+def _dots_on_cpu(terms: Sequence[Tensor], feature: Tensor) -> Tensor:
+    order = _order(feature)
+    flat = _flat(feature, order)
+    return torch.stack([torch.dot(_flat(term, order), flat) for term in terms])
 
 
 def _add(total: Tensor | None, term: Tensor, weight: float) -> Tensor | None:
@@ -293,6 +315,11 @@ def _add(total: Tensor | None, term: Tensor, weight: float) -> Tensor | None:
 
 def _narrow(total: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if total is None else _cast(total, like.dtype)
+
+
+def _order(x: Tensor) -> list[int]:
+    """Return the dimensions in the order of memory, in which dense tensors of any format are flat without a copy."""
+    return sorted(range(x.ndim), key=x.stride, reverse=True)
 
 
 def _flat(x: Tensor, order: Sequence[int]) -> Tensor:
@@ -331,10 +358,12 @@ for _name, _on_cpu, _on_gpu in (
 ):
     _library.impl(_name, _on_cpu, "CPU")
     _library.impl(_name, _on_gpu, "CUDA")
+_library.impl("dots", _dots_on_cpu, "CPU")
 
 _ADD_UP = {
     "blocked": torch.ops.topodet.add_up,
     "fused": torch.ops.topodet.add_up,
+    "compiled": weighted_sum,
     "triton": torch.ops.topodet.add_up,
     "torch": weighted_sum,
     "plain": weighted_sum,
@@ -342,6 +371,7 @@ _ADD_UP = {
 _ADD_UP_AND_DOT = {
     "blocked": torch.ops.topodet.add_up_and_dot,
     "fused": torch.ops.topodet.add_up_and_dot,
+    "compiled": _weighted_sum_and_dots,
     "triton": torch.ops.topodet.add_up_and_dot,
     "torch": _weighted_sum_and_dot,
 }

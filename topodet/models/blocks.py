@@ -13,19 +13,19 @@ next sum. So it does not matter how many passes there are, nor where one begins 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .scratch import borrow
 
+threshold_backward = torch.ops.aten.threshold_backward
+
 # For each node the nodes that it reads, or that read it, ascending.
 Neighbours = tuple[tuple[int, ...], ...]
-
-# Nodes of a block, at most: larger ones leave more edges within, smaller ones read features more often.
-SIZE = 5
 
 # Columns of a piece of two matrices whose rows are multiplied with each other.
 _PIECE = 1024
@@ -36,11 +36,13 @@ class Blocks:
     """The nodes of a graph in blocks.
 
     Attributes:
-        of: for each node its block.
+        forward: for each node its block where sums are computed.
+        backward: for each node its block where gradients of features are.
         places: int64 [E], where the weight of each edge stands in the flattened adjacency matrix [N, N].
     """
 
-    of: tuple[range, ...]
+    forward: tuple[range, ...]
+    backward: tuple[range, ...]
     places: Tensor
 
 
@@ -54,21 +56,42 @@ def pays(predecessors: Neighbours) -> bool:
     return nodes >= 8 and 6 * sum(map(len, predecessors)) >= nodes * (nodes - 1)
 
 
-def divide(predecessors: Neighbours, size: int = SIZE) -> Blocks:
-    """Divide the nodes of a graph into blocks.
+def divide(predecessors: Neighbours) -> Blocks:
+    """Divide the nodes of a graph into the blocks that read and write the fewest features.
 
     Args:
         predecessors: for each node, in topological order, what it reads; edges are in this order everywhere.
-        size: of the largest block.
     """
     nodes = len(predecessors)
-    count = -(-nodes // size)
-    bounds = [k * nodes // count for k in range(count + 1)]
-    blocks = map(range, bounds[:-1], bounds[1:])
+
+    def forward(start: int, stop: int) -> int:
+        size = stop - start
+        together = start + size if start and size > 1 else 0
+        # Each reads and writes what was begun, if anything was, and reads the block; the first one has its sum.
+        return together + sum(k + 2 if together else start + k + 1 for k in range(bool(together), size))
+
+    def backward(start: int, stop: int) -> int:
+        later, sources = nodes - stop, range(start, min(stop, nodes - 1))  # the last node has no readers
+        together = later + len(sources) if later else 0
+        alone = sum(bool(later) + (stop - 1 - j) + 1 for j in sources)
+        of_weights = len(sources) + nodes - 1 - start if sources else 0
+        return together + alone + of_weights
+
     return Blocks(
-        of=tuple(block for block in blocks for _ in block),
+        forward=_cheapest(nodes, forward),
+        backward=_cheapest(nodes, backward),
         places=torch.tensor([i * nodes + j for i, row in enumerate(predecessors) for j in row], dtype=torch.int64),
     )
+
+
+def _cheapest(nodes: int, cost: Callable[[int, int], int]) -> tuple[range, ...]:
+    """Return for each node its block of the division with the least sum of `cost(start, stop)`."""
+    best: list[tuple[int, tuple[range, ...]]] = [(0, ())]
+    for stop in range(1, nodes + 1):
+        divisions = ((best[start][0] + cost(start, stop), start) for start in range(stop))
+        least, start = min(divisions, key=lambda division: (division[0], -division[1]))
+        best.append((least, best[start][1] + (range(start, stop),) * (stop - start)))
+    return best[nodes][1]
 
 
 class BlockSums:
@@ -82,12 +105,14 @@ class BlockSums:
     """
 
     def __init__(self, blocks: Blocks, readers: Neighbours, alpha: Tensor, like: Tensor):
-        self.blocks, self.readers = blocks.of, readers
+        self.blocks, self.readers = blocks, readers
         self.backward = torch.is_grad_enabled()
-        nodes = len(self.blocks)
+        nodes = len(readers)
         matrix = alpha.new_zeros(nodes * nodes).index_put((blocks.places,), alpha)
         self.weights = matrix.view(nodes, nodes).to(like.dtype)
         self.fixed = self.weights.detach()
+        # By source, and what is in a row already.
+        self.outgoing = self.fixed.t().contiguous().fill_diagonal_(1)
         self.layout: _Layout | None = None
         self.features: Tensor | None = None
         self.token: Tensor | None = None
@@ -106,40 +131,55 @@ class BlockSums:
             return
         if self.features is None:
             self.layout = _Layout(feature)
-            self.features = borrow((len(self.blocks) - 1, feature.numel()), feature.dtype)
-            self.token = feature.new_zeros(()).expand(len(self.blocks), feature.numel())
+            self.features = borrow((len(self.readers) - 1, feature.numel()), feature.dtype)
+            self.token = feature.new_zeros(()).expand(len(self.readers), feature.numel())
         if self.backward:
             self.token, _ = _Put.apply(self, j, self.readers[j][:start], self.weights, self.token, feature)
         else:
             self.write(j, feature)
 
-    def read(self, i: int) -> Tensor:
-        """Return the sum that node i reads, in a tensor of its own; nothing else refers to it."""
+    def row(self, i: int) -> Tensor | None:
+        """Return where the feature of node i may be written before it is put in; the last one has no such place."""
+        return self.layout.tensor(self.features[i]) if i < len(self.features) else None
+
+    def read(self, i: int, *, relu: bool = False) -> Tensor:
+        """Return the sum that node i reads, or its ReLU, in a tensor of its own; nothing else refers to it."""
         if i in self.apart:
-            return self.apart.pop(i)
+            total = self.apart.pop(i)
+            return F.relu(total, inplace=True) if relu else total
         if not self.backward:
-            return self.sum(i)
-        total, self.token = _Read.apply(self, i, self.token)
+            return self.sum(i, relu)
+        total, self.token = _Read.apply(self, i, relu, self.token)
         return total
 
     def write(self, j: int, feature: Tensor) -> Tensor:
-        """Copy the feature of node j into its row; return it there, as a tensor that knows nothing of other rows."""
-        return self.layout.tensor(self.features[j]).copy_(feature).data
+        """Write the feature of node j into its row; return it there, as a tensor that knows nothing of other rows."""
+        row = self.layout.tensor(self.features[j])
+        if row.data_ptr() != feature.data_ptr() or row.stride() != feature.stride():  # else it is there already
+            row.copy_(feature)
+        return row.data
 
-    def sum(self, i: int) -> Tensor:
-        """Compute the sum that node i reads."""
-        start, stop = self.blocks[i].start, self.blocks[i].stop
+    def sum(self, i: int, relu: bool) -> Tensor:
+        """Compute the sum that node i reads, or its ReLU."""
+        block = self.blocks.forward[i]
+        start = block.start
         if i == start and i > self.last:
             # The whole block at once. A node that comes again, to be recomputed, is alone.
-            product = torch.mm(self.fixed[start:stop, :start], self.features[:start])
-            self.begun = dict(zip(self.blocks[i], product.split(1)))
+            self.begun = dict(zip(block, self.product(block, start).split(1)))
         self.last = max(i, self.last)
         total = self.begun.pop(i, None)
         if total is None:
-            total = torch.mm(self.fixed[i : i + 1, :i], self.features[:i])
+            total = self.product(range(i, i + 1), i)
         elif i > start:
             total.addmm_(self.fixed[i : i + 1, start:i], self.features[start:i])
+        total = total.relu_() if relu else total
         return self.layout.tensor(total).data  # for autograd no view
+
+    def product(self, targets: range, sources: int) -> Tensor:
+        """Return what consecutive nodes read of the first ones."""
+        weights = self.fixed[targets.start : targets.stop, :sources]
+        total = borrow((len(targets), self.features.shape[1]), self.features.dtype)
+        return torch.mm(weights, self.features[:sources], out=total)
 
 
 class _Layout:
@@ -149,9 +189,11 @@ class _Layout:
         self.order = sorted(range(like.ndim), key=like.stride, reverse=True)
         self.shape = [like.shape[dim] for dim in self.order]
         self.back = [self.order.index(dim) for dim in range(like.ndim)]
+        self.in_order = self.order == sorted(self.order)
 
     def tensor(self, row: Tensor) -> Tensor:
-        return row.view(self.shape).permute(self.back)
+        tensor = row.view(self.shape)
+        return tensor if self.in_order else tensor.permute(self.back)
 
     def row(self, tensor: Tensor) -> Tensor:
         return tensor.permute(self.order).reshape(-1)
@@ -163,7 +205,8 @@ class _Put(torch.autograd.Function):
     @staticmethod
     def forward(ctx, sums: BlockSums, j: int, apart: Sequence[int], weights: Tensor, token: Tensor, feature: Tensor):
         written = sums.write(j, feature)
-        ctx.j, ctx.block, ctx.apart, ctx.layout = j, sums.blocks[j], apart, sums.layout
+        ctx.j, ctx.block, ctx.apart = j, sums.blocks.backward[j], apart
+        ctx.layout, ctx.outgoing = sums.layout, sums.outgoing
         ctx.set_materialize_grads(False)
         # Fixed weights have no gradient that would need the features. `data`, because rows are yet to be written.
         ctx.save_for_backward(weights, *([sums.features.data, written] if ctx.needs_input_grad[3] else []))
@@ -181,33 +224,40 @@ class _Put(torch.autograd.Function):
 
 
 class _Read(torch.autograd.Function):
-    """The sum that a node reads, and the token."""
+    """The sum that a node reads, or its ReLU, and the token."""
 
     @staticmethod
-    def forward(ctx, sums: BlockSums, i: int, token: Tensor):
-        ctx.i, ctx.block, ctx.layout = i, sums.blocks[i], sums.layout
+    def forward(ctx, sums: BlockSums, i: int, relu: bool, token: Tensor):
+        ctx.i, ctx.block, ctx.layout = i, sums.blocks.backward[i], sums.layout
         ctx.shape, ctx.dtype = token.shape, token.dtype
         ctx.set_materialize_grads(False)
-        return sums.sum(i), token.view_as(token)
+        total = sums.sum(i, relu)
+        ctx.save_for_backward(*([total] if relu else []))
+        return total, token.view_as(token)
 
     @staticmethod
     def backward(ctx, gradient: Tensor | None, gradients: Tensor | None):
-        row = None if gradient is None else ctx.layout.row(gradient)
         if torch.is_grad_enabled():  # to be differentiated itself
             gradients = torch.zeros(ctx.shape, dtype=ctx.dtype) if gradients is None else gradients
-            if row is not None:
-                gradients = gradients.index_copy(0, torch.tensor([ctx.i]), row[None])
-            return None, None, gradients
+            if gradient is not None:
+                for activated in ctx.saved_tensors:
+                    gradient = threshold_backward(gradient, activated, 0)
+                gradients = gradients.index_copy(0, torch.tensor([ctx.i]), ctx.layout.row(gradient)[None])
+            return None, None, None, gradients
         if gradients is None:
+            gradients = borrow(ctx.shape, ctx.dtype)
             # The last sum of this pass: nothing comes from the nodes after it. Other rows are written before they are
             # read, but who looks for NaN would look there too.
-            gradients = borrow(ctx.shape, ctx.dtype)
-            gradients[0 if torch.is_anomaly_enabled() else ctx.block.start :].zero_()
-        if row is None:
-            gradients[ctx.i].zero_()
+            unread = len(gradients) if ctx.i + 1 == len(gradients) else ctx.block.start
+            gradients[0 if torch.is_anomaly_enabled() else unread :].zero_()
+        row, activated = ctx.layout.tensor(gradients[ctx.i]), ctx.saved_tensors
+        if gradient is None:
+            row.zero_()
+        elif activated:
+            threshold_backward.grad_input(gradient, *activated, 0, grad_input=row)
         else:
-            gradients[ctx.i].copy_(row)
-        return None, None, gradients
+            row.copy_(gradient)
+        return None, None, None, gradients
 
 
 def _by_operators(
@@ -234,11 +284,11 @@ def _in_place(
     for i in ctx.apart:
         gradients[i].zero_()
     if j + 1 == stop < len(weights):
-        torch.mm(weights[stop:, start:stop].t(), gradients[stop:], out=gradients[start:stop])
+        torch.mm(ctx.outgoing[start:stop, stop:], gradients[stop:], out=gradients[start:stop])
     total = products = None
     if ctx.needs_input_grad[5]:
-        row = torch.addmm(gradients[j : j + 1], weights[j + 1 : stop, j][None], gradients[j + 1 : stop])
-        total = ctx.layout.tensor(row)
+        first = j if stop < len(weights) else j + 1  # its row has something from later blocks, if there are any
+        total = ctx.layout.tensor(torch.mm(ctx.outgoing[j : j + 1, first:stop], gradients[first:stop]))
     if features is not None and j == start:
         products = torch.zeros_like(weights)
         sources = features[start:stop]

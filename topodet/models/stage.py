@@ -12,6 +12,7 @@ from ..topology import Topology
 from ..topology.cuts import check_paths
 from ..topology.graph import Edge
 from .aggregation import Sums
+from .norm import normalise
 from .wiring import EdgeWeights, Wiring
 
 NormLayer = Callable[[int], nn.Module]
@@ -39,9 +40,16 @@ class Node(nn.Module):
         self.conv_pw = nn.Conv2d(in_chs, out_chs, 1, bias=False)
         self.norm = norm_layer(out_chs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the node on the sum of its inputs."""
-        return self.norm(self.conv_pw(self.conv_dw(F.relu(x, inplace=self.inplace))))
+    def forward(self, x: Tensor, *, activated: bool = False, out: Tensor | None = None) -> Tensor:
+        """Compute the node on the sum of its inputs.
+
+        Args:
+            x: the sum.
+            activated: whether it was through the ReLU already.
+            out: where the result may be written, see `normalise`.
+        """
+        x = x if activated else F.relu(x, inplace=self.inplace)
+        return normalise(self.norm, self.conv_pw(self.conv_dw(x)), out)
 
 
 class TopoStage(nn.Module):
@@ -111,11 +119,11 @@ class TopoStage(nn.Module):
             sums.put(i - 1, x)
             if self.grad_checkpointing and self.training:
                 # The features are kept anyway, for the other nodes that read them; what is recomputed is the inside.
-                x = checkpoint(_compute, self.nodes[i], sums, i, use_reentrant=False)
+                x = checkpoint(_compute, self.nodes[i], sums, i, None, use_reentrant=False)
             else:
-                x = _compute(self.nodes[i], sums, i)
+                x = _compute(self.nodes[i], sums, i, sums.row(i))
         return x
 
 
-def _compute(node: Node, sums: Sums, i: int) -> Tensor:
-    return node(sums.read(i))
+def _compute(node: Node, sums: Sums, i: int, out: Tensor | None) -> Tensor:
+    return node(sums.read(i, relu=True), activated=True, out=out)
