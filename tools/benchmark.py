@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, help="timed steps of each contestant")
     add("--warmup", type=int, help="steps of each before that")
     add("--threads", type=int, help="of torch")
+    add("--malloc", help="steady: the CPU's freed memory stays with the process (default); default: as glibc does it")
     add("--memory", action=argparse.BooleanOptionalAction, default=None, help="measure peak memory (default: yes)")
     add = made.add_argument_group("results").add_argument
     add("--json", type=Path, metavar="FILE", help="write the record there")

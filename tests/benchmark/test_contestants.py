@@ -175,6 +175,7 @@ def test_a_module_that_cannot_be_used(tmp_path, spec, message):
         ({"topology": "compete"}, "Did you mean 'complete'"),
         ({"dtype": "float"}, "unknown --dtype 'float'"),
         ({"memory_format": "nhwc"}, "unknown --memory-format 'nhwc'"),
+        ({"malloc": "steadi"}, "unknown --malloc 'steadi'. Did you mean 'steady'"),
         ({"frameworks": ("mmdet",)}, "unknown --frameworks 'mmdet'. Did you mean 'mmdetection'"),
         ({"device": "gpu"}, "--device gpu: torch knows no such device"),
         ({"device": "cuda:99"}, r"--device cuda:99: this torch .* sees \d+ GPUs; use --device cpu"),

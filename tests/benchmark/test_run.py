@@ -1,3 +1,9 @@
+import os
+import platform
+import resource
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -34,6 +40,40 @@ def test_rounds_are_interleaved():
     log.clear()
     assert "d" in interleaved(playing, "eval", rounds=1, warmup=0, cuda=False)
     assert {(mode, training) for _, mode, training in log} == {("eval", False)}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose malloc this is about")
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_memory_is_kept(kept):
+    """What is freed and taken again costs no page faults, whatever malloc was told before."""
+    script = f"""
+import resource
+import torch
+from topodet.benchmark.measure import keep_freed_memory
+if {kept}:
+    assert keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        tensors = [torch.zeros(2**20) for _ in range(16)]  # 64 MB
+        while tensors:
+            tensors.pop()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    gives_back = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=gives_back)
+    pages = 64 * 2**20 // resource.getpagesize()
+    assert (int(done.stdout) < pages) == kept
+
+
+@pytest.mark.parametrize(("malloc", "called"), [("steady", 1), ("default", 0)])
+def test_malloc_is_left_alone_where_it_is_asked_for(malloc, called, monkeypatch):
+    calls = []
+    monkeypatch.setattr("topodet.benchmark.run.keep_freed_memory", lambda: calls.append(1))
+    benchmark(make_settings(**TINY, malloc=malloc, contestants=("model",)))
+    assert len(calls) == called
 
 
 def test_quartiles():

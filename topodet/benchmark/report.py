@@ -152,6 +152,8 @@ def subject(record: Record) -> str:
     parts = [work, f"batch {s['batch']}", f"{s['size']} px", s["device"], s["dtype"]]
     parts += [s["memory_format"]] if s["memory_format"] != "contiguous" else []
     parts += ["torch.compile"] if s["compile"] else []
+    # Records before there was a choice were measured with malloc as it is.
+    parts += ["malloc steady"] if s["device"] == "cpu" and s.get("malloc", "default") == "steady" else []
     return ", ".join(parts)
 
 

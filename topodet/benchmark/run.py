@@ -13,7 +13,7 @@ from ..models import architecture_arguments
 from ..models.aggregation import kernel
 from ..topology import Topology
 from .contestants import MODES, Contestant, build, names, topologies
-from .measure import copy_bandwidth, gpu_memory, interleaved, process_memory, summary
+from .measure import copy_bandwidth, gpu_memory, interleaved, keep_freed_memory, process_memory, summary
 from .settings import Settings
 
 Results = dict[str, Any]
@@ -54,6 +54,8 @@ def benchmark(settings: Settings, say: Callable[[str], None] = lambda _: None) -
 
 def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Results]:
     """Return for each contestant its parameters, edges, times ("train" and "eval") and "memory"."""
+    if settings.malloc == "steady":
+        keep_freed_memory()
     contestants: dict[str, Contestant] = {}
     rows: dict[str, Results] = {}
     for name in names(settings):

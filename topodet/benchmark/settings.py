@@ -47,6 +47,7 @@ class Settings:
         rounds: timed steps of each contestant.
         warmup: steps of each contestant before that.
         threads: torch's; 0 leaves its choice.
+        malloc: "steady" lets glibc keep what is freed while steps are timed, "default" leaves it as it is.
         memory: whether peak memory is measured.
         module: "PATH.py:FUNCTION" of one more contestant, "" for none.
         contestants: the names of those that take part; () for all.
@@ -71,6 +72,7 @@ class Settings:
     rounds: int = 15
     warmup: int = 3
     threads: int = 0
+    malloc: str = "steady"
     memory: bool = True
     module: str = ""
     contestants: tuple[str, ...] = ()
@@ -109,6 +111,7 @@ def _check(settings: Settings) -> None:
     _check_name("--topology", settings.topology, GENERATORS)
     _check_name("--dtype", settings.dtype, DTYPES)
     _check_name("--memory-format", settings.memory_format, ("contiguous", "channels_last"))
+    _check_name("--malloc", settings.malloc, ("steady", "default"))
     for framework in settings.frameworks:
         _check_name("--frameworks", framework, FRAMEWORKS)
     for name, least in (("batch", 1), ("size", 2), ("in_chs", 1), ("out_chs", 1), ("rounds", 1), ("warmup", 0)):
