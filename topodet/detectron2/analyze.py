@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,9 +165,9 @@ def _weighted_sums(model: nn.Module) -> Iterator[list[int]]:
 
         return sums
 
-    def read(original: Callable[[int], Tensor], in_degree: Sequence[int]) -> Callable[[int], Tensor]:
-        def counting(i: int) -> Tensor:
-            total = original(i)
+    def read(original: Callable[..., Tensor], in_degree: Sequence[int]) -> Callable[..., Tensor]:
+        def counting(i: int, **options: Any) -> Tensor:
+            total = original(i, **options)
             counts.append(in_degree[i] * int(np.prod([int(n) for n in total.shape])))
             return total
 
