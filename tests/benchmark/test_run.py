@@ -68,12 +68,14 @@ print(faults())
     assert (int(done.stdout) < pages) == kept
 
 
+@pytest.mark.parametrize("possible", [True, False])
 @pytest.mark.parametrize(("malloc", "called"), [("steady", 1), ("default", 0)])
-def test_malloc_is_left_alone_where_it_is_asked_for(malloc, called, monkeypatch):
+def test_malloc_is_left_alone_where_it_is_asked_for(malloc, called, possible, monkeypatch):
     calls = []
-    monkeypatch.setattr("topodet.benchmark.run.keep_freed_memory", lambda: calls.append(1))
-    benchmark(make_settings(**TINY, malloc=malloc, contestants=("model",)))
+    monkeypatch.setattr("topodet.benchmark.run.keep_freed_memory", lambda: calls.append(1) or possible)
+    found = benchmark(make_settings(**TINY, malloc=malloc, contestants=("model",)))
     assert len(calls) == called
+    assert found["settings"]["malloc"] == ("steady" if called and possible else "default")
 
 
 def test_quartiles():

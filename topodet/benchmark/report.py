@@ -153,7 +153,7 @@ def subject(record: Record) -> str:
     parts += [s["memory_format"]] if s["memory_format"] != "contiguous" else []
     parts += ["torch.compile"] if s["compile"] else []
     # Records before there was a choice were measured with malloc as it is.
-    parts += ["malloc steady"] if s["device"] == "cpu" and s.get("malloc", "default") == "steady" else []
+    parts += ["malloc steady"] if s.get("malloc") == "steady" else []
     return ", ".join(parts)
 
 

@@ -32,6 +32,8 @@ def benchmark(settings: Settings, say: Callable[[str], None] = lambda _: None) -
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    if settings.malloc == "steady" and (settings.cuda or not keep_freed_memory()):
+        settings = replace(settings, malloc="default")  # what a record says was so
     if settings.compile:
         # Every contestant and mode is a recompilation of the same code; beyond the limit torch falls back silently.
         torch._dynamo.config.cache_size_limit = 256
@@ -54,8 +56,6 @@ def benchmark(settings: Settings, say: Callable[[str], None] = lambda _: None) -
 
 def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Results]:
     """Return for each contestant its parameters, edges, times ("train" and "eval") and "memory"."""
-    if settings.malloc == "steady":
-        keep_freed_memory()
     contestants: dict[str, Contestant] = {}
     rows: dict[str, Results] = {}
     for name in names(settings):

@@ -47,7 +47,8 @@ class Settings:
         rounds: timed steps of each contestant.
         warmup: steps of each contestant before that.
         threads: torch's; 0 leaves its choice.
-        malloc: "steady" lets glibc keep what is freed while steps are timed, "default" leaves it as it is.
+        malloc: "steady" lets glibc keep what is freed while steps are timed on a CPU, "default" leaves it as it is;
+            without glibc there is only that.
         memory: whether peak memory is measured.
         module: "PATH.py:FUNCTION" of one more contestant, "" for none.
         contestants: the names of those that take part; () for all.

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, library, nn
 
 from ..errors import ConfigError, unknown_name
-from .blocks import BlockSums, Neighbours, divide, pays
+from .blocks import BlockSums, Neighbours, divide, order_of_memory, pays
 
 Kernel = Literal["blocked", "fused", "compiled", "triton", "torch", "plain"]
 
@@ -51,9 +51,9 @@ def kernel(x: Tensor) -> Kernel:
         return "plain"
     if _forced in ("torch", "plain"):
         return _forced
-    if x.device.type == "cpu" and torch.compiler.is_dynamo_compiling():
-        return "fused" if _forced == "fused" else "compiled"
     if x.device.type == "cpu":
+        if _forced != "fused" and torch.compiler.is_dynamo_compiling():
+            return "compiled"
         return "blocked" if _forced != "fused" and _products_are_exact(x) else "fused"
     # A compiler cannot try the kernel; it takes the operators as they are, which try it when they run.
     if x.device.type == "cuda" and (torch.compiler.is_dynamo_compiling() or _triton_works(x)):
@@ -105,7 +105,8 @@ def _triton_works(x: Tensor) -> bool:
 def use_kernel(name: Kernel) -> Iterator[None]:
     """Use a kernel where not only "plain" can be used, e.g. to compare; in all threads.
 
-    "blocked" and "fused" are for the CPU and "triton" for GPUs: on other devices they leave the choice as it is.
+    "blocked" and "fused" are for the CPU, "compiled" for the CPU under torch.compile and "triton" for GPUs: elsewhere
+    they leave the choice as it is.
 
     Raises:
         ConfigError: no such kernel.
@@ -246,7 +247,7 @@ def weighted_sum(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
     return _cast(total, terms[0].dtype)  # a float32 weight must not lift what autocast made bfloat16
 
 
-def _weighted_sum_and_dots(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+def _compiled_sum_and_dots(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
     return weighted_sum(terms, weights), torch.ops.topodet.dots(terms, feature)
 
 
@@ -291,7 +292,7 @@ def _add_up(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 
 def _add_up_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
-    order = _order(feature)
+    order = order_of_memory(feature)
     flat, total, products = _flat(feature, order), None, []
     for term, weight in zip(terms, weights.tolist()):
         term = _cast(term, flat.dtype)
@@ -301,7 +302,7 @@ def _add_up_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -
 
 
 def _dots_on_cpu(terms: Sequence[Tensor], feature: Tensor) -> Tensor:
-    order = _order(feature)
+    order = order_of_memory(feature)
     flat = _flat(feature, order)
     return torch.stack([torch.dot(_flat(term, order), flat) for term in terms])
 
@@ -315,11 +316,6 @@ def _add(total: Tensor | None, term: Tensor, weight: float) -> Tensor | None:
 
 def _narrow(total: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if total is None else _cast(total, like.dtype)
-
-
-def _order(x: Tensor) -> list[int]:
-    """Return the dimensions in the order of memory, in which dense tensors of any format are flat without a copy."""
-    return sorted(range(x.ndim), key=x.stride, reverse=True)
 
 
 def _flat(x: Tensor, order: Sequence[int]) -> Tensor:
@@ -371,7 +367,7 @@ _ADD_UP = {
 _ADD_UP_AND_DOT = {
     "blocked": torch.ops.topodet.add_up_and_dot,
     "fused": torch.ops.topodet.add_up_and_dot,
-    "compiled": _weighted_sum_and_dots,
+    "compiled": _compiled_sum_and_dots,
     "triton": torch.ops.topodet.add_up_and_dot,
     "torch": _weighted_sum_and_dot,
 }

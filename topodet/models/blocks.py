@@ -66,15 +66,18 @@ def divide(predecessors: Neighbours) -> Blocks:
 
     def forward(start: int, stop: int) -> int:
         size = stop - start
-        together = start + size if start and size > 1 else 0
-        # Each reads and writes what was begun, if anything was, and reads the block; the first one has its sum.
-        return together + sum(k + 2 if together else start + k + 1 for k in range(bool(together), size))
+        within = size * (size - 1) // 2
+        if start == 0 or size == 1:  # each reads its sources and writes
+            return size * (start + 1) + within
+        # The product; and all but the first, whose sum that is, read and write it, with what they read of the block.
+        return start + size + 2 * (size - 1) + within
 
     def backward(start: int, stop: int) -> int:
-        later, sources = nodes - stop, range(start, min(stop, nodes - 1))  # the last node has no readers
-        together = later + len(sources) if later else 0
-        alone = sum(bool(later) + (stop - 1 - j) + 1 for j in sources)
-        of_weights = len(sources) + nodes - 1 - start if sources else 0
+        size, later = stop - start, nodes - stop
+        sources = size if later else size - 1  # the last node has no readers
+        together = later + 2 * sources if later else 0  # written, and read with what comes from within the block
+        alone = size * (size - 1) // 2 + sources
+        of_weights = sources + nodes - 1 - start if sources else 0
         return together + alone + of_weights
 
     return Blocks(
@@ -88,9 +91,9 @@ def _cheapest(nodes: int, cost: Callable[[int, int], int]) -> tuple[range, ...]:
     """Return for each node its block of the division with the least sum of `cost(start, stop)`."""
     best: list[tuple[int, tuple[range, ...]]] = [(0, ())]
     for stop in range(1, nodes + 1):
-        divisions = ((best[start][0] + cost(start, stop), start) for start in range(stop))
-        least, start = min(divisions, key=lambda division: (division[0], -division[1]))
-        best.append((least, best[start][1] + (range(start, stop),) * (stop - start)))
+        # Of equal ones that with the smaller last block.
+        least, start = min((best[start][0] + cost(start, stop), -start) for start in range(stop))
+        best.append((least, best[-start][1] + (range(-start, stop),) * (stop + start)))
     return best[nodes][1]
 
 
@@ -111,8 +114,8 @@ class BlockSums:
         matrix = alpha.new_zeros(nodes * nodes).index_put((blocks.places,), alpha)
         self.weights = matrix.view(nodes, nodes).to(like.dtype)
         self.fixed = self.weights.detach()
-        # By source, and what is in a row already.
-        self.outgoing = self.fixed.t().contiguous().fill_diagonal_(1)
+        # By source, for the backward pass; and what is in a row already.
+        self.outgoing = self.fixed.t().contiguous().fill_diagonal_(1) if self.backward else None
         self.layout: _Layout | None = None
         self.features: Tensor | None = None
         self.token: Tensor | None = None
@@ -182,11 +185,16 @@ class BlockSums:
         return torch.mm(weights, self.features[:sources], out=total)
 
 
+def order_of_memory(x: Tensor) -> list[int]:
+    """Return the dimensions in the order of memory, in which dense tensors of any format are flat without a copy."""
+    return sorted(range(x.ndim), key=x.stride, reverse=True)
+
+
 class _Layout:
     """How a feature lies in its row: dimensions in the order of memory, so that no memory format needs a copy."""
 
     def __init__(self, like: Tensor):
-        self.order = sorted(range(like.ndim), key=like.stride, reverse=True)
+        self.order = order_of_memory(like)
         self.shape = [like.shape[dim] for dim in self.order]
         self.back = [self.order.index(dim) for dim in range(like.ndim)]
         self.in_order = self.order == sorted(self.order)
