@@ -47,9 +47,13 @@ def gradients(contestant):
     return {name: p.grad for name, p in contestant.module.named_parameters()}
 
 
-def test_the_chain_is_the_nodes_one_after_another():
-    chain, model = build(settings(), "chain"), build(settings(), "model")
-    x = torch.randn(2, 3, 6, 6)
+@pytest.mark.parametrize(
+    ("name", "given"), [("chain", torch.contiguous_format), ("chain_channels_last", torch.channels_last)]
+)
+def test_the_chain_is_the_nodes_one_after_another(name, given):
+    chain, model = build(settings(), name), build(settings(), "model")
+    assert chain.inputs[0].is_contiguous(memory_format=given)
+    x = torch.randn(2, 3, 6, 6).contiguous(memory_format=given)
     expected = x
     for node in model.module.nodes.train():  # in evaluation each has statistics of its own inputs
         expected = node(expected)
@@ -63,7 +67,7 @@ def test_the_chain_is_the_nodes_one_after_another():
 )
 def test_the_plain_loop_computes_what_the_model_does(options):
     torch.set_num_threads(1)
-    made = make_settings(**options)
+    made = make_settings(**options, memory_format="channels_last")  # so that their convolutions are the same
     plain, model = build(made, "plain"), build(made, "model")
     torch.testing.assert_close(plain.predict(), model.predict())
     expected = gradients(model)
@@ -73,9 +77,12 @@ def test_the_plain_loop_computes_what_the_model_does(options):
 
 
 def test_who_takes_part():
-    assert names(settings()) == ("model", "plain", "chain", "fused")
+    chains = ("chain", "chain_channels_last")
+    assert names(settings()) == ("model", "plain", *chains, "fused")
+    for same in ({"memory_format": "channels_last"}, {"compile": True}):
+        assert names(settings(**same)) == ("model", "plain", "chain", "fused")
     pruned = ("pruned", "fused_pruned")
-    assert names(make_settings(**NETWORK, keep=0.5)) == ("model", "plain", "chain", "resnet50", "fused", *pruned)
+    assert names(make_settings(**NETWORK, keep=0.5)) == ("model", "plain", *chains, "resnet50", "fused", *pruned)
     assert names(settings(contestants=("chain", "model"))) == ("model", "chain")
     with pytest.raises(ConfigError, match="unknown --contestants 'modle'. Did you mean 'model'"):
         names(settings(contestants=("modle",)))

@@ -104,6 +104,8 @@ def test_what_fewer_edges_promise():
     """A step of 10 over a chain of 2: with a quarter of the edges 2 + 8 / 4 = 4."""
     rows = {"model": times(10.0, 10.0, edges=8), "chain": times(2.0, 2.0), "pruned": times(5.0, 4.0, edges=2)}
     found = keep_results(rows)
+    same_nodes = {**rows, "chain": times(4.0, 4.0), "chain_channels_last": times(2.0, 2.0)}
+    assert keep_results(same_nodes) == found
     assert (found["share"], found["edges"], found["full_edges"]) == (0.25, 2, 8)
     assert found["train"] == {"promised_ratio": 0.4, "measured_ratio": 0.5}
     assert found["eval"] == {"promised_ratio": 0.4, "measured_ratio": 0.4}
@@ -129,9 +131,10 @@ def test_growth_by_nodes():
         assert {"model", "plain", "chain"} <= rows.keys()
         assert "pruned" not in rows
         for mode in ("train", "eval"):
-            extra = rows["model"][f"{mode}_ms"] - rows["chain"][f"{mode}_ms"]
-            assert rows["model"][f"{mode}_us_per_edge"] == pytest.approx(1e3 * extra / row["edges"])
-            assert f"{mode}_us_per_edge" not in rows["chain"]
+            for name, floor in (("model", "chain_channels_last"), ("plain", "chain")):
+                extra = rows[name][f"{mode}_ms"] - rows[floor][f"{mode}_ms"]
+                assert rows[name][f"{mode}_us_per_edge"] == pytest.approx(1e3 * extra / row["edges"])
+                assert f"{mode}_us_per_edge" not in rows[floor]
     assert found["keep"]["edges"] == 5
     model, chain = (found["contestants"][name]["train"]["median_ms"] for name in ("model", "chain"))
     assert found["train_ratio_to_chain"] == model / chain
@@ -139,7 +142,9 @@ def test_growth_by_nodes():
 
 def test_what_has_nothing_to_be_compared_with():
     for options in ({"growth": (2,)}, {"keep": 0.9}):
-        with pytest.raises(ConfigError, match="compare with model and chain; --contestants has model"):
+        with pytest.raises(
+            ConfigError, match="compare with chain, chain_channels_last, model; --contestants has model"
+        ):
             benchmark(make_settings(**TINY, contestants=("model",), **options))
 
 

@@ -106,7 +106,9 @@ def test_datasets_of_torchvision(tmp_path):
 
 class TestRun:
     def test_trains_with_the_usual_loader(self, arrays, tmp_path):
-        rows = train(arrays, tmp_path, "--dataset", "npz", "--workers", "1", "--no-aug", "--epochs", "3")
+        rows = train(
+            arrays, tmp_path, "--dataset", "npz", "--workers", "1", "--no-aug", "--epochs", "3", "--lr", "0.01"
+        )
         assert rows[-1]["train_loss"] < rows[0]["train_loss"]
         state = load(tmp_path / "last.pth.tar")
         assert state["class_names"] == ["class0", "class1", "class2"]

@@ -116,7 +116,10 @@ def test_the_zoo_lists_the_records(record):
     detectors = record | {"name": "detectors", "mmdetection_train_ratio_to_r50": 1.234}
     text = zoo.model_zoo(PAPER, [], [], [record, detectors])
     assert "Not yet measured." not in text
-    ratios = f"model / chain: train {record['train_ratio_to_chain']:.2f}, eval {record['eval_ratio_to_chain']:.2f}"
+    ratios = "; ".join(
+        f"model / {chain}: train {record[f'train_ratio_to_{chain}']:.2f}, eval {record[f'eval_ratio_to_{chain}']:.2f}"
+        for chain in ("chain", "chain_channels_last")
+    )
     assert "| [stage26](records/benchmarks/stage26.json) | stage of 4 nodes (complete), 2 to 4 channels" in text
     assert f"| {ratios} |" in text
     assert "mmdetection toponet50 / r50: train 1.23" in text

@@ -86,6 +86,7 @@ def names(settings: Settings) -> tuple[str, ...]:
         known = [f"{framework}_{backbone}" for framework in _frameworks(settings) for backbone in _BACKBONES]
     else:
         known = ["model", "plain", "chain"]
+        known += ["chain_channels_last"] if settings.reformats else []
         known += ["resnet50"] if settings.what == "network" else []
         known += ["fused"]
         known += ["pruned", "fused_pruned"] if settings.keep < 1 else []
@@ -149,7 +150,8 @@ def _module(settings: Settings, name: str) -> nn.Module:
         init_weights(model)
     else:
         model = TopoNet(**architecture_arguments(settings.arch, topology=graphs), num_classes=NUM_CLASSES)
-    return rebuilt(model, {"chain": Chain, "plain": PlainLoop}[name]) if name in ("chain", "plain") else model
+    kind = {"chain": Chain, "chain_channels_last": Chain, "plain": PlainLoop}.get(name)
+    return rebuilt(model, kind) if kind else model
 
 
 def peer_arguments(settings: Settings) -> dict[str, Any]:
@@ -161,7 +163,8 @@ def peer_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def _on_device(module: nn.Module, settings: Settings, name: str, *, fused: bool) -> Contestant:
-    layout = torch.channels_last if settings.memory_format == "channels_last" else torch.contiguous_format
+    channels_last = "channels_last" in (settings.memory_format, name.removeprefix("chain_"))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     module = module.to(settings.device, memory_format=layout)
     stage = settings.what == "stage"
     generator = torch.Generator().manual_seed(settings.seed)

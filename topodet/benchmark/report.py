@@ -86,7 +86,7 @@ def bandwidth_table(record: Record) -> str:
 def growth_table(record: Record) -> str:
     """Return time and memory by the number of nodes."""
     names = list(record["growth"][0]["contestants"])
-    timed = [name for name in names if name != "chain"]
+    timed = [name for name in names if not name.startswith("chain")]
     head = ["nodes", "edges"]
     head += [f"{name}: us/edge training" for name in timed] + [f"{name}: us/edge inference" for name in timed]
     head += [f"{name}: MB training" for name in names]

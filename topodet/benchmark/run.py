@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -41,8 +41,11 @@ def benchmark(settings: Settings, say: Callable[[str], None] = lambda _: None) -
         torch.cuda.set_device(torch.device(settings.device).index or 0)
         torch.backends.cudnn.benchmark = True
     playing = names(settings)
-    if (settings.keep < 1 or settings.growth) and not {"model", "chain"} <= set(playing):
-        raise ConfigError(f"--keep and --growth compare with model and chain; --contestants has {', '.join(playing)}")
+    needed = {"model", "chain", "chain_channels_last"} & set(names(replace(settings, contestants=())))
+    if (settings.keep < 1 or settings.growth) and not needed <= set(playing):
+        raise ConfigError(
+            f"--keep and --growth compare with {', '.join(sorted(needed))}; --contestants has {', '.join(playing)}"
+        )
     rows = compare(settings, say)
     results: Results = {"settings": asdict(settings), **ratios(rows), "contestants": rows}
     if "pruned" in rows:
@@ -106,12 +109,13 @@ def ratios(rows: dict[str, Results]) -> dict[str, float]:
 def keep_results(rows: dict[str, Results]) -> Results:
     """Return what fewer edges bring, beside what the removed work promises.
 
-    The promise: what a step takes beyond the chain shrinks with the number of edges, the nodes cost what they did.
+    The promise: what a step takes beyond the chain shrinks with the number of edges, the nodes cost what they did. The
+    chain is that in the model's memory format.
     """
     share = rows["pruned"]["edges"] / rows["model"]["edges"]
     found: Results = {"share": share, "edges": rows["pruned"]["edges"], "full_edges": rows["model"]["edges"]}
     for mode in MODES:
-        full, floor, pruned = (rows[name][mode]["median_ms"] for name in ("model", "chain", "pruned"))
+        full, floor, pruned = (rows[name][mode]["median_ms"] for name in ("model", _floor("model", rows), "pruned"))
         found[mode] = {"promised_ratio": (floor + share * (full - floor)) / full, "measured_ratio": pruned / full}
     return found
 
@@ -154,12 +158,17 @@ def growth_results(settings: Settings, nodes: int, say: Callable[[str], None]) -
     for name, row in rows.items():
         cells = {f"{mode}_ms": row[mode]["median_ms"] for mode in MODES if mode in row}
         for mode in MODES:
-            if mode in row and name != "chain":
-                extra = row[mode]["median_ms"] - rows["chain"][mode]["median_ms"]
+            if mode in row and not name.startswith("chain"):
+                extra = row[mode]["median_ms"] - rows[_floor(name, rows)][mode]["median_ms"]
                 cells[f"{mode}_us_per_edge"] = 1e3 * extra / edges
         cells |= {key: value for key, value in row.get("memory", {}).items() if key != "baseline_mb"}
         found["contestants"][name] = cells
     return found
+
+
+def _floor(name: str, rows: Collection[str]) -> str:
+    """Return the chain whose nodes cost what those of a contestant do: in the memory format in which it computes."""
+    return "chain" if name in ("plain", "module") or "chain_channels_last" not in rows else "chain_channels_last"
 
 
 def _pairs(rows: Sequence[str]) -> list[tuple[str, str, str]]:

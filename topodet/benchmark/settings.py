@@ -86,6 +86,11 @@ class Settings:
         return torch.device(self.device).type == "cuda"
 
     @property
+    def reformats(self) -> bool:
+        """Whether the model computes in another memory format than it is given, see `models.memory_format`."""
+        return not (self.cuda or self.compile or self.memory_format == "channels_last" or self.what == "detector")
+
+    @property
     def precision(self) -> torch.dtype:
         """`dtype` as torch has it."""
         return DTYPES[self.dtype]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -55,8 +57,11 @@ class PlainLoop(nn.Module):
 
 
 def rebuilt(model: TopoStage | TopoNet, kind: type[Chain] | type[PlainLoop]) -> nn.Module:
-    """Return a stage as `kind`, or a network with each of its stages as `kind`; the network is changed in place."""
+    """Return a stage as `kind`, or a network with each of its stages as `kind`; parameters have the same names.
+
+    They are called one after the other as they are, in the memory format that is given.
+    """
     if isinstance(model, TopoStage):
         return kind(model)
-    model.stages = nn.ModuleList(kind(stage) for stage in model.stages)
-    return model
+    stages = nn.Sequential(*map(kind, model.stages))
+    return nn.Sequential(OrderedDict(stem=model.stem, stages=stages, head=model.head))

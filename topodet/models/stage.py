@@ -12,6 +12,7 @@ from ..topology import Topology
 from ..topology.cuts import check_paths
 from ..topology.graph import Edge
 from .aggregation import Sums
+from .memory_format import to_fast_format
 from .norm import normalise
 from .wiring import EdgeWeights, Wiring
 
@@ -113,6 +114,11 @@ class TopoStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the nodes in topological order and return the last one's output."""
+        fast = to_fast_format(x)
+        feature = self._last_feature(fast)
+        return feature if fast is x else feature.contiguous()
+
+    def _last_feature(self, x: Tensor) -> Tensor:
         x = self.nodes[0](x)
         sums = self.wiring.sums(x)
         for i in range(1, len(self.nodes)):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..topology import Topology, make_topology
+from .memory_format import to_fast_format
 from .stage import NormLayer, TopoStage
 from .wiring import EdgeWeights
 
@@ -73,10 +74,11 @@ class Trunk(nn.Module):
 
     def stage_features(self, x: Tensor) -> Iterator[Tensor]:
         """Yield each stage's feature map in turn; a caller that stops early computes no more than it read."""
-        x = self.stem(x)
+        fast = to_fast_format(x)
+        features = self.stem(fast)
         for stage in self.stages:
-            x = stage(x)
-            yield x
+            features = stage(features)
+            yield features if fast is x else features.contiguous()
 
     def frozen_modules(self, frozen_stages: int) -> list[nn.Module]:
         """Return what `frozen_stages` freezes: -1 nothing, 0 the stem, k the stem and the first k stages.

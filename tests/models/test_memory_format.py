@@ -1,0 +1,97 @@
+import pytest
+import timm
+import torch
+
+from topodet.models import TopoNet, TopoNetFeatures, TopoStage, fuse_for_inference, init_weights
+from topodet.models.memory_format import to_fast_format
+from topodet.topology import complete
+
+LAST = torch.channels_last
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs a torch with oneDNN")
+
+
+def stage():
+    torch.manual_seed(0)
+    made = TopoStage(3, 4, complete(9))
+    init_weights(made)
+    return made
+
+
+def network(**options):
+    torch.manual_seed(0)
+    return TopoNet(nodes=(3, 9), width=4, num_classes=5, **options)
+
+
+def formats_within(model, x):
+    """Run it; return whether the inputs of its convolutions were channels_last."""
+    seen = []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, args: seen.append(args[0].is_contiguous(memory_format=LAST)))
+        for module in model.modules()
+        if isinstance(module, torch.nn.Conv2d)
+    ]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return set(seen)
+
+
+@needs_onednn
+@pytest.mark.parametrize("make", [stage, network, lambda: fuse_for_inference(stage())], ids=["stage", "net", "fused"])
+def test_what_is_computed_in_another_format(make):
+    model, x = make(), torch.randn(2, 3, 64, 48)
+    assert formats_within(model, x) == {True}
+    assert formats_within(model.double(), x.double()) == {False}  # not oneDNN's
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert formats_within(model.float(), x) == {False}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_results_have_the_format_of_the_input(channels_last):
+    given = LAST if channels_last else torch.contiguous_format
+    x = torch.randn(2, 3, 64, 48).contiguous(memory_format=given).requires_grad_()
+    features = TopoNetFeatures(network(), out_indices=(0, 1))
+    for out in (stage()(x), fuse_for_inference(stage())(x), *features(x)):
+        assert out.is_contiguous(memory_format=given)
+        assert not out.is_contiguous(memory_format=torch.contiguous_format if channels_last else LAST)
+    sum(out.sum() for out in features(x)).backward()
+    assert x.grad.stride() == x.stride()
+
+
+@pytest.mark.parametrize("size", [(64, 48), (32, 32), (50, 33)])
+def test_it_is_the_same_result(size):
+    """Gradients and running statistics, against the same in float64, where nothing is brought into a format."""
+    x, of_logits = torch.randn(3, 3, *size), torch.randn(3, 5)
+
+    def step(dtype):
+        model = network().to(dtype)
+        model(x.to(dtype)).backward(of_logits.to(dtype))
+        return {name: p.grad for name, p in model.named_parameters()} | dict(model.named_buffers())
+
+    exact = step(torch.float64)
+    for name, actual in step(torch.float32).items():
+        scale = exact[name].abs().max().item()
+        torch.testing.assert_close(actual.to(exact[name].dtype), exact[name], rtol=0, atol=1e-3 * scale, msg=name)
+
+
+def test_of_one_channel_or_one_pixel():
+    gray = timm.create_model("toponet_nano", in_chans=1, features_only=True).eval()
+    assert [tuple(out.shape[2:]) for out in gray(torch.randn(1, 1, 32, 32))] == [(8, 8), (4, 4), (2, 2), (1, 1)]
+    assert all(out.is_contiguous() for out in gray(torch.randn(2, 1, 96, 64)))
+
+
+def test_what_traces_sees_the_format_that_was_given():
+    model, x = network().eval(), torch.randn(1, 3, 32, 32)
+    traced = torch.jit.trace(model, x)
+    assert not traced.inlined_graph.findAllNodes("aten::contiguous", recurse=True)
+    torch.testing.assert_close(traced(x), model(x))
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), model(x))
+    vmapped = torch.func.vmap(model)(torch.stack([x, 2 * x]))
+    torch.testing.assert_close(vmapped[1], model(2 * x))
+
+
+def test_elsewhere_nothing_is_copied():
+    x = torch.randn(2, 3, 4, 4)
+    for other in (x.double(), x.to("meta"), x.contiguous(memory_format=LAST)):
+        assert to_fast_format(other) is other

@@ -1,0 +1,21 @@
+"""The memory format that a CPU convolves fastest in, inside of a model that is called with another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .aggregation import kernel
+
+
+def to_fast_format(x: Tensor) -> Tensor:
+    """Return a feature map or image, [B, C, H, W], in the memory format in which convolutions take least time.
+
+    That is channels_last where oneDNN computes them: it would bring every other format into one of its own, and the
+    result back, at each convolution. torch's compiler makes the same choice for itself. Elsewhere `x` itself is
+    returned: on GPUs, in float64, where something traces or compiles.
+    """
+    dnn = torch.backends.mkldnn
+    if kernel(x) in ("blocked", "fused") and x.dtype != torch.float64 and dnn.is_available() and dnn.enabled:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
