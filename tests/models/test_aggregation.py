@@ -11,7 +11,7 @@ from torch import library, nn
 from tests.strategies import topologies
 from topodet.connectivity import penalize
 from topodet.errors import ConfigError
-from topodet.models import TopoNet, TopoStage
+from topodet.models import TopoNet, TopoStage, aggregation, scratch
 from topodet.models.aggregation import kernel, use_kernel, weighted_sum
 from topodet.topology import complete
 
@@ -204,6 +204,24 @@ def test_a_feature_goes_with_its_last_reader():
             sums.put(j, torch.zeros(1))
             sums.read(j + 1)
     assert sums.views == [{}] * 4
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_large_features_of_evaluation_lie_in_memory_that_is_used_again(format, monkeypatch):
+    monkeypatch.setattr(aggregation, "_LARGE", 1)
+    scratch.release()
+    stage = make_stage(complete(5)).eval()
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64).contiguous(memory_format=format)
+    expected = [edge_by_edge(stage, x), edge_by_edge(stage, 2 * x)]
+    places = []
+    for node in stage.nodes:
+        node.register_forward_hook(lambda module, inputs, output: places.append(output.data_ptr()))
+    with torch.no_grad():
+        found = [stage(x), stage(2 * x)]
+    torch.testing.assert_close(found, expected)
+    assert set(places[1:4]) == set(places[6:9]) == set(scratch._free)
+    stage(x)
+    assert not set(places[10:]) & set(scratch._free)  # they stay for the backward pass
 
 
 def test_nothing_is_written_into_what_others_read():

@@ -35,11 +35,15 @@ import torch.nn.functional as F
 from torch import Tensor, library, nn
 
 from ..errors import ConfigError, unknown_name
-from .blocks import BlockSums, Neighbours, divide, order_of_memory, pays
+from .blocks import BlockSums, Neighbours, divide, pays
+from .scratch import borrow_like, order_of_memory
 
 Kernel = Literal["blocked", "fused", "compiled", "triton", "torch", "plain"]
 
 _forced: Kernel | None = None
+
+# Bytes of a feature above which to take its memory from malloc takes longer than Python does to look for another.
+_LARGE = 2**20
 
 # Whether the Triton kernel works, by GPU and dtype, as far as it was tried.
 _tried: dict[tuple[torch.device, torch.dtype], bool] = {}
@@ -171,18 +175,28 @@ class EdgeSums:
         self.outgoing = alpha[by_source].split([len(row) for row in self.readers]) if self.backward else None
         # What each node reads of each of its sources.
         self.views: list[dict[int, Tensor]] = [{} for _ in self.sources]
+        self.like: Tensor | None = None  # the feature that was put in last
 
     def put(self, j: int, feature: Tensor, start: int = 0, stop: int | None = None) -> None:
         """Take the feature of node j, [B, C, H, W], for its readers `start:stop`; for all of them by default."""
         readers = self.readers[j][start:stop]
         views = [feature] * len(readers)
+        self.like = feature
         if self.backward and readers:
             views = _Read.apply(self.kernel, feature, self.outgoing[j][start:stop])
         for i, view in zip(readers, views):
             self.views[i][j] = view
 
-    def row(self, i: int) -> None:
-        """Features stay where they are written, there is no other place."""
+    def row(self, i: int) -> Tensor | None:
+        """Return where the feature of node i may be written, if another place than malloc's makes that faster.
+
+        In evaluation features go, one by one, and malloc would give them back to the system and take them anew. In
+        training they stay for the backward pass.
+        """
+        if torch.is_grad_enabled() or self.kernel not in ("blocked", "fused"):
+            return None
+        large = self.like.nbytes >= _LARGE and i + 1 < len(self.sources)  # the last one leaves the stage
+        return borrow_like(self.like) if large else None
 
     def read(self, i: int, *, relu: bool = False) -> Tensor:
         """Return the sum that node i reads, or its ReLU, in a tensor of its own; nothing else refers to it."""

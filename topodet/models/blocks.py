@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scratch import borrow
+from .scratch import borrow, order_of_memory
 
 threshold_backward = torch.ops.aten.threshold_backward
 
@@ -183,11 +183,6 @@ class BlockSums:
         weights = self.fixed[targets.start : targets.stop, :sources]
         total = borrow((len(targets), self.features.shape[1]), self.features.dtype)
         return torch.mm(weights, self.features[:sources], out=total)
-
-
-def order_of_memory(x: Tensor) -> list[int]:
-    """Return the dimensions in the order of memory, in which dense tensors of any format are flat without a copy."""
-    return sorted(range(x.ndim), key=x.stride, reverse=True)
 
 
 class _Layout:

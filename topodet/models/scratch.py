@@ -36,6 +36,17 @@ def borrow(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(lent).view(dtype).view(shape)
 
 
+def borrow_like(x: Tensor) -> Tensor:
+    """Return what `borrow` does, with the shape, dtype and memory format of a dense tensor."""
+    order = order_of_memory(x)
+    return borrow([x.shape[dim] for dim in order], x.dtype).permute([order.index(dim) for dim in range(x.ndim)])
+
+
+def order_of_memory(x: Tensor) -> list[int]:
+    """Return the dimensions in the order of memory, in which dense tensors of any format are flat without a copy."""
+    return sorted(range(x.ndim), key=x.stride, reverse=True)
+
+
 def release() -> None:
     """Give what is not in use back to the system."""
     _free.clear()
