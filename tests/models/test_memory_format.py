@@ -74,6 +74,28 @@ def test_it_is_the_same_result(size):
         torch.testing.assert_close(actual.to(exact[name].dtype), exact[name], rtol=0, atol=1e-3 * scale, msg=name)
 
 
+@needs_onednn
+def test_gradients_are_channels_last_within():
+    model, seen = stage(), []
+    model.nodes[-1].norm.register_full_backward_pre_hook(lambda module, grads: seen.append(grads[0].stride()))
+    y = model(torch.randn(2, 3, 64, 48))
+    y.backward(torch.ones_like(y))
+    assert seen == [y.contiguous(memory_format=LAST).stride()]
+
+
+def test_second_derivatives():
+    model = TopoStage(2, 2, complete(3)).eval()
+    x = torch.randn(1, 2, 4, 4, requires_grad=True)
+    once, twice = [], []
+    for dtype in (torch.float32, torch.float64):
+        given = x.to(dtype)
+        [gradient] = torch.autograd.grad(model.to(dtype)(given).pow(3).sum(), given, create_graph=True)
+        once.append(gradient.double())
+        twice.append(torch.autograd.grad(gradient.pow(2).sum(), given)[0].double())
+    torch.testing.assert_close(*once, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(*twice, rtol=1e-4, atol=1e-4)
+
+
 def test_of_one_channel_or_one_pixel():
     gray = timm.create_model("toponet_nano", in_chans=1, features_only=True).eval()
     assert [tuple(out.shape[2:]) for out in gray(torch.randn(1, 1, 32, 32))] == [(8, 8), (4, 4), (2, 2), (1, 1)]

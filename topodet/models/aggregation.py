@@ -36,7 +36,7 @@ from torch import Tensor, library, nn
 
 from ..errors import ConfigError, unknown_name
 from .blocks import BlockSums, Neighbours, divide, pays
-from .scratch import borrow_like, order_of_memory
+from .scratch import Layout, order_of_memory
 
 Kernel = Literal["blocked", "fused", "compiled", "triton", "torch", "plain"]
 
@@ -175,17 +175,18 @@ class EdgeSums:
         self.outgoing = alpha[by_source].split([len(row) for row in self.readers]) if self.backward else None
         # What each node reads of each of its sources.
         self.views: list[dict[int, Tensor]] = [{} for _ in self.sources]
-        self.like: Tensor | None = None  # the feature that was put in last
+        self.layout: Layout | None = None  # of a feature
 
     def put(self, j: int, feature: Tensor, start: int = 0, stop: int | None = None) -> None:
         """Take the feature of node j, [B, C, H, W], for its readers `start:stop`; for all of them by default."""
         readers = self.readers[j][start:stop]
         views = [feature] * len(readers)
-        self.like = feature
         if self.backward and readers:
             views = _Read.apply(self.kernel, feature, self.outgoing[j][start:stop])
         for i, view in zip(readers, views):
             self.views[i][j] = view
+        if self.layout is None and self.kernel in ("blocked", "fused"):
+            self.layout = Layout(feature)
 
     def row(self, i: int) -> Tensor | None:
         """Return where the feature of node i may be written, if another place than malloc's makes that faster.
@@ -193,10 +194,10 @@ class EdgeSums:
         In evaluation features go, one by one, and malloc would give them back to the system and take them anew. In
         training they stay for the backward pass.
         """
-        if torch.is_grad_enabled() or self.kernel not in ("blocked", "fused"):
+        if self.layout is None or torch.is_grad_enabled():
             return None
-        large = self.like.nbytes >= _LARGE and i + 1 < len(self.sources)  # the last one leaves the stage
-        return borrow_like(self.like) if large else None
+        large = self.layout.nbytes >= _LARGE and i + 1 < len(self.sources)  # the last one leaves the stage
+        return self.layout.borrow() if large else None
 
     def read(self, i: int, *, relu: bool = False) -> Tensor:
         """Return the sum that node i reads, or its ReLU, in a tensor of its own; nothing else refers to it."""

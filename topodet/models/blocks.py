@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scratch import borrow, order_of_memory
+from .scratch import Layout, borrow
 
 threshold_backward = torch.ops.aten.threshold_backward
 
@@ -116,7 +116,7 @@ class BlockSums:
         self.fixed = self.weights.detach()
         # By source, for the backward pass; and what is in a row already.
         self.outgoing = self.fixed.t().contiguous().fill_diagonal_(1) if self.backward else None
-        self.layout: _Layout | None = None
+        self.layout: Layout | None = None
         self.features: Tensor | None = None
         self.token: Tensor | None = None
         self.last = 0
@@ -133,7 +133,7 @@ class BlockSums:
             self.apart.update((i, feature * self.weights[i, j]) for i in self.readers[j][start:stop])
             return
         if self.features is None:
-            self.layout = _Layout(feature)
+            self.layout = Layout(feature)
             self.features = borrow((len(self.readers) - 1, feature.numel()), feature.dtype)
             self.token = feature.new_zeros(()).expand(len(self.readers), feature.numel())
         if self.backward:
@@ -183,23 +183,6 @@ class BlockSums:
         weights = self.fixed[targets.start : targets.stop, :sources]
         total = borrow((len(targets), self.features.shape[1]), self.features.dtype)
         return torch.mm(weights, self.features[:sources], out=total)
-
-
-class _Layout:
-    """How a feature lies in its row: dimensions in the order of memory, so that no memory format needs a copy."""
-
-    def __init__(self, like: Tensor):
-        self.order = order_of_memory(like)
-        self.shape = [like.shape[dim] for dim in self.order]
-        self.back = [self.order.index(dim) for dim in range(like.ndim)]
-        self.in_order = self.order == sorted(self.order)
-
-    def tensor(self, row: Tensor) -> Tensor:
-        tensor = row.view(self.shape)
-        return tensor if self.in_order else tensor.permute(self.back)
-
-    def row(self, tensor: Tensor) -> Tensor:
-        return tensor.permute(self.order).reshape(-1)
 
 
 class _Put(torch.autograd.Function):

@@ -19,3 +19,20 @@ def to_fast_format(x: Tensor) -> Tensor:
     if kernel(x) in ("blocked", "fused") and x.dtype != torch.float64 and dnn.is_available() and dnn.enabled:
         return x.contiguous(memory_format=torch.channels_last)
     return x
+
+
+def from_fast_format(x: Tensor) -> Tensor:
+    """Return a feature map that was computed in another format than was given, in torch's own."""
+    return _FromFastFormat.apply(x)
+
+
+class _FromFastFormat(torch.autograd.Function):
+    """Contiguous; the gradient goes on in channels_last. A normalisation is slow where the two differ in format."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.contiguous()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.contiguous(memory_format=torch.channels_last)

@@ -36,15 +36,37 @@ def borrow(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(lent).view(dtype).view(shape)
 
 
-def borrow_like(x: Tensor) -> Tensor:
-    """Return what `borrow` does, with the shape, dtype and memory format of a dense tensor."""
-    order = order_of_memory(x)
-    return borrow([x.shape[dim] for dim in order], x.dtype).permute([order.index(dim) for dim in range(x.ndim)])
-
-
 def order_of_memory(x: Tensor) -> list[int]:
     """Return the dimensions in the order of memory, in which dense tensors of any format are flat without a copy."""
     return sorted(range(x.ndim), key=x.stride, reverse=True)
+
+
+class Layout:
+    """How a dense tensor lies in memory: dimensions in the order of memory, so that no memory format needs a copy.
+
+    Args:
+        like: the tensor; it is not kept.
+    """
+
+    def __init__(self, like: Tensor):
+        self.order = order_of_memory(like)
+        self.shape = [like.shape[dim] for dim in self.order]
+        self.back = [self.order.index(dim) for dim in range(like.ndim)]
+        self.in_order = self.order == sorted(self.order)
+        self.dtype, self.nbytes = like.dtype, like.nbytes
+
+    def tensor(self, row: Tensor) -> Tensor:
+        """Return a flat tensor, or one of the shape in memory, as such a tensor."""
+        tensor = row.view(self.shape)
+        return tensor if self.in_order else tensor.permute(self.back)
+
+    def row(self, tensor: Tensor) -> Tensor:
+        """Return such a tensor as a flat one."""
+        return tensor.permute(self.order).reshape(-1)
+
+    def borrow(self) -> Tensor:
+        """Return another such tensor, of memory that is used again."""
+        return self.tensor(borrow(self.shape, self.dtype))
 
 
 def release() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..topology import Topology, make_topology
-from .memory_format import to_fast_format
+from .memory_format import from_fast_format, to_fast_format
 from .stage import NormLayer, TopoStage
 from .wiring import EdgeWeights
 
@@ -78,7 +78,7 @@ class Trunk(nn.Module):
         features = self.stem(fast)
         for stage in self.stages:
             features = stage(features)
-            yield features if fast is x else features.contiguous()
+            yield features if fast is x else from_fast_format(features)
 
     def frozen_modules(self, frozen_stages: int) -> list[nn.Module]:
         """Return what `frozen_stages` freezes: -1 nothing, 0 the stem, k the stem and the first k stages.
