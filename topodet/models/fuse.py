@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import ConfigError
 from .aggregation import Graph, make_sums
 from .memory_format import from_fast_format, to_fast_format
+from .norm import is_untouched
 from .stage import Node, TopoStage
 from .trunk import Stem
 
@@ -87,10 +88,19 @@ class FusedNode(nn.Module):
         self.inplace = node.inplace
         self.requires_grad_(False)
 
-    def forward(self, total: Tensor) -> Tensor:
-        """Compute the node on the sum of its inputs, [B, in_chs, H, W]; it may be overwritten."""
+    def forward(self, total: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Compute the node on the sum of its inputs, [B, in_chs, H, W].
+
+        Args:
+            total: the sum; it may be overwritten.
+            out: where the result may be written; not followed by autograd.
+        """
         total = total if self.offset is None else total + self.offset
-        return self.norm(self.conv_pw(self.conv_dw(F.relu(total, inplace=self.inplace))))
+        x = self.conv_dw(F.relu(total, inplace=self.inplace))
+        if out is not None and type(self.norm) is nn.Identity and _is_product(self.conv_pw, x, out):
+            torch.addmm(self.conv_pw.bias, _rows(x), self.conv_pw.weight.flatten(1).t(), out=_rows(out))
+            return out
+        return self.norm(self.conv_pw(x))
 
 
 class FusedStage(nn.Module):
@@ -140,7 +150,7 @@ class FusedStage(nn.Module):
             if name == "0":
                 feature = node(x)
             elif self.graph.predecessors[k]:
-                feature = node(sums.read(k))
+                feature = node(sums.read(k), out=None if torch.is_grad_enabled() else sums.row(k))
             else:
                 feature = node(x.new_zeros(size))
             if k + 1 < len(self.nodes):
@@ -152,6 +162,23 @@ class FusedStage(nn.Module):
     def extra_repr(self) -> str:
         """Show what is left of the graph in the printed module."""
         return f"{len(self.nodes)} nodes and {len(self.edges)} edges of {self.topology}"
+
+
+def _is_product(conv: nn.Conv2d, x: Tensor, out: Tensor) -> bool:
+    """Tell whether a 1x1 convolution of `x` is a product of matrices, pixels by channels, that lie in memory so."""
+    return (
+        is_untouched(conv, nn.Conv2d)
+        and x.device == out.device
+        and x.dtype == out.dtype == conv.weight.dtype
+        and not torch.is_autocast_enabled(x.device.type)
+        and out.shape == (x.shape[0], conv.out_channels, *x.shape[2:])
+        and all(map_.is_contiguous(memory_format=torch.channels_last) for map_ in (x, out))
+    )
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return a channels_last feature map as it lies in memory, [B H W, C]."""
+    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
 
 
 def _ancestors(last: int, inputs: Sequence[Collection[int]]) -> list[int]:

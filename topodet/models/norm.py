@@ -29,14 +29,13 @@ def normalise(norm: nn.Module, x: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _is_plain(norm: nn.Module) -> bool:
-    return (
-        type(norm) is nn.BatchNorm2d
-        and "forward" not in vars(norm)
-        and norm.momentum is not None
-        and norm.running_mean is not None
-        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
-        and not module._has_any_global_hook()
-    )
+    return is_untouched(norm, nn.BatchNorm2d) and norm.momentum is not None and norm.running_mean is not None
+
+
+def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Tell whether a layer is exactly torch's and nobody waits for a call of it: its work may be done another way."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return type(layer) is kind and "forward" not in vars(layer) and not hooks and not module._has_any_global_hook()
 
 
 def _is_like(x: Tensor, out: Tensor) -> bool:
