@@ -12,15 +12,14 @@ the whole sums; from them `_Read` computes `sum_i alpha_ji * g_i` and, with the 
   edges for that; as `fused` where not.
 - `fused`, on a CPU otherwise: adds into one buffer, multiplies what it has just read, and passes over edges whose
   weight is exactly 0.
-- `compiled`, on a CPU under torch.compile: sums are loops of its own, which read several terms at a time; products are
-  an operator, because its loops over many products are slower.
 - `triton`, on GPUs: the same operators as one kernel each (`aggregation_triton`). It is tried once on every GPU, with
   numbers that are known; where it does not compile or is wrong, a warning says so and `torch` takes its place.
 - `torch`, elsewhere: the same passes made of torch's operators, which a compiler turns into one loop each; also for a
   second differentiation.
-- `plain`: edge by edge, for what follows operators and not functions: tracing, export, functorch, forward-mode AD.
+- `plain`: edge by edge, for what follows operators and not functions: tracing, export, functorch, forward-mode AD; and
+  torch.compile on a CPU in float32 and float64, whose own loops over many edges are the fastest there.
 
-All accumulate in float32 or wider and are deterministic.
+All accumulate in float32 or wider and are deterministic; `plain` adds up the gradients of a feature in its own type.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from ..errors import ConfigError, unknown_name
 from .blocks import BlockSums, Neighbours, divide, pays
 from .scratch import Layout, order_of_memory
 
-Kernel = Literal["blocked", "fused", "compiled", "triton", "torch", "plain"]
+Kernel = Literal["blocked", "fused", "triton", "torch", "plain"]
 
 _forced: Kernel | None = None
 
@@ -51,16 +50,18 @@ _tried: dict[tuple[torch.device, torch.dtype], bool] = {}
 
 def kernel(x: Tensor) -> Kernel:
     """Return the name of the kernel that sums tensors like `x` here and now."""
-    if _must_be_plain(x):
+    compiling = torch.compiler.is_dynamo_compiling()
+    if not compiling and _must_be_plain(x):
         return "plain"
     if _forced in ("torch", "plain"):
         return _forced
     if x.device.type == "cpu":
-        if _forced != "fused" and torch.compiler.is_dynamo_compiling():
-            return "compiled"
+        if compiling and _forced != "fused":
+            # Autograd alone would add up a feature's gradients in the type of the feature.
+            return "plain" if x.dtype == _wide(x.dtype) else "torch"
         return "blocked" if _forced != "fused" and _products_are_exact(x) else "fused"
     # A compiler cannot try the kernel; it takes the operators as they are, which try it when they run.
-    if x.device.type == "cuda" and (torch.compiler.is_dynamo_compiling() or _triton_works(x)):
+    if x.device.type == "cuda" and (compiling or _triton_works(x)):
         return "triton"
     return "torch"
 
@@ -73,8 +74,6 @@ def _products_are_exact(x: Tensor) -> bool:
 
 
 def _must_be_plain(x: Tensor) -> bool:
-    if torch.compiler.is_dynamo_compiling():
-        return False
     return (
         torch.compiler.is_compiling()  # torch.export
         or torch.jit.is_tracing()
@@ -109,8 +108,7 @@ def _triton_works(x: Tensor) -> bool:
 def use_kernel(name: Kernel) -> Iterator[None]:
     """Use a kernel where not only "plain" can be used, e.g. to compare; in all threads.
 
-    "blocked" and "fused" are for the CPU, "compiled" for the CPU under torch.compile and "triton" for GPUs: elsewhere
-    they leave the choice as it is.
+    "blocked" and "fused" are for the CPU and "triton" for GPUs: elsewhere they leave the choice as it is.
 
     Raises:
         ConfigError: no such kernel.
@@ -262,10 +260,6 @@ def weighted_sum(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
     return _cast(total, terms[0].dtype)  # a float32 weight must not lift what autocast made bfloat16
 
 
-def _compiled_sum_and_dots(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
-    return weighted_sum(terms, weights), torch.ops.topodet.dots(terms, feature)
-
-
 def _weighted_sum_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
     wide = _wide(feature.dtype)
     products = [(_cast(term, wide) * _cast(feature, wide)).sum() for term in terms]
@@ -277,7 +271,6 @@ _library = library.Library("topodet", "DEF")
 for _schema in (
     "add_up(Tensor[] terms, Tensor weights) -> Tensor",
     "add_up_and_dot(Tensor[] terms, Tensor weights, Tensor feature) -> (Tensor, Tensor)",
-    "dots(Tensor[] terms, Tensor feature) -> Tensor",
 ):
     # Early torch 2 lacks the first one: there a compiler copies tensors that are not contiguous.
     _tags = [getattr(torch.Tag, name) for name in ("flexible_layout", "pt2_compliant_tag") if hasattr(torch.Tag, name)]
@@ -292,11 +285,6 @@ def _(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
 @library.register_fake("topodet::add_up_and_dot")
 def _(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(terms[0]), feature.new_empty(len(terms), dtype=_wide(feature.dtype))
-
-
-@library.register_fake("topodet::dots")
-def _(terms: Sequence[Tensor], feature: Tensor) -> Tensor:
-    return feature.new_empty(len(terms), dtype=_wide(feature.dtype))
 
 
 def _add_up(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -314,12 +302,6 @@ def _add_up_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -
         total = _add(total, term, weight)
         products.append(torch.dot(_flat(term, order), flat))  # now, while the term is in the cache
     return _narrow(total, terms[0]), torch.stack(products)
-
-
-def _dots_on_cpu(terms: Sequence[Tensor], feature: Tensor) -> Tensor:
-    order = order_of_memory(feature)
-    flat = _flat(feature, order)
-    return torch.stack([torch.dot(_flat(term, order), flat) for term in terms])
 
 
 def _add(total: Tensor | None, term: Tensor, weight: float) -> Tensor | None:
@@ -369,12 +351,10 @@ for _name, _on_cpu, _on_gpu in (
 ):
     _library.impl(_name, _on_cpu, "CPU")
     _library.impl(_name, _on_gpu, "CUDA")
-_library.impl("dots", _dots_on_cpu, "CPU")
 
 _ADD_UP = {
     "blocked": torch.ops.topodet.add_up,
     "fused": torch.ops.topodet.add_up,
-    "compiled": weighted_sum,
     "triton": torch.ops.topodet.add_up,
     "torch": weighted_sum,
     "plain": weighted_sum,
@@ -382,7 +362,6 @@ _ADD_UP = {
 _ADD_UP_AND_DOT = {
     "blocked": torch.ops.topodet.add_up_and_dot,
     "fused": torch.ops.topodet.add_up_and_dot,
-    "compiled": _compiled_sum_and_dots,
     "triton": torch.ops.topodet.add_up_and_dot,
     "torch": _weighted_sum_and_dot,
 }
