@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from . import __version__, connectivity
 from .errors import ConfigError, TopologyError, WeightsError, unknown_name
 from .files import atomic_json, atomic_write, sha256
+from .left_out import leaving_out_objects
 from .models import ARCHITECTURES, TimmTrunk, TopoNet, architecture_arguments, create_timm_network
 from .models.chain import Chain, RunWiring
 from .models.timm_trunk import RunEdges
@@ -152,6 +153,17 @@ def read(source: str | os.PathLike, *, check_hash: bool = True) -> WeightsFile:
                 "use an earlier checkpoint"
             )
     return WeightsFile(path, state_dict, card, rest)
+
+
+def read_trained(source: str | os.PathLike) -> WeightsFile:
+    """Read what `read` does, and checkpoints that hold more: MMEngine's log, for one, is left out unread (torch 2.6).
+
+    Raises:
+        WeightsError: what `read` raises.
+    """
+    path = fetch(source)
+    with leaving_out_objects(path):
+        return read(path)
 
 
 def read_checkpoint(source: str | os.PathLike) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from PIL import Image
 
 from tests.detection import IMAGENET, write_coco
 from tools import demo
+from topodet import weights
+from topodet.analysis.report import open_subject
+from topodet.connectivity import wirings
 from topodet.errors import DataError, WeightsError
 from topodet.images import read_image
 
@@ -102,21 +105,28 @@ class Evil:
 
 
 def test_pickled_objects_of_a_checkpoint_are_left_out(trained, tmp_path):
-    from topodet.mmdet.inference import read_checkpoint
-
     content = torch.load(trained[1], weights_only=False)  # the test's own
     mark = tmp_path / "ran"
     torch.save({**content, "message_hub": Evil(eval, f"__import__('os').mkdir({str(mark)!r})")}, tmp_path / "a.pth")
-    assert read_checkpoint(tmp_path / "a.pth").state_dict.keys() == content["state_dict"].keys()
+    assert weights.read_trained(tmp_path / "a.pth").state_dict.keys() == content["state_dict"].keys()
     torch.save({**content, "message_hub": Evil(os.mkdir, str(mark))}, tmp_path / "b.pth")
     with pytest.raises(WeightsError, match="is refused"):
-        read_checkpoint(tmp_path / "b.pth")
+        weights.read_trained(tmp_path / "b.pth")
     assert not mark.exists()
     with pytest.raises(WeightsError, match="no weights file"):
-        read_checkpoint(tmp_path / "missing.pth")
+        weights.read_trained(tmp_path / "missing.pth")
     (tmp_path / "c.pth").write_bytes(b"half")
     with pytest.raises(WeightsError, match="c.pth"):
-        read_checkpoint(tmp_path / "c.pth")
+        weights.read_trained(tmp_path / "c.pth")
+
+
+def test_the_wiring_of_a_checkpoint_can_be_looked_at(trained, tmp_path):
+    subject = open_subject(str(trained[1]))
+    assert subject.kind == "backbone of a detector"
+    tensors = weights.within_detector(weights.read_trained(trained[1]).state_dict)
+    found = {f"{name}.alpha": wiring.alpha for name, wiring in wirings(subject.model).items()}
+    assert found
+    assert all(torch.equal(alpha, tensors[name]) for name, alpha in found.items())
 
 
 def test_a_checkpoint_that_does_not_fit(trained, images, tmp_path, capsys):

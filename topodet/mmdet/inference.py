@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from mmdet.apis import inference_detector, init_detector
 from mmdet.structures import DetDataSample
@@ -23,39 +21,6 @@ from .. import weights
 from ..errors import ConfigError, WeightsError
 from .check import backbones, check_detector
 from .hooks import CARD
-
-
-class _LeftOut:
-    """In the place of an object that a checkpoint holds beside tensors and plain types."""
-
-    def __new__(cls, *_: Any) -> _LeftOut:
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any):
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-
-def read_checkpoint(source: str | os.PathLike) -> weights.WeightsFile:
-    """Read a checkpoint of MMEngine's runner: tensors and plain types only, its pickled log is left out unread.
-
-    Raises:
-        WeightsError: what `weights.read` raises.
-        ConfigError: torch is too old to leave something out.
-    """
-    path = weights.fetch(source)
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
-        raise ConfigError(
-            f"reading MMEngine's checkpoints safely needs torch 2.6 or later, this is {torch.__version__}"
-        )
-    try:
-        objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError):
-        objects = []  # no torch file: said below
-    with torch.serialization.safe_globals([(_LeftOut, name) for name in objects]):
-        return weights.read(path)
 
 
 def build_detector(
@@ -85,7 +50,7 @@ def build_detector(
         raise ConfigError(f"no config file at {path} (working folder {Path.cwd()}); check --config")
     config = Config.fromfile(path)
     config.merge_from_dict(_options(opts))
-    file = read_checkpoint(checkpoint)
+    file = weights.read_trained(checkpoint)
     backbone = config.model.get("backbone", {})
     if backbone.get("arch") == weights.PRETRAINED:
         network = weights.describe(weights.within_detector(file.state_dict))

@@ -95,7 +95,7 @@ def open_subject(source: str) -> Subject:
     """Return the network of a checkpoint, a published file, a folder of tools/pretrain.py, or of timm.
 
     Args:
-        source: path or URL of a file as `topodet.weights.read` takes it, path of a run, or a name for
+        source: path or URL of a file as `topodet.weights.read_trained` takes it, path of a run, or a name for
             `timm.create_model`, whose weights are as they start.
 
     Raises:
@@ -106,7 +106,7 @@ def open_subject(source: str) -> Subject:
     if path.is_dir():
         return _of_run(source, path)
     if path.is_file() or _LOOKS_LIKE_A_FILE.search(source):
-        return _of_file(source, weights.read(source))
+        return _of_file(source, weights.read_trained(source))
     return _of_name(source)
 
 
