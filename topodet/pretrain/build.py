@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 
 import timm
@@ -168,6 +169,8 @@ def prepare(
         forward = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
     parallel = forward
     if group.world_size > 1:
+        # Of [C, 1, 3, 3] in channels_last: strides of dimensions of size 1, which nothing is read by.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         ids = [device.index] if device.type == "cuda" else None
         parallel = nn.parallel.DistributedDataParallel(forward, device_ids=ids, broadcast_buffers=not args.no_ddp_bb)
     optimizer = create_optimizer(args, model, args.lr or scaled_lr(args, group))
