@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+CAN_LEAVE_OUT = hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint")  # torch 2.6
+
 
 class _LeftOut:
     """In the place of an object that a file holds beside tensors and plain types."""
@@ -30,7 +32,7 @@ def leaving_out_objects(path: str | os.PathLike) -> Iterator[None]:
 
     Nothing of theirs is imported or called. Before torch 2.6, which cannot tell their names, nothing changes.
     """
-    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+    if not CAN_LEAVE_OUT:
         yield
         return
     try:

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from . import __version__, connectivity
 from .errors import ConfigError, TopologyError, WeightsError, unknown_name
 from .files import atomic_json, atomic_write, sha256
-from .left_out import leaving_out_objects
+from .left_out import CAN_LEAVE_OUT, leaving_out_objects
 from .models import ARCHITECTURES, TimmTrunk, TopoNet, architecture_arguments, create_timm_network
 from .models.chain import Chain, RunWiring
 from .models.timm_trunk import RunEdges
@@ -162,8 +162,13 @@ def read_trained(source: str | os.PathLike) -> WeightsFile:
         WeightsError: what `read` raises.
     """
     path = fetch(source)
-    with leaving_out_objects(path):
-        return read(path)
+    try:
+        with leaving_out_objects(path):
+            return read(path)
+    except WeightsError as error:
+        if CAN_LEAVE_OUT:
+            raise
+        raise WeightsError(f"{error}. MMEngine's need torch 2.6 or later, this is {torch.__version__}") from error
 
 
 def read_checkpoint(source: str | os.PathLike) -> dict[str, Any]:

@@ -238,6 +238,13 @@ class TestWrittenWhereItIsRead:
         assert_close(fused(x), stage(x))  # with gradients of the input to come
         assert not products
 
+    def test_without_normalisation_there_is_no_bias(self, products):
+        stage = make_stage(complete(9), norm_layer=lambda channels: nn.Identity())
+        x = torch.randn(2, 2, 6, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            assert_close(fuse(stage)(x), stage(x))
+        assert not products
+
     @pytest.mark.parametrize("why", ["hook", "patched", "autocast", "norm"])
     def test_or_called_as_it_is(self, why, products):
         kinds = {"norm_layer": nn.InstanceNorm2d} if why == "norm" else {}

@@ -1,8 +1,10 @@
+import copy
+
 import pytest
 import timm
 import torch
 
-from topodet.models import TopoNet, TopoNetFeatures, TopoStage, fuse_for_inference, init_weights
+from topodet.models import TopoNet, TopoNetFeatures, TopoStage, aggregation, fuse_for_inference, init_weights
 from topodet.models.memory_format import to_fast_format
 from topodet.topology import complete
 
@@ -72,6 +74,84 @@ def test_it_is_the_same_result(size):
     for name, actual in step(torch.float32).items():
         scale = exact[name].abs().max().item()
         torch.testing.assert_close(actual.to(exact[name].dtype), exact[name], rtol=0, atol=1e-3 * scale, msg=name)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("given", [torch.contiguous_format, LAST])
+def test_gradients_of_a_backbone_below_a_neck(batch, given):
+    torch.manual_seed(0)
+    features = TopoNetFeatures(TopoNet(nodes=(3, 9, 4), width=4, num_classes=5), out_indices=(0, 1, 2)).eval()
+    neck = torch.nn.ModuleList(torch.nn.Conv2d(info["num_chs"], 8, 1) for info in features.feature_info)
+    model = torch.nn.ModuleList([features, neck])
+    x = torch.randn(batch, 3, 64, 96).contiguous(memory_format=given)
+    weights = [torch.randn(batch, 8, 16 // 2**k, 24 // 2**k) for k in range(3)]
+
+    def step(dtype):
+        backbone, convs = copy.deepcopy(model).to(dtype)
+        image = x.clone().to(dtype).requires_grad_()
+        sum((conv(y) * w).sum() for conv, y, w in zip(convs, backbone(image), weights)).backward()
+        return [image.grad.double(), *(p.grad.double() for p in backbone.parameters() if p.grad is not None)]
+
+    for actual, expected in zip(step(torch.float32), step(torch.float64)):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-3 * max(0.1, expected.abs().max().item()))
+
+
+@pytest.mark.parametrize("given", [torch.contiguous_format, LAST])
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("nodes", [2, 4, 9])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 8, 8), (1, 3, 28, 20), (2, 8, 7, 5), (1, 64, 14, 14), (3, 2, 2, 2), (1, 1, 6, 6)]
+)
+def test_gradients_of_a_stage(shape, nodes, train, given):
+    """Batches of one image too, whose strides torch may choose: its batch normalisation is wrong at some of them."""
+    torch.manual_seed(0)
+    model = TopoStage(shape[1], shape[1], complete(nodes)).train(train)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, mean in ((module.weight, 1.0), (module.bias, 0.0), (module.running_mean, 0.0)):
+                torch.nn.init.normal_(tensor, mean=mean, std=0.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    x = torch.randn(shape).contiguous(memory_format=given)
+    of_features = torch.randn(shape[0], shape[1], -(-shape[2] // 2), -(-shape[3] // 2))
+
+    def step(dtype):
+        own = copy.deepcopy(model).to(dtype)
+        given = x.clone().to(dtype).requires_grad_()
+        y = own(given)
+        y.backward(of_features.to(dtype))
+        return [y.double(), given.grad.double(), *(p.grad.double() for p in own.parameters())]
+
+    for actual, expected in zip(step(torch.float32), step(torch.float64)):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-3 * max(0.1, expected.abs().max().item()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("nodes", [4, 9])
+def test_evaluation_under_autocast(nodes, dtype, monkeypatch):
+    monkeypatch.setattr(aggregation, "_LARGE", 1)
+    torch.manual_seed(0)
+    model = TopoStage(4, 8, complete(nodes)).eval()
+    x = torch.randn(2, 4, 8, 8)
+    with torch.autocast("cpu", dtype):
+        expected = model(x).float()
+        with torch.no_grad():
+            found = model(x).float()
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("size", "norm_layer"),
+    [(4, torch.nn.BatchNorm2d), (2, torch.nn.BatchNorm2d), (4, torch.nn.InstanceNorm2d)],  # one pixel has all formats
+)
+def test_a_result_may_be_written_into(size, norm_layer):
+    model = TopoStage(4, 4, complete(3), norm_layer=norm_layer).eval()
+    y = model(torch.randn(2, 4, size, size, requires_grad=True))
+    y.mul_(2).sum().backward()
+
+
+def test_an_image_without_a_batch():
+    model = TopoStage(4, 4, complete(3), norm_layer=lambda channels: torch.nn.GroupNorm(2, channels))
+    assert model(torch.randn(4, 8, 8)).shape == (4, 4, 4)
 
 
 @needs_onednn

@@ -233,7 +233,8 @@ class _Read(torch.autograd.Function):
         ctx.kernel = kernel
         # Fixed weights have no gradient that would need the feature.
         ctx.save_for_backward(weights, *([feature] if ctx.needs_input_grad[2] else []))
-        return tuple(feature.view_as(feature) for _ in range(len(weights)))
+        # `view_as` would give a batch of one image other strides, at which batch normalisation is wrong (torch 2.11).
+        return tuple(torch.ops.aten.alias(feature) for _ in range(len(weights)))
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -168,6 +168,7 @@ def _is_product(conv: nn.Conv2d, x: Tensor, out: Tensor) -> bool:
     """Tell whether a 1x1 convolution of `x` is a product of matrices, pixels by channels, that lie in memory so."""
     return (
         is_untouched(conv, nn.Conv2d)
+        and conv.bias is not None
         and x.device == out.device
         and x.dtype == out.dtype == conv.weight.dtype
         and not torch.is_autocast_enabled(x.device.type)

@@ -16,7 +16,8 @@ def to_fast_format(x: Tensor) -> Tensor:
     returned: on GPUs, in float64, where something traces or compiles.
     """
     dnn = torch.backends.mkldnn
-    if kernel(x) in ("blocked", "fused") and x.dtype != torch.float64 and dnn.is_available() and dnn.enabled:
+    maps = x.device.type == "cpu" and x.ndim == 4 and x.dtype != torch.float64
+    if maps and kernel(x) in ("blocked", "fused") and dnn.is_available() and dnn.enabled:
         return x.contiguous(memory_format=torch.channels_last)
     return x
 
@@ -31,7 +32,7 @@ class _FromFastFormat(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        return x.contiguous()
+        return x.clone(memory_format=torch.contiguous_format)  # a tensor of its own, which may be written into
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:

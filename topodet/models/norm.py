@@ -15,9 +15,10 @@ def normalise(norm: nn.Module, x: Tensor, out: Tensor | None = None) -> Tensor:
     Args:
         norm: any normalisation.
         x: [B, C, H, W].
-        out: on the CPU, not followed by autograd; used if it has the shape, strides and dtype of x.
+        out: on the CPU, not followed by autograd; used if it has the shape, strides and dtype of x, and the statistics
+            have that dtype.
     """
-    if out is None or not _is_plain(norm) or not _is_like(x, out):
+    if out is None or not _is_plain(norm) or not _is_like(x, out) or x.dtype != norm.running_mean.dtype:
         return norm(x)
     if norm.training:
         norm.num_batches_tracked.add_(1)
