@@ -249,6 +249,7 @@ class TestOnAGPU:
     def test_more_elements_than_int32_counts(self):
         size = 2**31 + 24
         if torch.cuda.mem_get_info()[0] < 5 * size:  # two tensors of float16, and what the sum is computed in
+            # Nothing smaller has more than 2**31 elements; a GPU that is small or busy has no room for them.
             pytest.skip("needs 11 GB of a GPU's memory")
         term = torch.zeros(size, device="cuda", dtype=torch.float16)
         term[-3:] = 2

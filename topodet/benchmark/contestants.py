@@ -163,7 +163,7 @@ def peer_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def _on_device(module: nn.Module, settings: Settings, name: str, *, fused: bool) -> Contestant:
-    channels_last = "channels_last" in (settings.memory_format, name.removeprefix("chain_"))
+    channels_last = settings.memory_format == "channels_last" or name == "chain_channels_last"
     layout = torch.channels_last if channels_last else torch.contiguous_format
     module = module.to(settings.device, memory_format=layout)
     stage = settings.what == "stage"

@@ -115,7 +115,9 @@ def keep_results(rows: dict[str, Results]) -> Results:
     share = rows["pruned"]["edges"] / rows["model"]["edges"]
     found: Results = {"share": share, "edges": rows["pruned"]["edges"], "full_edges": rows["model"]["edges"]}
     for mode in MODES:
-        full, floor, pruned = (rows[name][mode]["median_ms"] for name in ("model", _floor("model", rows), "pruned"))
+        full, floor, pruned = (
+            rows[name][mode]["median_ms"] for name in ("model", _same_nodes("model", rows), "pruned")
+        )
         found[mode] = {"promised_ratio": (floor + share * (full - floor)) / full, "measured_ratio": pruned / full}
     return found
 
@@ -159,14 +161,14 @@ def growth_results(settings: Settings, nodes: int, say: Callable[[str], None]) -
         cells = {f"{mode}_ms": row[mode]["median_ms"] for mode in MODES if mode in row}
         for mode in MODES:
             if mode in row and not name.startswith("chain"):
-                extra = row[mode]["median_ms"] - rows[_floor(name, rows)][mode]["median_ms"]
+                extra = row[mode]["median_ms"] - rows[_same_nodes(name, rows)][mode]["median_ms"]
                 cells[f"{mode}_us_per_edge"] = 1e3 * extra / edges
         cells |= {key: value for key, value in row.get("memory", {}).items() if key != "baseline_mb"}
         found["contestants"][name] = cells
     return found
 
 
-def _floor(name: str, rows: Collection[str]) -> str:
+def _same_nodes(name: str, rows: Collection[str]) -> str:
     """Return the chain whose nodes cost what those of a contestant do: in the memory format in which it computes."""
     return "chain" if name in ("plain", "module") or "chain_channels_last" not in rows else "chain_channels_last"
 

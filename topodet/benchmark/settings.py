@@ -9,6 +9,7 @@ import torch
 
 from ..errors import ConfigError, unknown_name
 from ..models import ARCHITECTURES
+from ..models.memory_format import to_fast_format
 from ..topology import GENERATORS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,7 +89,10 @@ class Settings:
     @property
     def reformats(self) -> bool:
         """Whether the model computes in another memory format than it is given, see `models.memory_format`."""
-        return not (self.cuda or self.compile or self.memory_format == "channels_last" or self.what == "detector")
+        if self.compile or self.memory_format == "channels_last":
+            return False
+        probe = torch.empty(1, 2, 2, 2, device=self.device)
+        return to_fast_format(probe) is not probe
 
     @property
     def precision(self) -> torch.dtype:

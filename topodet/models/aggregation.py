@@ -173,7 +173,7 @@ class EdgeSums:
         self.outgoing = alpha[by_source].split([len(row) for row in self.readers]) if self.backward else None
         # What each node reads of each of its sources.
         self.views: list[dict[int, Tensor]] = [{} for _ in self.sources]
-        self.layout: Layout | None = None  # of a feature
+        self.layout: Layout | None = None  # of a feature, in evaluation on a CPU
 
     def put(self, j: int, feature: Tensor, start: int = 0, stop: int | None = None) -> None:
         """Take the feature of node j, [B, C, H, W], for its readers `start:stop`; for all of them by default."""
@@ -183,7 +183,7 @@ class EdgeSums:
             views = _Read.apply(self.kernel, feature, self.outgoing[j][start:stop])
         for i, view in zip(readers, views):
             self.views[i][j] = view
-        if self.layout is None and self.kernel in ("blocked", "fused"):
+        if self.layout is None and not self.backward and self.kernel in ("blocked", "fused"):
             self.layout = Layout(feature)
 
     def row(self, i: int) -> Tensor | None:
@@ -192,10 +192,9 @@ class EdgeSums:
         In evaluation features go, one by one, and malloc would give them back to the system and take them anew. In
         training they stay for the backward pass.
         """
-        if self.layout is None or torch.is_grad_enabled():
+        if self.layout is None or self.layout.nbytes < _LARGE or i + 1 == len(self.sources):  # which leaves the stage
             return None
-        large = self.layout.nbytes >= _LARGE and i + 1 < len(self.sources)  # the last one leaves the stage
-        return self.layout.borrow() if large else None
+        return self.layout.borrow()
 
     def read(self, i: int, *, relu: bool = False) -> Tensor:
         """Return the sum that node i reads, or its ReLU, in a tensor of its own; nothing else refers to it."""

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
 from .aggregation import Graph, make_sums
-from .memory_format import from_fast_format, to_fast_format
+from .memory_format import in_fast_format
 from .norm import is_untouched
 from .stage import Node, TopoStage
 from .trunk import Stem
@@ -139,9 +139,7 @@ class FusedStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the last node's output, [B, out_chs, ceil(H / 2), ceil(W / 2)]."""
-        fast = to_fast_format(x)
-        feature = self._last_feature(fast)
-        return feature if fast is x else from_fast_format(feature)
+        return in_fast_format(self._last_feature, x)
 
     def _last_feature(self, x: Tensor) -> Tensor:
         size = x.shape[0], self.out_chs, (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2

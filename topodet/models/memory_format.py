@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,12 @@ def to_fast_format(x: Tensor) -> Tensor:
     if maps and kernel(x) in ("blocked", "fused") and dnn.is_available() and dnn.enabled:
         return x.contiguous(memory_format=torch.channels_last)
     return x
+
+
+def in_fast_format(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return `compute(x)`, computed in the fast format, in torch's own where `x` was not in the fast one."""
+    fast = to_fast_format(x)
+    return compute(fast) if fast is x else from_fast_format(compute(fast))
 
 
 def from_fast_format(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ..topology import Topology
 from ..topology.cuts import check_paths
 from ..topology.graph import Edge
 from .aggregation import Sums
-from .memory_format import from_fast_format, to_fast_format
+from .memory_format import in_fast_format
 from .norm import normalise
 from .wiring import EdgeWeights, Wiring
 
@@ -114,9 +114,7 @@ class TopoStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the nodes in topological order and return the last one's output."""
-        fast = to_fast_format(x)
-        feature = self._last_feature(fast)
-        return feature if fast is x else from_fast_format(feature)
+        return in_fast_format(self._last_feature, x)
 
     def _last_feature(self, x: Tensor) -> Tensor:
         x = self.nodes[0](x)
