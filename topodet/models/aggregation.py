@@ -50,32 +50,41 @@ _tried: dict[tuple[torch.device, torch.dtype], bool] = {}
 
 def kernel(x: Tensor) -> Kernel:
     """Return the name of the kernel that sums tensors like `x` here and now."""
-    compiling = torch.compiler.is_dynamo_compiling()
-    if not compiling and _must_be_plain(x):
+    if is_followed(x):
         return "plain"
+    compiling = torch.compiler.is_dynamo_compiling()
     if _forced in ("torch", "plain"):
         return _forced
     if x.device.type == "cpu":
         if compiling and _forced != "fused":
             # Autograd alone would add up a feature's gradients in the type of the feature.
             return "plain" if x.dtype == _wide(x.dtype) else "torch"
-        return "blocked" if _forced != "fused" and _products_are_exact(x) else "fused"
+        return "blocked" if _forced != "fused" and products_are_exact(x) else "fused"
     # A compiler cannot try the kernel; it takes the operators as they are, which try it when they run.
     if x.device.type == "cuda" and (compiling or _triton_works(x)):
         return "triton"
     return "torch"
 
 
-def _products_are_exact(x: Tensor) -> bool:
-    """Whether torch's matrix products of tensors like `x` on a CPU lose no more than additions do."""
+def products_are_exact(x: Tensor) -> bool:
+    """Tell whether torch's matrix products of tensors like `x` on a CPU lose no more than additions do."""
     if x.dtype == torch.float32:
-        return torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled("cpu")
+        return _precision() == "highest" and not torch.is_autocast_enabled("cpu")
     return x.dtype == torch.float64
 
 
-def _must_be_plain(x: Tensor) -> bool:
+@torch.compiler.assume_constant_result  # a compiler does not follow this call
+def _precision() -> str:
+    return torch.get_float32_matmul_precision()
+
+
+def is_followed(x: Tensor) -> bool:
+    """Tell whether something other than torch.compile and autograd follows what is computed with `x`.
+
+    It would not understand our operators, and make what we choose for one tensor a law for others.
+    """
     return (
-        torch.compiler.is_compiling()  # torch.export
+        (torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling())  # torch.export
         or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import ConfigError
 from .aggregation import Graph, make_sums
 from .memory_format import in_fast_format
-from .norm import is_untouched
+from .pointwise import convolve
 from .stage import Node, TopoStage
 from .trunk import Stem
 
@@ -97,10 +97,7 @@ class FusedNode(nn.Module):
         """
         total = total if self.offset is None else total + self.offset
         x = self.conv_dw(F.relu(total, inplace=self.inplace))
-        if out is not None and type(self.norm) is nn.Identity and _is_product(self.conv_pw, x, out):
-            torch.addmm(self.conv_pw.bias, _rows(x), self.conv_pw.weight.flatten(1).t(), out=_rows(out))
-            return out
-        return self.norm(self.conv_pw(x))
+        return self.norm(convolve(self.conv_pw, x, out if type(self.norm) is nn.Identity else None))
 
 
 class FusedStage(nn.Module):
@@ -160,24 +157,6 @@ class FusedStage(nn.Module):
     def extra_repr(self) -> str:
         """Show what is left of the graph in the printed module."""
         return f"{len(self.nodes)} nodes and {len(self.edges)} edges of {self.topology}"
-
-
-def _is_product(conv: nn.Conv2d, x: Tensor, out: Tensor) -> bool:
-    """Tell whether a 1x1 convolution of `x` is a product of matrices, pixels by channels, that lie in memory so."""
-    return (
-        is_untouched(conv, nn.Conv2d)
-        and conv.bias is not None
-        and x.device == out.device
-        and x.dtype == out.dtype == conv.weight.dtype
-        and not torch.is_autocast_enabled(x.device.type)
-        and out.shape == (x.shape[0], conv.out_channels, *x.shape[2:])
-        and all(map_.is_contiguous(memory_format=torch.channels_last) for map_ in (x, out))
-    )
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Return a channels_last feature map as it lies in memory, [B H W, C]."""
-    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
 
 
 def _ancestors(last: int, inputs: Sequence[Collection[int]]) -> list[int]:

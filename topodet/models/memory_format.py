@@ -6,20 +6,22 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.backends import mkldnn as onednn
 
-from .aggregation import kernel
+from .aggregation import is_followed
+
+_has_onednn = onednn.is_available()  # asked once: a compiler does not follow this call
 
 
 def to_fast_format(x: Tensor) -> Tensor:
     """Return a feature map or image, [B, C, H, W], in the memory format in which convolutions take least time.
 
     That is channels_last where oneDNN computes them: it would bring every other format into one of its own, and the
-    result back, at each convolution. torch's compiler makes the same choice for itself. Elsewhere `x` itself is
-    returned: on GPUs, in float64, where something traces or compiles.
+    result back, at each convolution. torch's compiler makes the same choice for itself; but only here it shows in strides,
+    by which `convolve` chooses. Elsewhere `x` itself is returned: on GPUs, in float64, where something traces.
     """
-    dnn = torch.backends.mkldnn
     maps = x.device.type == "cpu" and x.ndim == 4 and x.dtype != torch.float64
-    if maps and kernel(x) in ("blocked", "fused") and dnn.is_available() and dnn.enabled:
+    if maps and _has_onednn and not is_followed(x) and (torch.compiler.is_dynamo_compiling() or onednn.enabled):
         return x.contiguous(memory_format=torch.channels_last)
     return x
 

@@ -14,6 +14,7 @@ from ..topology.graph import Edge
 from .aggregation import Sums
 from .memory_format import in_fast_format
 from .norm import normalise
+from .pointwise import convolve
 from .wiring import EdgeWeights, Wiring
 
 NormLayer = Callable[[int], nn.Module]
@@ -50,7 +51,7 @@ class Node(nn.Module):
             out: where the result may be written, see `normalise`.
         """
         x = x if activated else F.relu(x, inplace=self.inplace)
-        return normalise(self.norm, self.conv_pw(self.conv_dw(x)), out)
+        return normalise(self.norm, convolve(self.conv_pw, self.conv_dw(x)), out)
 
 
 class TopoStage(nn.Module):
