@@ -49,6 +49,16 @@ def test_too_small_a_buffer_makes_way():
     assert borrow((1000,), torch.float32).data_ptr() == place  # as large as it was
 
 
+def test_of_equal_ones_that_which_came_back_last():
+    lent = [borrow((100,), torch.float32) for _ in range(3)]
+    places = [x.data_ptr() for x in lent]
+    for k in (2, 0, 1):
+        lent[k] = None
+    assert [borrow((100,), torch.float32).data_ptr()] == [places[1]]
+    kept = [borrow((100,), torch.float32) for _ in range(3)]
+    assert [x.data_ptr() for x in kept] == [places[k] for k in (1, 0, 2)]
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 2000)), max_size=40))
 def test_never_more_than_were_in_use(steps):
     scratch.release()

@@ -89,7 +89,7 @@ class Settings:
     @property
     def reformats(self) -> bool:
         """Whether the model computes in another memory format than it is given, see `models.memory_format`."""
-        if self.compile or self.memory_format == "channels_last":
+        if self.memory_format == "channels_last":
             return False
         probe = torch.empty(1, 2, 2, 2, device=self.device)
         return to_fast_format(probe) is not probe

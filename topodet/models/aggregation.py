@@ -41,6 +41,9 @@ Kernel = Literal["blocked", "fused", "triton", "torch", "plain"]
 
 _forced: Kernel | None = None
 
+# Whether torch.export traces, whose strict mode uses dynamo as torch.compile does; torch 2.7 began to tell them apart.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
 # Bytes of a feature above which to take its memory from malloc takes longer than Python does to look for another.
 _LARGE = 2**20
 
@@ -84,7 +87,8 @@ def is_followed(x: Tensor) -> bool:
     It would not understand our operators, and make what we choose for one tensor a law for others.
     """
     return (
-        (torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling())  # torch.export
+        _is_exporting()
+        or (torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling())
         or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0

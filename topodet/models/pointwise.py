@@ -13,19 +13,22 @@ from .norm import is_untouched
 # its own at each call, which many pixels make up for.
 _FEW = 2048
 
+# Without it an export, which takes no choice by size, cannot be told from a compiler (before torch 2.7).
+_may_compile = hasattr(torch.compiler, "is_exporting")
+
 
 def convolve(conv: nn.Conv2d, x: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return `conv(x)` of a 1x1 convolution, as a product on a CPU where that is faster.
+    """Return `conv(x)` of a 1x1 convolution; on a CPU as a product of matrices where that is faster.
 
-    A convolution that is hooked, patched or of another class is called as it is.
+    That is for few pixels, and where the result can be written into `out`. A convolution that is hooked, patched or of
+    another class is called as it is.
 
     Args:
         conv: 1x1, of stride 1, one group and no padding.
         x: [B, C, H, W].
-        out: where the result may be written; followed by autograd neither itself nor through the convolution. Used if
-            it has the shape and dtype of the result, x and it are channels_last, and there is a bias.
+        out: where the result may be written, if it fits and there is a bias; autograd does not follow it.
     """
-    if not is_untouched(conv, nn.Conv2d) or not _is_product(conv, x):
+    if not is_untouched(conv, nn.Conv2d) or not _is_matrix(x, conv):
         return conv(x)
     weight = conv.weight.flatten(1)
     if out is not None and conv.bias is not None and _may_hold(out, x, conv.out_channels):
@@ -36,14 +39,15 @@ def convolve(conv: nn.Conv2d, x: Tensor, out: Tensor | None = None) -> Tensor:
     return F.linear(x.permute(0, 2, 3, 1), weight, conv.bias).permute(0, 3, 1, 2)
 
 
-def _is_product(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Tell whether x lies in memory as a matrix, and a CPU multiplies it as exactly as it convolves it."""
+def _is_matrix(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Tell whether x lies in memory as a matrix of pixels, which a CPU multiplies as exactly as it convolves."""
     return (
         x.device.type == "cpu"
         and x.ndim == 4
         and x.dtype == conv.weight.dtype
         and products_are_exact(x)
         and not is_followed(x)
+        and (_may_compile or not torch.compiler.is_dynamo_compiling())
         and x.is_contiguous(memory_format=torch.channels_last)
     )
 

@@ -75,10 +75,13 @@ def release() -> None:
 
 
 def _take(size: int) -> np.ndarray | None:
-    """Return the smallest free buffer of at least `size` bytes; where none is so large, the largest, to be given up."""
-    free = sorted((memory.nbytes, address) for address, memory in list(_free.items()))
+    """Return the smallest free buffer of at least `size` bytes; where none is so large, the largest, to be given up.
+
+    Of equal ones that which came back last, and may still be in a cache.
+    """
+    free = [(memory.nbytes, -place, address) for place, (address, memory) in enumerate(list(_free.items()))]
     enough = [entry for entry in free if entry[0] >= size]
-    address = enough[0][1] if enough else free[-1][1] if free else None
+    _, _, address = min(enough) if enough else max(free, default=(0, 0, None))
     return _free.pop(address, None)
 
 
