@@ -41,9 +41,6 @@ Kernel = Literal["blocked", "fused", "triton", "torch", "plain"]
 
 _forced: Kernel | None = None
 
-# Whether torch.export traces, whose strict mode uses dynamo as torch.compile does; torch 2.7 began to tell them apart.
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
-
 # Bytes of a feature above which to take its memory from malloc takes longer than Python does to look for another.
 _LARGE = 2**20
 
@@ -76,9 +73,15 @@ def products_are_exact(x: Tensor) -> bool:
     return x.dtype == torch.float64
 
 
-@torch.compiler.assume_constant_result  # a compiler does not follow this call
+# A compiler follows neither of these two calls: it cannot, and says of all it compiles that it is exported.
+@torch.compiler.assume_constant_result
 def _precision() -> str:
     return torch.get_float32_matmul_precision()
+
+
+@torch.compiler.assume_constant_result
+def _is_exporting() -> bool:
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()  # since torch 2.7
 
 
 def is_followed(x: Tensor) -> bool:

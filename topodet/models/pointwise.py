@@ -28,7 +28,7 @@ def convolve(conv: nn.Conv2d, x: Tensor, out: Tensor | None = None) -> Tensor:
         x: [B, C, H, W].
         out: where the result may be written, if it fits and there is a bias; autograd does not follow it.
     """
-    if not is_untouched(conv, nn.Conv2d) or not _is_matrix(x, conv):
+    if not is_untouched(conv, nn.Conv2d) or not _is_product(conv, x):
         return conv(x)
     weight = conv.weight.flatten(1)
     if out is not None and conv.bias is not None and _may_hold(out, x, conv.out_channels):
@@ -39,23 +39,22 @@ def convolve(conv: nn.Conv2d, x: Tensor, out: Tensor | None = None) -> Tensor:
     return F.linear(x.permute(0, 2, 3, 1), weight, conv.bias).permute(0, 3, 1, 2)
 
 
-def _is_matrix(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Tell whether x lies in memory as a matrix of pixels, which a CPU multiplies as exactly as it convolves."""
+def _is_product(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Tell whether a CPU multiplies x as exactly as it convolves it, channels side by side, and nothing minds."""
     return (
         x.device.type == "cpu"
         and x.ndim == 4
+        and x.stride(1) == 1  # a compiler that knows no sizes does not know that it is channels_last
         and x.dtype == conv.weight.dtype
         and products_are_exact(x)
         and not is_followed(x)
         and (_may_compile or not torch.compiler.is_dynamo_compiling())
-        and x.is_contiguous(memory_format=torch.channels_last)
     )
 
 
 def _may_hold(out: Tensor, x: Tensor, channels: int) -> bool:
-    shape = (x.shape[0], channels, *x.shape[2:])
-    same = out.device == x.device and out.dtype == x.dtype and out.shape == shape
-    return same and out.is_contiguous(memory_format=torch.channels_last)
+    same = out.device == x.device and out.dtype == x.dtype and out.shape == (x.shape[0], channels, *x.shape[2:])
+    return same and all(map_.is_contiguous(memory_format=torch.channels_last) for map_ in (x, out))
 
 
 def _rows(x: Tensor) -> Tensor:
