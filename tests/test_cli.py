@@ -105,3 +105,12 @@ def test_list_prints_every_registered_network(capsys):
     assert set(rows) == set(timm.list_models("toponet*"))
     assert rows["toponet50"][1:] == ["14,20,26,14", "64", "697", "learned", "23,746,337", "complete"]
     assert rows["toponet50_residual2"][3:] == ["235", "fixed", "23,745,640", "residual", "interval=2"]
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "topodet", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 1)
+    process.stderr.close()

@@ -72,13 +72,12 @@ def analyze(parser: argparse.ArgumentParser) -> Run:
 
         against = args.against and report.open_subject(args.against)
         numbers = report.measure(report.open_subject(args.source), thresholds=args.thresholds, against=against)
-        if args.json == "-":
-            print(json.dumps(numbers, allow_nan=False))
-        else:
-            print(report.text(numbers), end="\n\n")
-            if args.json:
-                print(atomic_json(args.json, numbers))
-        print(atomic_write(args.html, report.page(numbers)), file=sys.stderr if args.json == "-" else sys.stdout)
+        # Files first: who reads what is printed may stop reading.
+        written = [atomic_json(args.json, numbers)] if args.json and args.json != "-" else []
+        written.append(atomic_write(args.html, report.page(numbers)))
+        printed = args.json == "-"
+        print(json.dumps(numbers, allow_nan=False) if printed else f"{report.text(numbers)}\n")
+        print(*written, sep="\n", file=sys.stderr if printed else sys.stdout)
         return 0
 
     return run

@@ -7,6 +7,7 @@ command line tool can print them without a traceback.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -47,12 +48,19 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
 def exit_status(run: Callable[..., int | None], *args: Any) -> int:
     """Call `run` as a command line tool: return its status, or print what is wrong with the input and return 1.
 
+    A reader of the output that has seen enough, as `head` has, is no error to speak of.
+
     Args:
         run: returns the exit status; None is 0.
         args: of `run`.
     """
     try:
-        return run(*args) or 0
+        status = run(*args) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        return 1
     except (TopodetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,8 +2,10 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,7 +259,9 @@ def test_command(main, tmp_path, capsys):
         (["toponet_nanno"], "'toponet_nanno' is no file and no folder here.*Did you mean 'toponet_nano'"),
         (["resnet18"], "resnet18 has no wiring"),
         (["gone.pth"], "no weights file at gone.pth"),
-        (["."], "it is no run of tools/pretrain.py"),
+        (["empty"], "empty is no run of tools/pretrain.py: .* Give a file"),
+        (["detector"], "detector is no run of tools/pretrain.py: .* Give one of its files, e.g. detector.epoch_12.pth"),
+        (["begun"], "begun has no checkpoint: the run has not finished its first epoch"),
         (["plain.pth"], "plain.pth has no topology: none of its 1 tensors"),
         (["loop.pth"], "a.wiring is no wiring: .*self-loop"),
         (["elsewhere.pth"], "names the network 'hf-hub:x', which would be looked up elsewhere"),
@@ -268,6 +272,10 @@ def test_command(main, tmp_path, capsys):
 def test_what_cannot_be_looked_at_is_told(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     saved(toponet(), "model.pth")
+    for n, path in enumerate(("empty/x.txt", "begun/args.yaml", "detector/epoch_9.pth", "detector/epoch_12.pth")):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).touch()
+        os.utime(path, (n, n))
     torch.save({"fc.weight": torch.ones(2, 2)}, "plain.pth")
     edges = {"edges": torch.tensor([[0, 1], [1, 1]]), "alpha": torch.ones(2)}
     loop = {f"a.wiring.{name}": value for name, value in edges.items()}

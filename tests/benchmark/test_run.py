@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from topodet.benchmark import benchmark, make_settings
+from topodet.benchmark import benchmark, make_settings, measure
 from topodet.benchmark.measure import interleaved, summary
 from topodet.benchmark.report import bandwidth_table
 from topodet.benchmark.run import bandwidth_results, keep_results, ratios
@@ -40,6 +40,14 @@ def test_rounds_are_interleaved():
     log.clear()
     assert "d" in interleaved(playing, "eval", rounds=1, warmup=0, cuda=False)
     assert {(mode, training) for _, mode, training in log} == {("eval", False)}
+
+
+def test_memory_is_the_median_of_processes(monkeypatch):
+    peaks = iter((5.0, 1.0, 3.0))
+    monkeypatch.setattr(
+        measure, "_of_a_process", lambda settings, name: {"baseline_mb": 1.0, "eval_peak_mb": next(peaks)}
+    )
+    assert measure.process_memory(make_settings(**TINY), "model") == {"baseline_mb": 1.0, "eval_peak_mb": 3.0}
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose malloc this is about")

@@ -96,6 +96,8 @@ def gpu_memory(contestant: Contestant, before: int) -> Megabytes:
 def process_memory(settings: Settings, name: str) -> Megabytes:
     """Return the peak of the memory of a whole fresh process that does nothing but a contestant's steps.
 
+    Where malloc puts what makes that peak vary by a tenth: it is the median of `settings.memory_runs` processes.
+
     Returns:
         in MB of 2**20 bytes: "baseline_mb" after the imports, before anything is built; "eval_peak_mb" after
         evaluation, "train_peak_mb" after training steps.
@@ -103,6 +105,11 @@ def process_memory(settings: Settings, name: str) -> Megabytes:
     Raises:
         ConfigError: the process died, most likely for want of memory.
     """
+    runs = [_of_a_process(settings, name) for _ in range(settings.memory_runs)]
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+
+
+def _of_a_process(settings: Settings, name: str) -> Megabytes:
     # Spawned, not forked: a fork starts with the memory of its parent.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:

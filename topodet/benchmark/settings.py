@@ -51,6 +51,7 @@ class Settings:
         malloc: "steady" lets glibc keep what is freed while steps are timed on a CPU, "default" leaves it as it is;
             without glibc there is only that.
         memory: whether peak memory is measured.
+        memory_runs: processes whose median it is, on a CPU.
         module: "PATH.py:FUNCTION" of one more contestant, "" for none.
         contestants: the names of those that take part; () for all.
         frameworks: of the detectors; () for those that are installed.
@@ -76,6 +77,7 @@ class Settings:
     threads: int = 0
     malloc: str = "steady"
     memory: bool = True
+    memory_runs: int = 3
     module: str = ""
     contestants: tuple[str, ...] = ()
     frameworks: tuple[str, ...] = ()
@@ -124,7 +126,8 @@ def _check(settings: Settings) -> None:
     _check_name("--malloc", settings.malloc, ("steady", "default"))
     for framework in settings.frameworks:
         _check_name("--frameworks", framework, FRAMEWORKS)
-    for name, least in (("batch", 1), ("size", 2), ("in_chs", 1), ("out_chs", 1), ("rounds", 1), ("warmup", 0)):
+    at_least = {"batch": 1, "size": 2, "in_chs": 1, "out_chs": 1, "rounds": 1, "warmup": 0, "memory_runs": 1}
+    for name, least in at_least.items():
         value = getattr(settings, name)
         if value < least:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: give at least {least}")

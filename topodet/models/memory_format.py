@@ -17,9 +17,8 @@ def to_fast_format(x: Tensor) -> Tensor:
     """Return a feature map or image, [B, C, H, W], in the memory format in which convolutions take least time.
 
     That is channels_last where oneDNN computes them: it would bring every other format into one of its own, and the
-    result back, at each convolution. torch's compiler makes the same choice for itself, but of that
-    strides tell nothing, by which `convolve` chooses. Elsewhere `x` itself is returned: on GPUs, in float64, where
-    something traces.
+    result back, at each convolution. torch's compiler makes the same choice for itself, too late for `convolve`, which
+    looks at the strides. Elsewhere `x` itself is returned: on GPUs, in float64, where something traces.
     """
     maps = x.device.type == "cpu" and x.ndim == 4 and x.dtype != torch.float64
     if maps and _has_onednn and not is_followed(x) and (torch.compiler.is_dynamo_compiling() or onednn.enabled):

@@ -240,6 +240,8 @@ def _tell(
         training.group.world_size,
         training.group.device.type,
     )
+    if args.resume == "auto" and not start:
+        _logger.info("nothing to resume in %s yet: a new run begins", folder)
     if start == epochs:
         _logger.info("all %d epochs are done: nothing is left to train", epochs)
         return

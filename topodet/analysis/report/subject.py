@@ -164,9 +164,11 @@ def _of_run(source: str, folder: Path) -> Subject:
     paths = sorted(folder.glob("checkpoint-*.pth.tar"))
     paths += [path for path in (folder / _BEST, folder / LAST) if path.exists()]
     if not paths:
-        known = (folder / "args.yaml").exists()
-        what = "the run has not finished its first epoch" if known else "it is no run of tools/pretrain.py"
-        raise WeightsError(f"{folder} has no checkpoint: {what}. Give a run's folder, or a file")
+        if (folder / "args.yaml").exists():
+            raise WeightsError(f"{folder} has no checkpoint: the run has not finished its first epoch")
+        others = sorted(folder.glob("*.pth"), key=lambda path: path.stat().st_mtime)  # of a framework's own training
+        remedy = f"one of its files, e.g. {others[-1]}" if others else "a file"
+        raise WeightsError(f"{folder} is no run of tools/pretrain.py: no checkpoint of one is there. Give {remedy}")
     files: dict[int, WeightsFile] = {}
     notes: list[str] = []
     damaged: list[str] = []
