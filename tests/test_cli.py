@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -107,10 +108,24 @@ def test_list_prints_every_registered_network(capsys):
     assert rows["toponet50_residual2"][3:] == ["235", "fixed", "23,745,640", "residual", "interval=2"]
 
 
-def test_a_reader_that_stops_reading_is_no_error():
-    process = subprocess.Popen(
-        [sys.executable, "-m", "topodet", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    process.stdout.close()
-    assert (process.stderr.read(), process.wait()) == ("", 1)
-    process.stderr.close()
+def run_in_a_shell(command, code):
+    script = f"import sys; from topodet.errors import exit_status; {code}"
+    command = command.replace("PYTHON", f"{shlex.quote(sys.executable)} -c {shlex.quote(script)}")
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_reader_that_stops_reading_is_no_error(size):
+    code = f"sys.exit(exit_status(lambda: (sys.stdin.read(), print('x' * {size}))[1]))"
+    assert run_in_a_shell("(sleep 0.2; echo) | PYTHON | true", code) == (1, "", "")
+
+
+def test_another_broken_pipe_is_an_error():
+    code = "def run(): raise BrokenPipeError(32, 'of a worker')\nstatus = exit_status(run); print('more', status)"
+    status, out, err = run_in_a_shell("PYTHON | cat", code.replace("def run", "\ndef run", 1))
+    assert (status, out, err) == (0, "more 1\n", "error: [Errno 32] of a worker\n")
+
+
+def test_no_output_at_all():
+    assert run_in_a_shell("PYTHON >&-", "sys.exit(exit_status(lambda: 0))") == (0, "", "")

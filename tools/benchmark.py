@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", type=int, help="of torch")
     add("--malloc", help="steady: the CPU's freed memory stays with the process (default); default: as glibc does it")
     add("--memory", action=argparse.BooleanOptionalAction, default=None, help="measure peak memory (default: yes)")
-    add("--memory-runs", type=int, help="processes whose median a peak is, on a CPU (default: 3)")
+    add("--memory-runs", type=int, help="number of processes whose median the peak is, on a CPU (default: 3)")
     add = made.add_argument_group("results").add_argument
     add("--json", type=Path, metavar="FILE", help="write the record there")
     add("--record", metavar="NAME", help="write the record to records/benchmarks/NAME.json")

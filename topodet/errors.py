@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import select
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -56,11 +57,22 @@ def exit_status(run: Callable[..., int | None], *args: Any) -> int:
     """
     try:
         status = run(*args) or 0
-        sys.stdout.flush()
+        print(end="", flush=True)
         return status
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
-        return 1
     except (TopodetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for what Python flushes when it ends
+        else:
+            print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _reader_is_gone() -> bool:
+    """Tell whether the standard output is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+    except (AttributeError, OSError):  # Windows has no poll, and not every output has a descriptor
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))

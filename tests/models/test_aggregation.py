@@ -320,6 +320,23 @@ class TestChoice:
         finally:
             torch.set_float32_matmul_precision(before)
 
+    @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="torch 2.9 has precisions by device")
+    def test_precisions_by_device(self):
+        """torch then refuses to name one precision of all devices."""
+        own = torch.backends.mkldnn.matmul
+        before, stage, x = own.fp32_precision, make_stage(complete(9)).float(), torch.randn(2, 2, 8, 8)
+        expected = stage(x)
+        torch.compiler.reset()
+        try:
+            own.fp32_precision = "bf16"
+            assert kernel(x) == "fused"
+            torch.testing.assert_close(stage(x), expected, rtol=0.05, atol=0.05)
+            compiled = torch.compile(stage, backend="eager", fullgraph=True)
+            torch.testing.assert_close(compiled(x), expected, rtol=0.05, atol=0.05)
+        finally:
+            own.fp32_precision = before
+        assert kernel(x) == "blocked"
+
     def test_by_name(self):
         with use_kernel("plain"):
             assert kernel(torch.zeros(1)) == "plain"

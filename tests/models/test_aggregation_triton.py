@@ -109,7 +109,7 @@ class TestChoice:
     @pytest.fixture
     def on_gpu(self, monkeypatch):
         """What `kernel` wants to know of a tensor on a GPU."""
-        monkeypatch.setattr(aggregation, "is_followed", lambda x: False)
+        monkeypatch.setattr(aggregation, "is_traced", lambda x: False)
         return SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16)
 
     @pytest.mark.parametrize(("works", "expected"), [(True, "triton"), (False, "torch")])

@@ -76,7 +76,7 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Results
     contestants.clear()
     if settings.memory and not settings.cuda:
         for name, row in rows.items():
-            say(f"memory of {name}, in {settings.memory_runs} process(es) of its own")
+            say(f"memory of {name}, in fresh processes ({settings.memory_runs})")
             row["memory"] = process_memory(settings, name)
     return rows
 

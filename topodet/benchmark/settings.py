@@ -51,7 +51,7 @@ class Settings:
         malloc: "steady" lets glibc keep what is freed while steps are timed on a CPU, "default" leaves it as it is;
             without glibc there is only that.
         memory: whether peak memory is measured.
-        memory_runs: processes whose median it is, on a CPU.
+        memory_runs: number of processes whose median the peak memory is, on a CPU.
         module: "PATH.py:FUNCTION" of one more contestant, "" for none.
         contestants: the names of those that take part; () for all.
         frameworks: of the detectors; () for those that are installed.

@@ -50,7 +50,7 @@ _tried: dict[tuple[torch.device, torch.dtype], bool] = {}
 
 def kernel(x: Tensor) -> Kernel:
     """Return the name of the kernel that sums tensors like `x` here and now."""
-    if is_followed(x):
+    if is_traced(x):
         return "plain"
     compiling = torch.compiler.is_dynamo_compiling()
     if _forced in ("torch", "plain"):
@@ -73,10 +73,14 @@ def products_are_exact(x: Tensor) -> bool:
     return x.dtype == torch.float64
 
 
-# A compiler follows neither of these two calls: it cannot, and says of all it compiles that it is exported.
+# What these two return is asked when something is compiled and not traced: dynamo cannot trace the first one, and
+# answers the second one with True whatever it compiles.
 @torch.compiler.assume_constant_result
 def _precision() -> str:
-    return torch.get_float32_matmul_precision()
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "mixed"  # torch 2.9 has precisions by device, which need not be one of the three
 
 
 @torch.compiler.assume_constant_result
@@ -84,10 +88,10 @@ def _is_exporting() -> bool:
     return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()  # since torch 2.7
 
 
-def is_followed(x: Tensor) -> bool:
-    """Tell whether something other than torch.compile and autograd follows what is computed with `x`.
+def is_traced(x: Tensor) -> bool:
+    """Tell whether something other than torch.compile and autograd records what is computed with `x`.
 
-    It would not understand our operators, and make what we choose for one tensor a law for others.
+    It does not understand our operators, and what we choose by one tensor's size would hold for every size.
     """
     return (
         _is_exporting()

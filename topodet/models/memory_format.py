@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.backends import mkldnn as onednn
 
-from .aggregation import is_followed
+from .aggregation import is_traced
 
 _has_onednn = onednn.is_available()  # asked once: a compiler does not follow this call
 
@@ -21,7 +21,7 @@ def to_fast_format(x: Tensor) -> Tensor:
     looks at the strides. Elsewhere `x` itself is returned: on GPUs, in float64, where something traces.
     """
     maps = x.device.type == "cpu" and x.ndim == 4 and x.dtype != torch.float64
-    if maps and _has_onednn and not is_followed(x) and (torch.compiler.is_dynamo_compiling() or onednn.enabled):
+    if maps and _has_onednn and not is_traced(x) and (torch.compiler.is_dynamo_compiling() or onednn.enabled):
         return x.contiguous(memory_format=torch.channels_last)
     return x
 

@@ -77,7 +77,7 @@ def release() -> None:
 def _take(size: int) -> np.ndarray | None:
     """Return the smallest free buffer of at least `size` bytes; where none is so large, the largest, to be given up.
 
-    Of equal ones that which came back last, and may still be in a cache.
+    Of several that are equally small it is the one that came back last, which may still be in a cache.
     """
     free = [(memory.nbytes, -place, address) for place, (address, memory) in enumerate(list(_free.items()))]
     enough = [entry for entry in free if entry[0] >= size]

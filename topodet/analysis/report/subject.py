@@ -166,7 +166,8 @@ def _of_run(source: str, folder: Path) -> Subject:
     if not paths:
         if (folder / "args.yaml").exists():
             raise WeightsError(f"{folder} has no checkpoint: the run has not finished its first epoch")
-        others = sorted(folder.glob("*.pth"), key=lambda path: path.stat().st_mtime)  # of a framework's own training
+        others = [path for path in folder.glob("*.pth") if path.is_file()]  # of a framework's own training
+        others.sort(key=lambda path: path.stat().st_mtime)
         remedy = f"one of its files, e.g. {others[-1]}" if others else "a file"
         raise WeightsError(f"{folder} is no run of tools/pretrain.py: no checkpoint of one is there. Give {remedy}")
     files: dict[int, WeightsFile] = {}
