@@ -1,4 +1,5 @@
 import copy
+import shutil
 
 import pytest
 import torch
@@ -7,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from topodet.models import TopoNet, pointwise
+from topodet.models import TopoNet, TopoStage, pointwise
 from topodet.models.pointwise import convolve
+from topodet.topology import complete
 
 LAST = torch.channels_last
 
@@ -188,3 +190,14 @@ class TestCompilers:
             x = torch.randn(batch, 3, 32, 32)
             torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
         assert (found[0], found[-1]) == counts
+
+    @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+    def test_training_with_open_sizes(self):
+        torch.manual_seed(0)
+        torch.compiler.reset()
+        stage = TopoStage(2, 2, complete(2))
+        compiled = torch.compile(stage, dynamic=True, fullgraph=True)
+        for shape in ((2, 2, 9, 7), (3, 2, 12, 8)):
+            x = torch.randn(shape, requires_grad=True)
+            gradients = [torch.autograd.grad(run(x).square().mean(), x)[0] for run in (compiled, stage)]
+            torch.testing.assert_close(*gradients)

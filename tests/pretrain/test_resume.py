@@ -166,6 +166,11 @@ def test_new_run_does_not_overwrite(images, interrupted):
     assert load(interrupted / "last.pth.tar")["epoch"] == 0
 
 
+def test_nothing_to_resume_is_told(images, tmp_path, capsys):
+    assert main(options(images, tmp_path / "new", "--resume", "auto", "--epochs", "1")) == 0
+    assert f"nothing to resume in {tmp_path / 'new'} yet: a new run begins" in capsys.readouterr().err
+
+
 def test_resumes_from_a_file_into_another_folder(images, interrupted, tmp_path):
     rows = train(images, tmp_path / "new", "--model-ema", "--resume", str(interrupted / "last.pth.tar"))
     assert [row["epoch"] for row in rows] == [0, 1]
