@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.models.touched import touched
 from topodet.models import TopoNet, TopoStage, pointwise
 from topodet.models.pointwise import convolve
 from topodet.topology import complete
@@ -78,20 +79,8 @@ def test_few_pixels_are_multiplied(products, monkeypatch):
     assert convolve(conv, image(0, 3, 4, 4, dtype=torch.float32)).shape == (0, 4, 4, 4)
 
 
-def hooked(register, hook):
-    conv = nn.Conv2d(3, 3, 1)
-    getattr(conv, register)(hook)
-    return conv
-
-
 def left_alone():
-    yield "subclass", type("Mine", (nn.Conv2d,), {})(3, 3, 1)
-    yield "doubled by a hook", hooked("register_forward_hook", lambda module, inputs, output: 2 * output)
-    yield "halved by a hook", hooked("register_forward_pre_hook", lambda module, inputs: inputs[0] / 2)
-    yield "gradient hook", hooked("register_full_backward_hook", lambda module, inputs, outputs: None)
-    patched = nn.Conv2d(3, 3, 1)
-    patched.forward = lambda x: x + 1
-    yield "patched", patched
+    yield from touched(nn.Conv2d, 3, 3, 1)
     yield "parametrised", nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1))
     yield "another layer", nn.Identity()
     yield "strided", nn.Conv2d(3, 3, 1, stride=2)
