@@ -292,11 +292,19 @@ def _environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Return the name of the CPU; where the system does not tell it, of its kind."""
+    """Return the name of the CPU with its family, model and third-level cache; without /proc/cpuinfo, its kind.
+
+    Virtual machines give one name to processors of several generations, which the numbers tell apart.
+    """
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    details = [f"{name} {fields[key]}" for key, name in (("cpu family", "family"), ("model", "model")) if key in fields]
+    cache = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    details += [f"L3 {cache.read_text().strip()}"] if cache.exists() else []
+    return f"{fields['model name']} ({', '.join(details)})" if details else fields["model name"]
 
 
 def _version(package: str) -> str | None:

@@ -260,12 +260,8 @@ def _score(group: Sequence[Record], key: str) -> str:
 def _speed(benchmarks: Sequence[Record]) -> list[str]:
     text = (
         "Time of a training step (train), of inference (eval) and peak memory of the model, over those of a chain of "
-    )
-    text += (
-        "the same nodes, which is the floor, of that chain in the memory format in which the model computes, and of "
-    )
-    text += (
-        "ResNet-50. [docs/performance.md](docs/performance.md) says what is timed, and has every contestant's numbers."
+        "the same nodes in the memory format in which the chain is better, and of ResNet-50. "
+        "[docs/performance.md](docs/performance.md) says what is timed, and has every contestant's numbers."
     )
     head = ("record", "what", "ratios (measured)", "machine", "command")
     lines = ["", "## Speed", "", text, ""]
@@ -276,7 +272,7 @@ def _speed_row(record: Record) -> tuple[str, ...]:
     found: dict[str, list[str]] = {}
     for key in ("train", "eval", "memory"):
         for name, value in record.items():
-            match = re.fullmatch(rf"(.*_)?{key}_ratio_to_(chain|chain_channels_last|resnet50|r50)", name)
+            match = re.fullmatch(rf"(.*_)?{key}_ratio_to_(chain|resnet50|r50)", name)
             if match and match[1] != "eval_":  # the memory of inference stands in the record
                 ours = f"{match[1].strip('_')} toponet50" if match[1] else "model"
                 found.setdefault(f"{ours} / {match[2]}", []).append(f"{key} {value:.2f}")

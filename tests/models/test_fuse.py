@@ -16,7 +16,7 @@ from tests.strategies import topologies
 from topodet.connectivity import wirings
 from topodet.errors import ConfigError
 from topodet.models import FusedStage, Stem, TopoNet, TopoStage, fuse_for_inference
-from topodet.models.aggregation import use_kernel
+from topodet.ops import use_kernel
 from topodet.statistics import settle_statistics
 from topodet.topology import Topology, complete
 
@@ -215,54 +215,6 @@ class TestEdges:
         with torch.no_grad():
             fused(torch.randn(1, 2, 6, 6, dtype=torch.float64))
         assert alive == [[], ["0"], ["0"], [], []]
-
-
-class TestWrittenWhereItIsRead:
-    """A 1x1 convolution as a product of matrices, whose result is the row of the feature."""
-
-    @pytest.fixture
-    def products(self, monkeypatch):
-        called, addmm = [], torch.addmm
-        monkeypatch.setattr(torch, "addmm", lambda *args, **kwargs: called.append(1) or addmm(*args, **kwargs))
-        return called
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    @pytest.mark.parametrize("shape", [(2, 2, 6, 10), (1, 2, 3, 3), (1, 2, 2, 2)])
-    def test_it_is_the_convolution(self, shape, dtype, products):
-        stage = make_stage(complete(9), dtype=dtype)
-        fused, x = fuse(stage), torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            assert_close(fused(x), stage(x))
-        assert len(products) == 7  # all but the first, whose feature comes before there are rows, and the last
-        del products[:]
-        assert_close(fused(x), stage(x))  # with gradients of the input to come
-        assert not products
-
-    def test_without_normalisation_there_is_no_bias(self, products):
-        stage = make_stage(complete(9), norm_layer=lambda channels: nn.Identity())
-        x = torch.randn(2, 2, 6, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            assert_close(fuse(stage)(x), stage(x))
-        assert not products
-
-    @pytest.mark.parametrize("why", ["hook", "patched", "autocast", "norm"])
-    def test_or_called_as_it_is(self, why, products):
-        kinds = {"norm_layer": nn.InstanceNorm2d} if why == "norm" else {}
-        stage = make_stage(complete(9), dtype=torch.float32, **kinds)
-        fused, x, seen = fuse(stage), torch.randn(2, 2, 8, 8), []
-        for node in fused.nodes.values():
-            if why == "hook":
-                node.conv_pw.register_forward_hook(lambda *_: seen.append(1))
-            elif why == "patched":
-                conv = node.conv_pw
-                conv.forward = lambda x, conv=conv: seen.append(1) or type(conv).forward(conv, x)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=why == "autocast"):
-            y, expected = fused(x), stage(x)
-        torch.testing.assert_close(
-            y.float(), expected.float(), **({"rtol": 0.1, "atol": 0.3} if why == "autocast" else {})
-        )
-        assert not products
-        assert len(seen) == (9 if why in ("hook", "patched") else 0)
 
 
 def test_the_original_is_left_alone():

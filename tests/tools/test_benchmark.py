@@ -47,6 +47,7 @@ def test_the_record_says_what_was_measured_and_on_what(record):
     for mode in ("train", "eval"):
         rows = {name: row[mode] for name, row in record["contestants"].items() if mode in row}
         assert all(row["rounds"] == 2 and row["q1_ms"] <= row["median_ms"] <= row["q3_ms"] for row in rows.values())
+        rows["chain"] = min(rows["chain"], rows["chain_channels_last"], key=lambda row: row["median_ms"])
         for other in ("chain", "plain", "pruned"):
             ratio = record[f"{mode}_ratio_to_{other}"]
             assert ratio == rows["model"]["median_ms"] / rows[other]["median_ms"]
@@ -116,10 +117,7 @@ def test_the_zoo_lists_the_records(record):
     detectors = record | {"name": "detectors", "mmdetection_train_ratio_to_r50": 1.234}
     text = zoo.model_zoo(PAPER, [], [], [record, detectors])
     assert "Not yet measured." not in text
-    ratios = "; ".join(
-        f"model / {chain}: train {record[f'train_ratio_to_{chain}']:.2f}, eval {record[f'eval_ratio_to_{chain}']:.2f}"
-        for chain in ("chain", "chain_channels_last")
-    )
+    ratios = f"model / chain: train {record['train_ratio_to_chain']:.2f}, eval {record['eval_ratio_to_chain']:.2f}"
     assert "| [stage26](records/benchmarks/stage26.json) | stage of 4 nodes (complete), 2 to 4 channels" in text
     assert f"| {ratios} |" in text
     assert "mmdetection toponet50 / r50: train 1.23" in text

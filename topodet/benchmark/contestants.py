@@ -25,6 +25,8 @@ from .stages import Chain, PlainLoop, rebuilt
 
 NUM_CLASSES = 1000
 MODES = ("train", "eval")
+# The floor, by memory format.
+CHAINS = {"chain": torch.contiguous_format, "chain_channels_last": torch.channels_last}
 # Name of the package to import, and of topodet's own.
 _PACKAGES = {"mmdetection": ("mmdet", "mmdet"), "detectron2": ("detectron2", "detectron2")}
 _BACKBONES = ("toponet50", "r50")
@@ -85,8 +87,7 @@ def names(settings: Settings) -> tuple[str, ...]:
     if settings.what == "detector":
         known = [f"{framework}_{backbone}" for framework in _frameworks(settings) for backbone in _BACKBONES]
     else:
-        known = ["model", "plain", "chain"]
-        known += ["chain_channels_last"] if settings.reformats else []
+        known = ["model", "plain", *CHAINS]
         known += ["resnet50"] if settings.what == "network" else []
         known += ["fused"]
         known += ["pruned", "fused_pruned"] if settings.keep < 1 else []
@@ -150,7 +151,7 @@ def _module(settings: Settings, name: str) -> nn.Module:
         init_weights(model)
     else:
         model = TopoNet(**architecture_arguments(settings.arch, topology=graphs), num_classes=NUM_CLASSES)
-    kind = {"chain": Chain, "chain_channels_last": Chain, "plain": PlainLoop}.get(name)
+    kind = Chain if name in CHAINS else PlainLoop if name == "plain" else None
     return rebuilt(model, kind) if kind else model
 
 
@@ -163,8 +164,7 @@ def peer_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def _on_device(module: nn.Module, settings: Settings, name: str, *, fused: bool) -> Contestant:
-    channels_last = settings.memory_format == "channels_last" or name == "chain_channels_last"
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    layout = CHAINS.get(name, settings.layout)
     module = module.to(settings.device, memory_format=layout)
     stage = settings.what == "stage"
     generator = torch.Generator().manual_seed(settings.seed)

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from ..markdown import replace_measured, table
+from .contestants import CHAINS
+from .run import floor
 
 NOT_YET = "Not yet measured."
 
@@ -34,10 +36,10 @@ def tables(record: Record) -> str:
 
 
 def contestants_table(record: Record) -> str:
-    """Return one line for each contestant: medians [quartiles] in ms, peaks in MB, over the chain (or R50)."""
+    """Return one line for each contestant: medians [quartiles] in ms, peaks in MB, over the better chain (or R50)."""
     rows = record["contestants"]
     floors = {name: _floor(name, rows) for name in rows}
-    below = "chain" if "chain" in rows else "r50"
+    below = "chain" if floor(rows) else "r50"
     head = ["contestant", "parameters", "edges", "training step, ms", "inference, ms"]
     head += ["peak memory, training, MB", "inference, MB"]
     head += [f"training / {below}", f"inference / {below}", f"memory / {below}"] if any(floors.values()) else []
@@ -47,7 +49,7 @@ def contestants_table(record: Record) -> str:
         cells = [name, f"{row['parameters']:,}", _number(row["edges"], "{:,}"), _time(row, "train"), _time(row, "eval")]
         cells += [_number(memory.get(f"{mode}_peak_mb"), "{:,.0f}") for mode in ("train", "eval")]
         if any(floors.values()):
-            base = rows.get(floors[name], {})
+            base = floors[name]
             cells += [_over(_median(row, mode), _median(base, mode)) for mode in ("train", "eval")]
             cells.append(_over(memory.get("train_peak_mb"), base.get("memory", {}).get("train_peak_mb")))
         lines.append(cells)
@@ -86,7 +88,7 @@ def bandwidth_table(record: Record) -> str:
 def growth_table(record: Record) -> str:
     """Return time and memory by the number of nodes."""
     names = list(record["growth"][0]["contestants"])
-    timed = [name for name in names if not name.startswith("chain")]
+    timed = [name for name in names if name not in CHAINS]
     head = ["nodes", "edges"]
     head += [f"{name}: us/edge training" for name in timed] + [f"{name}: us/edge inference" for name in timed]
     head += [f"{name}: MB training" for name in names]
@@ -167,10 +169,9 @@ def _measured(records: Sequence[Record]) -> str:
     return "\n\n".join(blocks) or NOT_YET
 
 
-def _floor(name: str, rows: Record) -> str:
-    """Return the contestant that another one is compared with, "" for none."""
-    floor = "chain" if "chain" in rows else f"{name.rpartition('_')[0]}_r50"
-    return floor if floor in rows else ""
+def _floor(name: str, rows: Record) -> Record:
+    """Return what a contestant is compared with: the better chain, its framework's R50, or nothing."""
+    return floor(rows).get("chain") or rows.get(f"{name.rpartition('_')[0]}_r50", {})
 
 
 def _picture(record: Record) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -10,9 +10,9 @@ import torch
 
 from ..errors import ConfigError
 from ..models import architecture_arguments
-from ..models.aggregation import kernel
+from ..ops import kernel
 from ..topology import Topology
-from .contestants import MODES, Contestant, build, names, topologies
+from .contestants import CHAINS, MODES, Contestant, build, names, topologies
 from .measure import copy_bandwidth, gpu_memory, interleaved, keep_freed_memory, process_memory, summary
 from .settings import Settings
 
@@ -41,16 +41,15 @@ def benchmark(settings: Settings, say: Callable[[str], None] = lambda _: None) -
         torch.cuda.set_device(torch.device(settings.device).index or 0)
         torch.backends.cudnn.benchmark = True
     playing = names(settings)
-    needed = {"model", "chain", "chain_channels_last"} & set(names(replace(settings, contestants=())))
-    if (settings.keep < 1 or settings.growth) and not needed <= set(playing):
+    if (settings.keep < 1 or settings.growth) and not ("model" in playing and CHAINS.keys() & set(playing)):
         raise ConfigError(
-            f"--keep and --growth compare with {', '.join(sorted(needed))}; --contestants has {', '.join(playing)}"
+            f"--keep and --growth compare model with {' or '.join(CHAINS)}; --contestants has {', '.join(playing)}"
         )
     rows = compare(settings, say)
     results: Results = {"settings": asdict(settings), **ratios(rows), "contestants": rows}
     if "pruned" in rows:
         results["keep"] = keep_results(rows)
-    if settings.cuda and {"model", "chain"} <= set(rows):
+    if settings.cuda and "model" in rows and CHAINS.keys() & rows.keys():
         results["bandwidth"] = bandwidth_results(rows, settings)
     if settings.growth:
         results["growth"] = [growth_results(settings, nodes, say) for nodes in settings.growth]
@@ -84,9 +83,11 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Results
 def ratios(rows: dict[str, Results]) -> dict[str, float]:
     """Return how many times the model takes of every other contestant: medians of time, peaks of memory.
 
-    A detector with toponet50 is compared with its framework's R50.
+    "chain" is the better one of the chains for each number. A detector with toponet50 is compared with its framework's
+    R50.
     """
     found: dict[str, float] = {}
+    rows = {name: row for name, row in rows.items() if name not in CHAINS} | floor(rows)
     for subject, other, prefix in _pairs(rows):
         ours, theirs = rows[subject], rows[other]
         to = f"ratio_to_{other.rpartition('_')[2] if prefix else other}"
@@ -106,19 +107,28 @@ def ratios(rows: dict[str, Results]) -> dict[str, float]:
     return found
 
 
+def floor(rows: dict[str, Results]) -> dict[str, Results]:
+    """Return the row of a "chain" with the least time and memory of those of any memory format, or no row."""
+    chains = [row for name, row in rows.items() if name in CHAINS]
+    if not chains:
+        return {}
+    best: Results = {mode: min((row[mode] for row in chains), key=lambda found: found["median_ms"]) for mode in MODES}
+    if "memory" in chains[0]:
+        best["memory"] = {key: min(row["memory"][key] for row in chains) for key in chains[0]["memory"]}
+    return {"chain": best}
+
+
 def keep_results(rows: dict[str, Results]) -> Results:
     """Return what fewer edges bring, beside what the removed work promises.
 
-    The promise: what a step takes beyond the chain shrinks with the number of edges, the nodes cost what they did. The
-    chain is that in the model's memory format.
+    The promise: what a step takes beyond the chain shrinks with the number of edges, the nodes cost what they did.
     """
+    rows = rows | floor(rows)
     share = rows["pruned"]["edges"] / rows["model"]["edges"]
     found: Results = {"share": share, "edges": rows["pruned"]["edges"], "full_edges": rows["model"]["edges"]}
     for mode in MODES:
-        full, floor, pruned = (
-            rows[name][mode]["median_ms"] for name in ("model", _same_nodes("model", rows), "pruned")
-        )
-        found[mode] = {"promised_ratio": (floor + share * (full - floor)) / full, "measured_ratio": pruned / full}
+        full, chain, pruned = (rows[name][mode]["median_ms"] for name in ("model", "chain", "pruned"))
+        found[mode] = {"promised_ratio": (chain + share * (full - chain)) / full, "measured_ratio": pruned / full}
     return found
 
 
@@ -131,6 +141,7 @@ def bandwidth_results(rows: dict[str, Results], settings: Settings) -> Results:
     reads of a sum's gradient, and every node but the last read once (for the gradient of alpha) and its gradient
     written once.
     """
+    rows = rows | floor(rows)
     peak = copy_bandwidth(settings.device)
     element = torch.finfo(settings.precision).bits // 8
     forward = backward = 0
@@ -155,22 +166,17 @@ def growth_results(settings: Settings, nodes: int, say: Callable[[str], None]) -
     say(f"{nodes} nodes")
     playing = tuple(name for name in settings.contestants if "pruned" not in name)
     rows = compare(replace(settings, nodes=nodes, keep=1.0, growth=(), contestants=playing), say)
-    edges = rows["model"]["edges"]
+    edges, best = rows["model"]["edges"], floor(rows)
     found: Results = {"nodes": nodes, "edges": edges, "contestants": {}}
     for name, row in rows.items():
         cells = {f"{mode}_ms": row[mode]["median_ms"] for mode in MODES if mode in row}
         for mode in MODES:
-            if mode in row and not name.startswith("chain"):
-                extra = row[mode]["median_ms"] - rows[_same_nodes(name, rows)][mode]["median_ms"]
+            if mode in row and name not in CHAINS:
+                extra = row[mode]["median_ms"] - best["chain"][mode]["median_ms"]
                 cells[f"{mode}_us_per_edge"] = 1e3 * extra / edges
         cells |= {key: value for key, value in row.get("memory", {}).items() if key != "baseline_mb"}
         found["contestants"][name] = cells
     return found
-
-
-def _same_nodes(name: str, rows: Collection[str]) -> str:
-    """Return the chain whose nodes cost what those of a contestant do: in the memory format in which it computes."""
-    return "chain" if name in ("plain", "module") or "chain_channels_last" not in rows else "chain_channels_last"
 
 
 def _pairs(rows: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -9,7 +9,6 @@ import torch
 
 from ..errors import ConfigError, unknown_name
 from ..models import ARCHITECTURES
-from ..models.memory_format import to_fast_format
 from ..topology import GENERATORS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -21,7 +20,8 @@ _GPU = {"device": "cuda", "dtype": "bfloat16", "memory_format": "channels_last",
 _NETWORK = {"what": "network", "arch": "toponet50"}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "stage26": {"what": "stage", "nodes": 26, "in_chs": 256, "out_chs": 512},
+    # In the memory format in which a network calls its stages on a CPU.
+    "stage26": {"what": "stage", "nodes": 26, "in_chs": 256, "out_chs": 512, "memory_format": "channels_last"},
     "toponet50": _NETWORK,
     "toponet50_compiled": {**_NETWORK, "compile": True},
     "toponet50_gpu": {**_NETWORK, **_GPU},
@@ -43,7 +43,7 @@ class Settings:
         size: height and width of the input in pixels; a detector's images are `size` high and 4/3 as wide.
         device: of torch.
         dtype: "float32", or what autocast computes in.
-        memory_format: "contiguous" or "channels_last".
+        memory_format: of the input and the weights, "contiguous" or "channels_last"; the chain is in both.
         compile: every contestant goes through `torch.compile`.
         rounds: timed steps of each contestant.
         warmup: steps of each contestant before that.
@@ -89,12 +89,9 @@ class Settings:
         return torch.device(self.device).type == "cuda"
 
     @property
-    def reformats(self) -> bool:
-        """Whether the model computes in another memory format than it is given, see `models.memory_format`."""
-        if self.memory_format == "channels_last":
-            return False
-        probe = torch.empty(1, 2, 2, 2, device=self.device)
-        return to_fast_format(probe) is not probe
+    def layout(self) -> torch.memory_format:
+        """`memory_format` as torch has it."""
+        return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
 
     @property
     def precision(self) -> torch.dtype:

@@ -1,4 +1,7 @@
-"""The same nodes put together in other ways: what bounds a stage from below, and what it must not be slower than."""
+"""The same nodes put together in other ways: what bounds a stage from below, and what it must not be slower than.
+
+Nothing here computes with code of topodet.models or topodet.ops: it stays what it is when that becomes faster or slower.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,13 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from ..models import TopoNet, TopoStage
+from ..models import Node, TopoNet, TopoStage
+
+
+def plain_node(node: Node) -> nn.Sequential:
+    """Return the layers of a node in series; parameters have the same names."""
+    layers = {name: getattr(node, name) for name in ("conv_dw", "conv_pw", "norm")}
+    return nn.Sequential(OrderedDict(act=nn.ReLU(inplace=node.inplace), **layers))
 
 
 class Chain(nn.Module):
@@ -19,7 +28,7 @@ class Chain(nn.Module):
 
     def __init__(self, stage: TopoStage):
         super().__init__()
-        self.nodes = stage.nodes
+        self.nodes = nn.ModuleList(map(plain_node, stage.nodes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the last node's output."""
@@ -31,15 +40,13 @@ class Chain(nn.Module):
 class PlainLoop(nn.Module):
     """A stage as one would write it down: `y = y + alpha * x`, edge by edge.
 
-    Kept apart from topodet.models on purpose: it stays what it is when the aggregation there becomes faster.
-
     Args:
         stage: whose nodes and edges are used.
     """
 
     def __init__(self, stage: TopoStage):
         super().__init__()
-        self.nodes = stage.nodes
+        self.nodes = nn.ModuleList(map(plain_node, stage.nodes))
         self.wiring = stage.wiring
 
     def forward(self, x: Tensor) -> Tensor:

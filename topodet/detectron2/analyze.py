@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +21,8 @@ from torch import Tensor, nn
 
 from .. import connectivity
 from ..errors import ConfigError
-from ..models.aggregation import Sums
 from ..models.wiring import Wiring
+from ..ops import WeightedSums
 from .config import load_config
 
 NOT_COUNTED = ("aten::batch_norm", "aten::addcmul")
@@ -157,17 +156,17 @@ def _weighted_sums(model: nn.Module) -> Iterator[list[int]]:
     """Yield a list that gets the multiply-adds of each weighted sum when the model runs."""
     counts: list[int] = []
 
-    def counted(wiring: Wiring) -> Callable[[Tensor], Sums]:
-        def sums(like: Tensor) -> Sums:
+    def counted(wiring: Wiring) -> Callable[[Tensor], WeightedSums]:
+        def sums(like: Tensor) -> WeightedSums:
             made = Wiring.sums(wiring, like)
             made.read = read(made.read, wiring.topology.in_degree)
             return made
 
         return sums
 
-    def read(original: Callable[..., Tensor], in_degree: Sequence[int]) -> Callable[..., Tensor]:
-        def counting(i: int, **options: Any) -> Tensor:
-            total = original(i, **options)
+    def read(original: Callable[[int], Tensor], in_degree: Sequence[int]) -> Callable[[int], Tensor]:
+        def counting(i: int) -> Tensor:
+            total = original(i)
             counts.append(in_degree[i] * int(np.prod([int(n) for n in total.shape])))
             return total
 

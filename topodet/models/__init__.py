@@ -1,7 +1,6 @@
 """The networks, in plain torch and timm; importing this registers them in timm."""
 
 from . import mobilenetv2  # noqa: F401 - registers
-from .aggregation import weighted_sum
 from .connect import connect, connectable, disconnect, rewirable, rewire
 from .dense_cells import DenseCell, DenseCells, dense_cnn, dense_mlp
 from .fuse import FusedStage, fuse_for_inference
@@ -46,5 +45,4 @@ __all__ = [
     "rewirable",
     "rewire",
     "swnet",
-    "weighted_sum",
 ]

@@ -12,9 +12,9 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..ops import WeightedSums
 from ..topology.cuts import check_paths
 from ..topology.graph import Edge
-from .aggregation import Sums
 from .residual import Branch
 from .wiring import Wiring
 
@@ -264,7 +264,7 @@ class _Pass:
 
     def __init__(self, wiring: Wiring, place: int):
         self.wiring = wiring
-        self.sums: Sums | None = None
+        self.sums: WeightedSums | None = None
         self.place = place
         self.stream: Tensor | None = None
 

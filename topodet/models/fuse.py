@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
-from .aggregation import Graph, make_sums
-from .memory_format import in_fast_format
-from .pointwise import convolve
+from ..ops import Graph, WeightedSums
 from .stage import Node, TopoStage
 from .trunk import Stem
 
@@ -88,16 +86,13 @@ class FusedNode(nn.Module):
         self.inplace = node.inplace
         self.requires_grad_(False)
 
-    def forward(self, total: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """Compute the node on the sum of its inputs, [B, in_chs, H, W].
-
-        Args:
-            total: the sum; it may be overwritten.
-            out: where the result may be written; not followed by autograd.
-        """
-        total = total if self.offset is None else total + self.offset
-        x = self.conv_dw(F.relu(total, inplace=self.inplace))
-        return self.norm(convolve(self.conv_pw, x, out if type(self.norm) is nn.Identity else None))
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the node on the sum of its inputs, [B, in_chs, H, W]."""
+        x = x if self.offset is None else x + self.offset
+        x = F.relu(x, inplace=self.inplace)
+        x = self.conv_dw(x)
+        x = self.conv_pw(x)
+        return self.norm(x)
 
 
 class FusedStage(nn.Module):
@@ -136,20 +131,17 @@ class FusedStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the last node's output, [B, out_chs, ceil(H / 2), ceil(W / 2)]."""
-        return in_fast_format(self._last_feature, x)
-
-    def _last_feature(self, x: Tensor) -> Tensor:
         size = x.shape[0], self.out_chs, (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
         sums = None
         for k, (name, node) in enumerate(self.nodes.items()):
             if name == "0":
                 feature = node(x)
             elif self.graph.predecessors[k]:
-                feature = node(sums.read(k), out=None if torch.is_grad_enabled() else sums.row(k))
+                feature = node(sums.read(k))
             else:
                 feature = node(x.new_zeros(size))
             if k + 1 < len(self.nodes):
-                sums = sums or make_sums(self.graph, self.alpha, self.by_source, feature)
+                sums = sums or WeightedSums(self.graph, self.alpha, self.by_source, feature)
                 sums.put(k, feature)
                 del feature  # so that it goes with its last reader
         return feature

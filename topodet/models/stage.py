@@ -8,13 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..ops import WeightedSums
 from ..topology import Topology
 from ..topology.cuts import check_paths
 from ..topology.graph import Edge
-from .aggregation import Sums
-from .memory_format import in_fast_format
-from .norm import normalise
-from .pointwise import convolve
 from .wiring import EdgeWeights, Wiring
 
 NormLayer = Callable[[int], nn.Module]
@@ -42,16 +39,12 @@ class Node(nn.Module):
         self.conv_pw = nn.Conv2d(in_chs, out_chs, 1, bias=False)
         self.norm = norm_layer(out_chs)
 
-    def forward(self, x: Tensor, *, activated: bool = False, out: Tensor | None = None) -> Tensor:
-        """Compute the node on the sum of its inputs.
-
-        Args:
-            x: the sum.
-            activated: whether it was through the ReLU already.
-            out: where the result may be written, see `normalise`.
-        """
-        x = x if activated else F.relu(x, inplace=self.inplace)
-        return normalise(self.norm, convolve(self.conv_pw, self.conv_dw(x)), out)
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the node on the sum of its inputs."""
+        x = F.relu(x, inplace=self.inplace)
+        x = self.conv_dw(x)
+        x = self.conv_pw(x)
+        return self.norm(x)
 
 
 class TopoStage(nn.Module):
@@ -115,20 +108,17 @@ class TopoStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the nodes in topological order and return the last one's output."""
-        return in_fast_format(self._last_feature, x)
-
-    def _last_feature(self, x: Tensor) -> Tensor:
         x = self.nodes[0](x)
         sums = self.wiring.sums(x)
         for i in range(1, len(self.nodes)):
             sums.put(i - 1, x)
             if self.grad_checkpointing and self.training:
                 # The features are kept anyway, for the other nodes that read them; what is recomputed is the inside.
-                x = checkpoint(_compute, self.nodes[i], sums, i, None, use_reentrant=False)
+                x = checkpoint(_read_and_compute, self.nodes[i], sums, i, use_reentrant=False)
             else:
-                x = _compute(self.nodes[i], sums, i, sums.row(i))
+                x = _read_and_compute(self.nodes[i], sums, i)
         return x
 
 
-def _compute(node: Node, sums: Sums, i: int, out: Tensor | None) -> Tensor:
-    return node(sums.read(i, relu=True), activated=True, out=out)
+def _read_and_compute(node: Node, sums: WeightedSums, i: int) -> Tensor:
+    return node(sums.read(i))

@@ -11,8 +11,8 @@ from timm.layers import get_norm_layer
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..ops.memory_format import from_fast_format, to_fast_format
 from ..topology import Topology, make_topology
-from .memory_format import from_fast_format, to_fast_format
 from .stage import NormLayer, TopoStage
 from .wiring import EdgeWeights
 

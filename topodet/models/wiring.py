@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, WeightsError, unknown_name
+from ..ops import Graph, WeightedSums
 from ..topology import Topology
 from ..topology.cuts import subgraph
 from ..topology.graph import Edge
-from .aggregation import Graph, Sums, make_sums
 
 EdgeWeights = Literal["learned", "fixed"]
 
@@ -83,9 +83,9 @@ class Wiring(nn.Module):
         part.alpha.requires_grad_(self.alpha.requires_grad)
         return part
 
-    def sums(self, like: Tensor) -> Sums:
+    def sums(self, like: Tensor) -> WeightedSums:
         """Return the weighted sums of one pass, over features that have the dtype and device of `like`."""
-        return make_sums(self.graph, self.alpha, self.by_source, like)
+        return WeightedSums(self.graph, self.alpha, self.by_source, like)
 
     def extra_repr(self) -> str:
         """Show the graph in the printed module."""

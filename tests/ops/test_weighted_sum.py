@@ -1,6 +1,6 @@
 import copy
 import io
-from contextlib import nullcontext
+import weakref
 
 import pytest
 import torch
@@ -8,40 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import library, nn
 
+from tests.stages import edge_by_edge, gradients, make_stage
 from tests.strategies import topologies
-from topodet.connectivity import penalize
-from topodet.errors import ConfigError
-from topodet.models import TopoNet, TopoStage, aggregation, scratch
-from topodet.models.aggregation import kernel, use_kernel, weighted_sum
-from topodet.topology import complete
+from topodet import connectivity
+from topodet.models import ResNetCifar, TopoNet, rewire
+from topodet.ops import use_kernel
+from topodet.ops.weighted_sum import weighted_sum
+from topodet.topology import complete, residual
 
-KERNELS = ("blocked", "fused", "torch", "plain")  # those of a CPU
-
-
-def make_stage(topology, *, in_chs=2, out_chs=3, dtype=torch.float64, **kwargs):
-    stage = TopoStage(in_chs, out_chs, topology, **kwargs).to(dtype)
-    if stage.wiring.learned:
-        nn.init.normal_(stage.wiring.alpha)
-    return stage
-
-
-def edge_by_edge(stage, x):
-    """Eq. 1 as it stands, with autograd's own gradients."""
-    alpha = dict(zip(stage.wiring.topology.edges, stage.wiring.alpha.unbind()))
-    x = {0: stage.nodes[0](x)}
-    for i in range(1, len(stage.nodes)):
-        terms = [alpha[j, i].to(x[j].dtype) * x[j] for j in range(i) if (j, i) in alpha]
-        x[i] = stage.nodes[i](sum(terms[1:], terms[0]))
-    return x[len(stage.nodes) - 1]
-
-
-def gradients(stage, run, x):
-    """Return the output, and the gradients of the input and of all parameters."""
-    stage.zero_grad()
-    x = x.clone().requires_grad_()
-    y = run(x)
-    y.mul(torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape).to(y)).sum().backward()
-    return [y.detach(), x.grad, *(p.grad.clone() for p in stage.parameters() if p.grad is not None)]
+KERNELS = ("fused", "torch", "plain")  # those of a CPU
 
 
 @given(st.integers(1, 6), st.integers(0, 10**6))
@@ -127,20 +102,21 @@ def test_pruned_edges_are_passed_over_and_still_get_their_gradient():
     assert torch.equal(torch.ops.topodet.add_up([poisoned], torch.zeros(1)), torch.zeros(1, 1, 2, 2))
 
 
-@pytest.mark.parametrize("what", ["alpha", "nodes", "all but alpha"])
-def test_frozen_parts(what):
-    stage = make_stage(complete(5))
+@pytest.mark.parametrize("frozen", ["", "alpha", "nodes.0.", "nodes.5.", "nodes."])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_frozen_and_recomputed_parts(frozen, checkpointing):
+    torch.manual_seed(0)
+    stage = make_stage(complete(7))
     for name, parameter in stage.named_parameters():
-        is_alpha = name == "wiring.alpha"
-        frozen = {"alpha": is_alpha, "nodes": "nodes.2" in name, "all but alpha": not is_alpha}[what]
-        parameter.requires_grad_(not frozen)
+        parameter.requires_grad_(not frozen or frozen not in name)
     x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
-    torch.testing.assert_close(gradients(stage, stage, x), gradients(stage, lambda x: edge_by_edge(stage, x), x))
+    expected = gradients(stage, lambda x: edge_by_edge(stage, x), x)
+    stage.grad_checkpointing = checkpointing
+    torch.testing.assert_close(gradients(stage, stage, x), expected)
 
 
-@pytest.mark.parametrize("name", ["fused", "blocked"])
-def test_fixed_weights_keep_no_features(name):
-    """What a stage with fixed weights holds for the backward pass does not grow with its edges, nor with its sums."""
+def test_fixed_weights_keep_no_features():
+    """What a stage with fixed weights holds for the backward pass does not grow with its edges."""
 
     def kept(edge_weights):
         sizes = {}
@@ -150,7 +126,7 @@ def test_fixed_weights_keep_no_features(name):
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), use_kernel(name):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), use_kernel("fused"):
             y = stage(torch.randn(2, 2, 16, 16, dtype=torch.float64))
         assert y.requires_grad
         return sum(sizes.values())
@@ -168,6 +144,32 @@ def test_two_backward_passes_and_part_of_one():
     (alone,) = torch.autograd.grad(loss, [stage.nodes[3].conv_pw.weight], retain_graph=True)
     again = torch.autograd.grad(loss, [x, stage.wiring.alpha, stage.nodes[3].conv_pw.weight])
     assert all(torch.equal(a, b) for a, b in zip([*first, alone], again))
+
+
+def test_passes_know_nothing_of_each_other():
+    """Two outputs of one module, some of it in parts, and evaluation in between."""
+    torch.manual_seed(0)
+    stage = make_stage(complete(9))
+    middle = []
+    stage.nodes[7].register_forward_hook(lambda module, inputs, output: middle.append(output))
+    first, second = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 2, 6, 6), (1, 2, 9, 4)))
+    what = [stage.wiring.alpha, stage.nodes[4].conv_pw.weight]
+
+    def results(run):
+        middle.clear()
+        losses = [run(first).square().sum(), run(second).square().sum()]
+        with torch.no_grad():
+            run(first)
+        found = []
+        for _ in range(2):
+            found += torch.autograd.grad(losses[0], [first, *what], retain_graph=True)
+            found += torch.autograd.grad(middle[1].sum(), [second, what[1]], retain_graph=True)
+            found += torch.autograd.grad(losses[1], what[1], retain_graph=True)
+            found += torch.autograd.grad(losses[1] + middle[1].square().sum(), [second, *what], retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(found[: len(found) // 2], found[len(found) // 2 :]))
+        return found
+
+    torch.testing.assert_close(results(stage), results(lambda x: edge_by_edge(stage, x)))
 
 
 def test_a_node_that_is_cut_off_gets_no_gradient():
@@ -197,31 +199,18 @@ def test_without_gradients(mode):
 
 
 def test_a_feature_goes_with_its_last_reader():
-    stage = make_stage(complete(4)).eval()
-    with torch.no_grad():
-        sums = stage.wiring.sums(torch.zeros(1))
-        for j in range(3):
-            sums.put(j, torch.zeros(1))
-            sums.read(j + 1)
-    assert sums.views == [{}] * 4
+    """Of a chain without gradients two features live at a time, not all."""
+    stage, alive = make_stage(residual(8)).eval(), []
 
+    def count(module, inputs, output):
+        alive.append(weakref.ref(output))
+        assert sum(feature() is not None for feature in alive) <= 3  # with the shortcut's
 
-@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
-def test_large_features_of_evaluation_lie_in_memory_that_is_used_again(format, monkeypatch):
-    monkeypatch.setattr(aggregation, "_LARGE", 1)
-    scratch.release()
-    stage = make_stage(complete(5)).eval()
-    x = torch.randn(2, 2, 6, 6, dtype=torch.float64).contiguous(memory_format=format)
-    expected = [edge_by_edge(stage, x), edge_by_edge(stage, 2 * x)]
-    places = []
     for node in stage.nodes:
-        node.register_forward_hook(lambda module, inputs, output: places.append(output.data_ptr()))
+        node.register_forward_hook(count)
     with torch.no_grad():
-        found = [stage(x), stage(2 * x)]
-    torch.testing.assert_close(found, expected)
-    assert set(places[1:4]) == set(places[6:9]) == set(scratch._free)
-    stage(x)
-    assert not set(places[10:]) & set(scratch._free)  # they stay for the backward pass
+        stage(torch.randn(2, 2, 6, 6, dtype=torch.float64))
+    assert len(alive) == 8
 
 
 def test_nothing_is_written_into_what_others_read():
@@ -247,6 +236,23 @@ def test_gradient_checkpointing(name):
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_chain_whose_first_node_reads_something_else(checkpointing):
+    """Stages of a rewired network begin with a projection, which all nodes but the first read."""
+    torch.manual_seed(0)
+    model = rewire(ResNetCifar(depth=20, num_classes=3)).double()
+    for wiring in connectivity.wirings(model).values():
+        nn.init.normal_(wiring.alpha, mean=0.5)
+    found = {}
+    for name in ("plain", "fused"):
+        model.zero_grad()
+        model.set_grad_checkpointing(checkpointing and name == "fused")
+        with use_kernel(name):
+            model(torch.ones(2, 3, 8, 8).double().cumsum(3)).square().sum().backward()
+        found[name] = {key: p.grad.clone() for key, p in model.named_parameters()}
+    torch.testing.assert_close(found["fused"], found["plain"])
+
+
 def test_the_same_bits_each_time():
     stage = make_stage(complete(6), dtype=torch.float32)
     x = torch.randn(2, 2, 6, 6)
@@ -261,7 +267,7 @@ def test_amp_scaling_and_the_penalty():
         torch.manual_seed(0)
         stage = make_stage(complete(5), dtype=torch.float32)
         optimizer = torch.optim.SGD(stage.parameters(), lr=0.1)
-        penalize(optimizer, stage, "adaptive", 0.01)
+        connectivity.penalize(optimizer, stage, "adaptive", 0.01)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         scaler.scale(stage(torch.randn(2, 2, 6, 6)).square().mean()).backward()
         scaler.step(optimizer)
@@ -278,105 +284,6 @@ def test_copies_and_pickles_of_a_stage():
     buffer.seek(0)
     for other in (copy.deepcopy(stage), torch.load(buffer, weights_only=False)):
         assert torch.equal(other(x), stage(x))
-
-
-class TestChoice:
-    def test_by_circumstance(self):
-        x = torch.zeros(1)
-        assert kernel(x) == kernel(x.double()) == "blocked"
-        assert kernel(nn.Parameter(x)) == "blocked"
-        assert kernel(x.bfloat16()) == "fused"
-        with torch.autocast("cpu"):
-            assert kernel(x) == "fused"
-        assert kernel(x.to("meta")) == "torch"
-        assert torch.vmap(lambda x: x + (kernel(x) == "plain"))(x) == 1
-        with torch.autograd.forward_ad.dual_level():
-            assert kernel(x) == "plain"
-
-    @pytest.mark.parametrize(
-        ("forced", "found", "dtype"),
-        [
-            ("blocked", "plain", torch.float32),
-            ("blocked", "torch", torch.bfloat16),
-            ("fused", "fused", torch.float32),
-            ("torch", "torch", torch.float32),
-            ("plain", "plain", torch.bfloat16),
-        ],
-    )
-    def test_under_a_compiler(self, forced, found, dtype):
-        def chosen(x):
-            return x + (kernel(x) == found)
-
-        torch.compiler.reset()
-        with use_kernel(forced):
-            assert torch.compile(chosen, backend="eager", fullgraph=True)(torch.zeros(1, dtype=dtype)) == 1
-
-    def test_products_of_lower_precision_are_not_used(self):
-        before = torch.get_float32_matmul_precision()
-        try:
-            torch.set_float32_matmul_precision("medium")
-            assert kernel(torch.zeros(1)) == "fused"
-            assert kernel(torch.zeros(1, dtype=torch.float64)) == "blocked"
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-    @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="torch 2.9 has precisions by device")
-    def test_precisions_by_device(self):
-        """torch then refuses to name one precision of all devices."""
-        own = torch.backends.mkldnn.matmul
-        before, stage, x = own.fp32_precision, make_stage(complete(9)).float(), torch.randn(2, 2, 8, 8)
-        expected = stage(x)
-        torch.compiler.reset()
-        try:
-            own.fp32_precision = "bf16"
-            assert kernel(x) == "fused"
-            torch.testing.assert_close(stage(x), expected, rtol=0.05, atol=0.05)
-            compiled = torch.compile(stage, backend="eager", fullgraph=True)
-            torch.testing.assert_close(compiled(x), expected, rtol=0.05, atol=0.05)
-        finally:
-            own.fp32_precision = before
-        assert kernel(x) == "blocked"
-
-    def test_by_name(self):
-        with use_kernel("plain"):
-            assert kernel(torch.zeros(1)) == "plain"
-            with use_kernel("fused"):
-                assert kernel(torch.zeros(1)) == "fused"
-                with torch.autograd.forward_ad.dual_level():
-                    assert kernel(torch.zeros(1)) == "plain"
-        assert kernel(torch.zeros(1)) == "blocked"
-        with pytest.raises(ConfigError, match="unknown kernel 'fuse'. Did you mean 'fused'"), use_kernel("fuse"):
-            pass
-
-    def test_tracing_records_ordinary_operators(self):
-        stage = make_stage(complete(4)).eval()
-        x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
-        with torch.no_grad():
-            traced = torch.jit.trace(stage, x)
-            assert "topodet::" not in str(traced.inlined_graph)
-            torch.testing.assert_close(traced(x), stage(x))
-
-    @pytest.mark.parametrize("gradients", [True, False])
-    def test_export_records_ordinary_operators(self, gradients):
-        stage = make_stage(complete(4)).eval()
-        x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
-        with nullcontext() if gradients else torch.no_grad():
-            program = torch.export.export(stage, (x,), strict=False)
-        assert "topodet" not in str(program.graph)
-        torch.testing.assert_close(program.module()(x), stage(x))
-
-    def test_functional_transforms(self):
-        stage = make_stage(complete(4)).eval()
-        x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
-
-        def loss(alpha):
-            return torch.func.functional_call(stage, {"wiring.alpha": alpha}, (x,)).square().sum()
-
-        alpha = stage.wiring.alpha.detach()
-        loss(stage.wiring.alpha).backward()
-        torch.testing.assert_close(torch.func.grad(loss)(alpha), stage.wiring.alpha.grad)
-        _, slope = torch.func.jvp(loss, (alpha,), (torch.ones_like(alpha),))
-        torch.testing.assert_close(slope, stage.wiring.alpha.grad.sum())
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -4,19 +4,12 @@ import pytest
 import timm
 import torch
 
-from topodet.models import TopoNet, TopoNetFeatures, TopoStage, aggregation, fuse_for_inference, init_weights
-from topodet.models.memory_format import to_fast_format
+from topodet.models import TopoNet, TopoNetFeatures, TopoStage, fuse_for_inference
+from topodet.ops.memory_format import to_fast_format
 from topodet.topology import complete
 
 LAST = torch.channels_last
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs a torch with oneDNN")
-
-
-def stage():
-    torch.manual_seed(0)
-    made = TopoStage(3, 4, complete(9))
-    init_weights(made)
-    return made
 
 
 def network(**options):
@@ -39,9 +32,9 @@ def formats_within(model, x):
 
 
 @needs_onednn
-@pytest.mark.parametrize("make", [stage, network, lambda: fuse_for_inference(stage())], ids=["stage", "net", "fused"])
-def test_what_is_computed_in_another_format(make):
-    model, x = make(), torch.randn(2, 3, 64, 48)
+@pytest.mark.parametrize("prepare", [lambda model: model, fuse_for_inference], ids=["network", "fused"])
+def test_a_network_computes_in_another_format(prepare):
+    model, x = prepare(network()), torch.randn(2, 3, 64, 48)
     assert formats_within(model, x) == {True}
     assert formats_within(model.double(), x.double()) == {False}  # not oneDNN's
     with torch.backends.mkldnn.flags(enabled=False):
@@ -53,7 +46,7 @@ def test_results_have_the_format_of_the_input(channels_last):
     given = LAST if channels_last else torch.contiguous_format
     x = torch.randn(2, 3, 64, 48).contiguous(memory_format=given).requires_grad_()
     features = TopoNetFeatures(network(), out_indices=(0, 1))
-    for out in (stage()(x), fuse_for_inference(stage())(x), *features(x)):
+    for out in (*features(x), *fuse_for_inference(features)(x)):
         assert out.is_contiguous(memory_format=given)
         assert not out.is_contiguous(memory_format=torch.contiguous_format if channels_last else LAST)
     sum(out.sum() for out in features(x)).backward()
@@ -127,8 +120,7 @@ def test_gradients_of_a_stage(shape, nodes, train, given):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("nodes", [4, 9])
-def test_evaluation_under_autocast(nodes, dtype, monkeypatch):
-    monkeypatch.setattr(aggregation, "_LARGE", 1)
+def test_evaluation_under_autocast(nodes, dtype):
     torch.manual_seed(0)
     model = TopoStage(4, 8, complete(nodes)).eval()
     x = torch.randn(2, 4, 8, 8)
@@ -144,8 +136,8 @@ def test_evaluation_under_autocast(nodes, dtype, monkeypatch):
     [(4, torch.nn.BatchNorm2d), (2, torch.nn.BatchNorm2d), (4, torch.nn.InstanceNorm2d)],  # one pixel has all formats
 )
 def test_a_result_may_be_written_into(size, norm_layer):
-    model = TopoStage(4, 4, complete(3), norm_layer=norm_layer).eval()
-    y = model(torch.randn(2, 4, size, size, requires_grad=True))
+    features = TopoNetFeatures(TopoNet(nodes=(3,), width=4, norm_layer=norm_layer), out_indices=(0,)).eval()
+    [y] = features(torch.randn(2, 3, 2 * size, 2 * size, requires_grad=True))
     y.mul_(2).sum().backward()
 
 
@@ -156,16 +148,16 @@ def test_an_image_without_a_batch():
 
 @needs_onednn
 def test_gradients_are_channels_last_within():
-    model, seen = stage(), []
-    model.nodes[-1].norm.register_full_backward_pre_hook(lambda module, grads: seen.append(grads[0].stride()))
-    y = model(torch.randn(2, 3, 64, 48))
+    model, seen = TopoNetFeatures(network(), out_indices=(1,)), []
+    model.stages[-1].nodes[-1].norm.register_full_backward_pre_hook(lambda module, grads: seen.append(grads[0].stride()))
+    [y] = model(torch.randn(2, 3, 64, 48))
     y.backward(torch.ones_like(y))
     assert seen == [y.contiguous(memory_format=LAST).stride()]
 
 
 def test_second_derivatives():
-    model = TopoStage(2, 2, complete(3)).eval()
-    x = torch.randn(1, 2, 4, 4, requires_grad=True)
+    model = TopoNet(nodes=(3,), width=2, num_classes=2).eval()
+    x = torch.randn(1, 3, 16, 16, requires_grad=True)
     once, twice = [], []
     for dtype in (torch.float32, torch.float64):
         given = x.to(dtype)

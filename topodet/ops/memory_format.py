@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.backends import mkldnn as onednn
 
-from .aggregation import is_traced
+from .dispatch import is_traced
 
 _has_onednn = onednn.is_available()  # asked once: a compiler does not follow this call
 
@@ -17,19 +15,13 @@ def to_fast_format(x: Tensor) -> Tensor:
     """Return a feature map or image, [B, C, H, W], in the memory format in which convolutions take least time.
 
     That is channels_last where oneDNN computes them: it would bring every other format into one of its own, and the
-    result back, at each convolution. torch's compiler makes the same choice for itself, too late for `convolve`, which
-    looks at the strides. Elsewhere `x` itself is returned: on GPUs, in float64, where something traces.
+    result back, at each convolution; torch's compiler makes the same choice. Elsewhere `x` itself is returned: on GPUs,
+    in float64, where something traces.
     """
     maps = x.device.type == "cpu" and x.ndim == 4 and x.dtype != torch.float64
     if maps and _has_onednn and not is_traced(x) and (torch.compiler.is_dynamo_compiling() or onednn.enabled):
         return x.contiguous(memory_format=torch.channels_last)
     return x
-
-
-def in_fast_format(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return `compute(x)`, computed in the fast format, in torch's own where `x` was not in the fast one."""
-    fast = to_fast_format(x)
-    return compute(fast) if fast is x else from_fast_format(compute(fast))
 
 
 def from_fast_format(x: Tensor) -> Tensor:

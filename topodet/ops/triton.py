@@ -1,4 +1,4 @@
-"""The operators of `aggregation` on a GPU: one Triton kernel that reads every term once.
+"""The operators of `weighted_sum` on a GPU: one Triton kernel that reads every term once.
 
 A program sums one block of elements over all terms, so that a sum of n terms moves n reads and a write, whatever n is:
 

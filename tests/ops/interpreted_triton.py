@@ -1,4 +1,4 @@
-"""The Triton kernel on a CPU, under Triton's interpreter; `test_aggregation_triton.py` runs this file.
+"""The Triton kernel on a CPU, under Triton's interpreter; `test_triton.py` runs this file.
 
 The interpreter is chosen when Triton is imported, hence a process of its own: TRITON_INTERPRET=1 python -m pytest FILE
 """
@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.models.test_aggregation import edge_by_edge, gradients, make_stage
+from tests.stages import edge_by_edge, gradients, make_stage
 from tests.strategies import topologies
-from topodet.models import aggregation
-from topodet.models.aggregation_triton import MAX_TERMS, SUM, add_up, add_up_and_dot, check
+from topodet.ops import dispatch, weighted_sum
+from topodet.ops.triton import MAX_TERMS, SUM, add_up, add_up_and_dot, check
 from topodet.topology import complete
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -23,11 +23,11 @@ def stands_in():
     """Make what a GPU would run the CPU's kernel."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-        patch.setitem(aggregation._ADD_UP, "fused", aggregation._add_up_on_gpu)
-        patch.setitem(aggregation._ADD_UP_AND_DOT, "fused", aggregation._add_up_and_dot_on_gpu)
-        with aggregation.use_kernel("fused"):
+        patch.setitem(weighted_sum._ADD_UP, "fused", weighted_sum._add_up_on_gpu)
+        patch.setitem(weighted_sum._ADD_UP_AND_DOT, "fused", weighted_sum._add_up_and_dot_on_gpu)
+        with dispatch.use_kernel("fused"):
             yield
-    assert aggregation._tried == {(CPU, torch.float64): True}  # and nothing was made of torch's operators
+    assert dispatch._tried == {(CPU, torch.float64): True}  # and nothing was made of torch's operators
 
 
 def laid_out(x, layout):
@@ -116,7 +116,7 @@ def test_no_elements():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_check_before_first_use(dtype, monkeypatch):
     check(CPU, dtype)
-    name = "topodet.models.aggregation_triton.add_up_and_dot"
+    name = "topodet.ops.triton.add_up_and_dot"
     for error, what in (((1, 0), "sum"), ((0, 1), "products")):
         monkeypatch.setattr(name, lambda *args, error=error: [x + e for x, e in zip(add_up_and_dot(*args), error)])
         with pytest.raises(RuntimeError, match=f"wrong {what}"):

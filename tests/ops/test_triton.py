@@ -9,9 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.models.test_aggregation import edge_by_edge, gradients, make_stage
-from topodet.models import aggregation
-from topodet.models.aggregation import kernel, use_kernel
+from tests.stages import edge_by_edge, gradients, make_stage
+from topodet.ops import dispatch, kernel, use_kernel, weighted_sum
 from topodet.topology import complete
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: torch brings it along on Linux")
@@ -20,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/models/interpreted_triton.py"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/ops/interpreted_triton.py"]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )
@@ -38,7 +37,7 @@ class TestCompiler:
         from triton.backends.compiler import GPUTarget
         from triton.runtime import driver
 
-        from topodet.models import aggregation_triton
+        from topodet.ops import triton as topodet_triton
 
         class Compiled(list):
             def use(self, *target):
@@ -53,8 +52,8 @@ class TestCompiler:
             def __getitem__(self, grid):
                 return lambda *args, **options: self.append(kernel.warmup(*args, grid=grid, **options))
 
-        kernel, found = aggregation_triton._kernel, Compiled()
-        monkeypatch.setattr(aggregation_triton, "_kernel", found)
+        kernel, found = topodet_triton._kernel, Compiled()
+        monkeypatch.setattr(topodet_triton, "_kernel", found)
         monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
         found.use("cuda", 80, 32)
         return found
@@ -70,7 +69,7 @@ class TestCompiler:
     )
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_reads_many_bytes_at_once(self, compiled, target, language, wide_loads, dtype):
-        from topodet.models.aggregation_triton import add_up, add_up_and_dot
+        from topodet.ops.triton import add_up, add_up_and_dot
 
         compiled.use(*target)
         terms, weights = [torch.ones(2, 16, 3, 3, dtype=dtype) for _ in range(4)], torch.ones(4)
@@ -82,7 +81,7 @@ class TestCompiler:
 
     def test_few_kernels_for_many_numbers_of_terms(self, compiled):
         """Not one for each number of terms, nor for each place where a slice of the weights may begin."""
-        from topodet.models.aggregation_triton import add_up
+        from topodet.ops.triton import add_up
 
         weights = torch.ones(64)
         for number in (1, 2, 3, 4, 5, 6, 7, 8):
@@ -91,7 +90,7 @@ class TestCompiler:
         assert len({made.hash for made in list(compiled)}) == 4
 
     def test_odd_addresses_are_copied_and_odd_sizes_are_compiled(self, compiled):
-        from topodet.models.aggregation_triton import add_up
+        from topodet.ops.triton import add_up
 
         add_up([torch.ones(33)[1:], torch.ones(32)], torch.ones(2))
         add_up([torch.ones(32)] * 2, torch.ones(2))
@@ -103,21 +102,20 @@ class TestCompiler:
 class TestChoice:
     @pytest.fixture(autouse=True)
     def untried(self, monkeypatch):
-        monkeypatch.setattr(aggregation, "_tried", {})
+        monkeypatch.setattr(dispatch, "_tried", {})
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
     @pytest.fixture
     def on_gpu(self, monkeypatch):
         """What `kernel` wants to know of a tensor on a GPU."""
-        monkeypatch.setattr(aggregation, "is_traced", lambda x: False)
+        monkeypatch.setattr(dispatch, "is_traced", lambda x: False)
         return SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16)
 
     @pytest.mark.parametrize(("works", "expected"), [(True, "triton"), (False, "torch")])
     def test_on_a_gpu(self, on_gpu, works, expected):
-        aggregation._tried[on_gpu.device, on_gpu.dtype] = works
+        dispatch._tried[on_gpu.device, on_gpu.dtype] = works
         assert kernel(on_gpu) == expected
         for forced, found in {
-            "blocked": expected,
             "fused": expected,
             "triton": expected,
             "torch": "torch",
@@ -128,39 +126,39 @@ class TestChoice:
 
     def test_elsewhere(self):
         with use_kernel("triton"):
-            assert kernel(torch.zeros(1)) == "blocked"
+            assert kernel(torch.zeros(1)) == "fused"
             assert kernel(torch.zeros(1, device="meta")) == "torch"
 
     def test_a_compiler_takes_the_operator_without_trying_it(self, on_gpu, monkeypatch):
         monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
         assert kernel(on_gpu) == "triton"
-        assert not aggregation._tried
+        assert not dispatch._tried
 
     def test_while_a_graph_is_captured_nothing_is_tried(self, on_gpu, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         assert kernel(on_gpu) == "torch"
-        assert not aggregation._tried
+        assert not dispatch._tried
 
     def test_what_does_not_work_is_said_once_and_replaced(self, monkeypatch):
         def check(device, dtype):
             raise RuntimeError("no compiler")
 
-        monkeypatch.setattr("topodet.models.aggregation_triton.check", check)
+        monkeypatch.setattr("topodet.ops.triton.check", check)
         terms, weights = [torch.ones(2, 3), torch.full((2, 3), 2.0)], torch.tensor([1.0, 3.0])
         with pytest.warns(UserWarning, match=r"does not work for torch.float32 on cpu \(RuntimeError: no compiler\)"):
-            total = aggregation._add_up_on_gpu(terms, weights)
+            total = weighted_sum._add_up_on_gpu(terms, weights)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            again, products = aggregation._add_up_and_dot_on_gpu(terms, weights, terms[1])
+            again, products = weighted_sum._add_up_and_dot_on_gpu(terms, weights, terms[1])
         assert torch.equal(total, torch.full((2, 3), 7.0))
         assert torch.equal(again, total)
         assert torch.equal(products, torch.tensor([12.0, 24.0]))
 
     def test_without_triton(self, monkeypatch):
-        monkeypatch.delitem(sys.modules, "topodet.models.aggregation_triton", raising=False)
+        monkeypatch.delitem(sys.modules, "topodet.ops.triton", raising=False)
         monkeypatch.setitem(sys.modules, "triton", None)
         with pytest.warns(UserWarning, match="ModuleNotFoundError"):
-            assert aggregation._add_up_on_gpu([torch.ones(2)], torch.ones(1)).tolist() == [1, 1]
+            assert weighted_sum._add_up_on_gpu([torch.ones(2)], torch.ones(1)).tolist() == [1, 1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -201,7 +199,7 @@ class TestOnAGPU:
         terms = [term.to(memory_format=torch.channels_last) for term in terms]
         weights = torch.randn(number, device="cuda")
         total, products = torch.ops.topodet.add_up_and_dot(terms, weights, terms[0])
-        expected, exact = aggregation._weighted_sum_and_dot(
+        expected, exact = weighted_sum._weighted_sum_and_dot(
             [term.double() for term in terms], weights.double(), terms[0].double()
         )
         assert total.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,111 @@
+"""Which kernel computes a weighted sum, by device and by what records the computation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, unknown_name
+
+Kernel = Literal["fused", "triton", "torch", "plain"]
+
+_forced: Kernel | None = None
+
+# Whether the Triton kernel works, by GPU and dtype, as far as it was tried.
+_tried: dict[tuple[torch.device, torch.dtype], bool] = {}
+
+
+def kernel(x: Tensor) -> Kernel:
+    """Return the name of the kernel that sums tensors like `x` here and now.
+
+    - `fused`, on a CPU: one pass over the terms of a sum, see `weighted_sum`.
+    - `triton`, on GPUs: the same passes as one kernel each, see `ops.triton`.
+    - `torch`, on other devices and where the Triton kernel does not work: the same passes of torch's operators.
+    - `plain`: edge by edge, for what records operators and cannot follow functions: tracing, export, functorch,
+      forward-mode differentiation; and torch.compile on a CPU, which makes loops over many edges of it.
+    """
+    if is_traced(x):
+        return "plain"
+    if _forced in ("torch", "plain"):
+        return _forced
+    compiling = torch.compiler.is_dynamo_compiling()
+    if x.device.type == "cpu":
+        if compiling and _forced != "fused":
+            # Autograd alone would add up a feature's gradients in the type of the feature.
+            return "plain" if x.dtype == accumulation_dtype(x.dtype) else "torch"
+        return "fused"
+    # A compiler cannot try the kernel; it takes the operators as they are, which try it when they run.
+    if x.device.type == "cuda" and (compiling or triton_works(x)):
+        return "triton"
+    return "torch"
+
+
+@contextmanager
+def use_kernel(name: Kernel) -> Iterator[None]:
+    """Use a kernel where not only "plain" can be used, e.g. to compare; in all threads.
+
+    "fused" is for the CPU and "triton" for GPUs: elsewhere they leave the choice as it is.
+
+    Raises:
+        ConfigError: no such kernel.
+    """
+    global _forced
+    if name not in get_args(Kernel):
+        raise ConfigError(unknown_name("kernel", name, get_args(Kernel)))
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def is_traced(x: Tensor) -> bool:
+    """Tell whether something other than torch.compile and autograd records what is computed with `x`.
+
+    It does not understand our operators, and what we choose by one tensor's size would hold for every size.
+    """
+    return (
+        _is_exporting()
+        or (torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling())
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or type(x) not in (Tensor, nn.Parameter)  # distributed and other tensors that stand for something else
+    )
+
+
+# Asked when something is compiled and not traced: dynamo answers it with True whatever it compiles.
+@torch.compiler.assume_constant_result
+def _is_exporting() -> bool:
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()  # since torch 2.7
+
+
+def triton_works(x: Tensor) -> bool:
+    """Tell whether the Triton kernel can be used for tensors like `x`; it is tried once for a GPU and a dtype."""
+    key = (x.device, x.dtype)
+    if key not in _tried:
+        if torch.cuda.is_current_stream_capturing():
+            return False  # a CUDA graph is no place to compile and compare: ask again
+        try:
+            from .triton import check
+
+            check(*key)
+            _tried[key] = True
+        except Exception as error:  # no Triton, no C compiler, an old GPU: whatever it is, there is another kernel
+            _tried[key] = False
+            warnings.warn(
+                f"topodet's Triton kernel does not work for {x.dtype} on {x.device} ({type(error).__name__}: {error}). "
+                "Weighted sums are made of torch's operators there, which is slower",
+                stacklevel=2,
+            )
+    return _tried[key]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which values of `dtype` are accumulated: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,233 @@
+"""The weighted sums of a stage (the inner sum of Eq. 1), forward and backward, at the price of reading their terms.
+
+Edge by edge, as `y = y + alpha * x`, autograd would multiply, add and write once an edge and direction. Here a sum is
+one pass over its terms, and so is the gradient of a feature: `_Read` gives every reader a view of its own, so that
+the readers' gradients arrive together instead of being added up one by one as they come. They are the gradients g_i of
+the whole sums; from them `_Read` computes `sum_i alpha_ji * g_i` and, with the feature at hand, the gradients
+`<g_i, x_j>` of the weights of all edges that leave it. Only the features are kept for the backward pass.
+
+`dispatch.kernel` chooses what computes these passes. All kernels accumulate in float32 or wider and are deterministic;
+`plain` adds up the gradients of a feature in its own type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, library
+
+from .dispatch import Kernel, accumulation_dtype, kernel, triton_works
+
+# For each node the nodes that it reads, or that read it, ascending.
+Neighbours = tuple[tuple[int, ...], ...]
+
+
+class Graph:
+    """The edges of a stage as its sums read them.
+
+    Args:
+        predecessors: for each node, in topological order, the nodes that it reads, ascending. Edges are in this order.
+    """
+
+    def __init__(self, predecessors: Neighbours):
+        self.predecessors = predecessors
+        self.successors = tuple(
+            tuple(i for i, row in enumerate(predecessors) if j in row) for j in range(len(predecessors))
+        )
+        edges = [(j, i) for i, row in enumerate(predecessors) for j in row]
+        # The edges ordered by source, then target, as indices.
+        self.by_source = tuple(sorted(range(len(edges)), key=edges.__getitem__))
+
+
+class WeightedSums:
+    """The weighted sums of one pass through a stage. Every node's feature is put in before a later node reads.
+
+    Args:
+        graph: of the stage.
+        alpha: [E], the weights of its edges.
+        by_source: [E] int64, `graph.by_source` on the device of `alpha`.
+        like: a feature; all have its dtype and device, and those that one node reads have one shape.
+    """
+
+    def __init__(self, graph: Graph, alpha: Tensor, by_source: Tensor, like: Tensor):
+        self.sources, self.readers = graph.predecessors, graph.successors
+        self.kernel = kernel(like)
+        self.backward = torch.is_grad_enabled() and self.kernel != "plain"
+        fixed = alpha if self.kernel == "plain" else alpha.detach()
+        self.incoming = fixed.split([len(row) for row in self.sources])
+        self.outgoing = alpha[by_source].split([len(row) for row in self.readers]) if self.backward else None
+        # What each node reads of each of its sources.
+        self.views: list[dict[int, Tensor]] = [{} for _ in self.sources]
+
+    def put(self, j: int, feature: Tensor, start: int = 0, stop: int | None = None) -> None:
+        """Take the feature of node j, [B, C, H, W], for its readers `start:stop`; for all of them by default."""
+        readers = self.readers[j][start:stop]
+        views = [feature] * len(readers)
+        if self.backward and readers:
+            views = _Read.apply(self.kernel, feature, self.outgoing[j][start:stop])
+        for i, view in zip(readers, views):
+            self.views[i][j] = view
+
+    def read(self, i: int) -> Tensor:
+        """Return the sum that node i reads, in a tensor of its own; nothing else refers to it."""
+        terms, weights = [self.views[i][j] for j in self.sources[i]], self.incoming[i]
+        if self.kernel == "fused" and i % 2:
+            # Begin with the features that the sum before this one read last: a CPU's cache may still have them.
+            terms, weights = terms[::-1], weights.flip(0)
+        if not torch.is_grad_enabled():
+            self.views[i].clear()  # a feature goes with its last reader
+        if self.backward:
+            return _Sum.apply(self.kernel, weights, *terms)
+        return _ADD_UP[self.kernel](terms, weights)
+
+
+class _Sum(torch.autograd.Function):
+    """`sum_j weights[j] * terms[j]`, where each term's gradient is that of the whole sum; `_Read` weighs it."""
+
+    @staticmethod
+    def forward(ctx, kernel: Kernel, weights: Tensor, *terms: Tensor) -> Tensor:
+        ctx.terms = len(terms)
+        return _ADD_UP[kernel](terms, weights)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *[gradient] * ctx.terms)
+
+
+class _Read(torch.autograd.Function):
+    """A view of `feature` for each of the `weights`, to be read by `_Sum`."""
+
+    @staticmethod
+    def forward(ctx, kernel: Kernel, feature: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.kernel = kernel
+        # Fixed weights have no gradient that would need the feature.
+        ctx.save_for_backward(weights, *([feature] if ctx.needs_input_grad[2] else []))
+        # `view_as` would give a batch of one image other strides, at which batch normalisation is wrong (torch 2.11).
+        return tuple(torch.ops.aten.alias(feature) for _ in range(len(weights)))
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *feature = ctx.saved_tensors
+        # Differentiable operators where the gradients are to be differentiated themselves.
+        kernel = "torch" if torch.is_grad_enabled() else ctx.kernel
+        if not feature:
+            return None, _ADD_UP[kernel](gradients, weights), None
+        total, products = _ADD_UP_AND_DOT[kernel](gradients, weights, *feature)
+        return None, total if ctx.needs_input_grad[1] else None, products.to(weights.dtype)
+
+
+def weighted_sum(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return `sum_j weights[j] * terms[j]`, by operators that everything in torch can follow.
+
+    Args:
+        terms: at least one tensor, all of one shape and dtype.
+        weights: [len(terms)].
+    """
+    scalars = weights.to(accumulation_dtype(terms[0].dtype)).unbind()
+    total = _cast(terms[0], scalars[0].dtype) * scalars[0]
+    for term, scalar in zip(terms[1:], scalars[1:]):
+        total = torch.addcmul(total, _cast(term, scalar.dtype), scalar)
+    return _cast(total, terms[0].dtype)  # a float32 weight must not lift what autocast made bfloat16
+
+
+def _weighted_sum_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(feature.dtype)
+    products = [(_cast(term, dtype) * _cast(feature, dtype)).sum() for term in terms]
+    return weighted_sum(terms, weights), torch.stack(products)
+
+
+# Operators, so that a compiler calls these functions instead of tracing them; it may choose the memory format.
+_library = library.Library("topodet", "DEF")
+for _schema in (
+    "add_up(Tensor[] terms, Tensor weights) -> Tensor",
+    "add_up_and_dot(Tensor[] terms, Tensor weights, Tensor feature) -> (Tensor, Tensor)",
+):
+    # Early torch 2 lacks the first one: there a compiler copies tensors that are not contiguous.
+    _tags = [getattr(torch.Tag, name) for name in ("flexible_layout", "pt2_compliant_tag") if hasattr(torch.Tag, name)]
+    _library.define(_schema, tags=_tags)
+
+
+@library.register_fake("topodet::add_up")
+def _(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    return torch.empty_like(terms[0])
+
+
+@library.register_fake("topodet::add_up_and_dot")
+def _(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(terms[0]), feature.new_empty(len(terms), dtype=accumulation_dtype(feature.dtype))
+
+
+def _add_up(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    total = None
+    for term, weight in zip(terms, weights.tolist()):
+        total = _add(total, term, weight)
+    return _narrow(total, terms[0])
+
+
+def _add_up_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+    # In the order of memory: dense tensors of any format are flat without a copy.
+    order = sorted(range(feature.ndim), key=feature.stride, reverse=True)
+    flat, total, products = _flat(feature, order), None, []
+    for term, weight in zip(terms, weights.tolist()):
+        term = _cast(term, flat.dtype)
+        total = _add(total, term, weight)
+        products.append(torch.dot(_flat(term, order), flat))  # now, while the term is in the cache
+    return _narrow(total, terms[0]), torch.stack(products)
+
+
+def _add(total: Tensor | None, term: Tensor, weight: float) -> Tensor | None:
+    if weight == 0:
+        return total
+    term = _cast(term, accumulation_dtype(term.dtype))  # first: to add two types is many times slower
+    return term * weight if total is None else total.add_(term, alpha=weight)
+
+
+def _narrow(total: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if total is None else _cast(total, like.dtype)
+
+
+def _flat(x: Tensor, order: Sequence[int]) -> Tensor:
+    """Return the elements, dimensions in `order`, in float32 or wider; without a copy where memory has that order."""
+    return _cast(x.permute(order).reshape(-1), accumulation_dtype(x.dtype))
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # `x.to` of the same dtype is x itself; in an autograd.Function this makes torch.compile (2.11) lose gradients.
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _add_up_on_gpu(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
+    if not triton_works(terms[0]):
+        return weighted_sum(terms, weights)
+    from .triton import add_up
+
+    return add_up(terms, weights)
+
+
+def _add_up_and_dot_on_gpu(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+    if not triton_works(feature):
+        return _weighted_sum_and_dot(terms, weights, feature)
+    from .triton import add_up_and_dot
+
+    return add_up_and_dot(terms, weights, feature)
+
+
+for _name, _on_cpu, _on_gpu in (
+    ("add_up", _add_up, _add_up_on_gpu),
+    ("add_up_and_dot", _add_up_and_dot, _add_up_and_dot_on_gpu),
+):
+    _library.impl(_name, _on_cpu, "CPU")
+    _library.impl(_name, _on_gpu, "CUDA")
+
+_ADD_UP = {
+    "fused": torch.ops.topodet.add_up,
+    "triton": torch.ops.topodet.add_up,
+    "torch": weighted_sum,
+    "plain": weighted_sum,
+}
+_ADD_UP_AND_DOT = {
+    "fused": torch.ops.topodet.add_up_and_dot,
+    "triton": torch.ops.topodet.add_up_and_dot,
+    "torch": _weighted_sum_and_dot,
+}
