@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from topodet.datasets.images import read_image
 from topodet.errors import ConfigError, exit_status
 from topodet.frameworks import require_framework
-from topodet.images import read_image
 
 TASKS = ("flop", "activation", "parameter", "structure")
 
@@ -43,7 +43,7 @@ def analyze(args: argparse.Namespace) -> None:
         raise ConfigError("--num-inputs, --depth and --size must be positive")
     require_framework("detectron2")
     from topodet.detectron2.analyze import build_detector, count, prepare, synthetic_images
-    from topodet.statistics import settle_statistics
+    from topodet.models.calibrate import calibrate_batchnorm
 
     height, width = args.size
     files = [read_image(path) for path in args.input or ()]
@@ -56,7 +56,7 @@ def analyze(args: argparse.Namespace) -> None:
         images = synthetic_images(args.num_inputs, height, width)
         if files:
             images = [prepare(f, short_side=height, long_side=width, input_format=input_format) for f in files]
-        settle_statistics(model, model, [{"image": images[0]}])
+        calibrate_batchnorm(model, model, [{"image": images[0]}])
         counts = count(model, images, depth=args.depth)
         print(counts.table)
         print(f"images: {len(images)}, the table's {images[-1].shape[1]} x {images[-1].shape[2]}")

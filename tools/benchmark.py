@@ -70,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, words: list[str]) -> int:
-    from topodet import records
     from topodet.benchmark import report
+    from topodet.records import runs
 
     if args.update_docs or args.check_docs:
         return docs(check=args.check_docs)
@@ -82,21 +82,21 @@ def run(args: argparse.Namespace, words: list[str]) -> int:
     settings = make_settings(args.preset, **chosen)
     results = benchmark(settings, say=lambda text: print(text, file=sys.stderr, flush=True))
     name = args.record or (args.json.stem if args.json else args.preset or settings.what)
-    record = records.record_benchmark(results, name=name, command=f"python tools/benchmark.py {shlex.join(words)}")
+    record = runs.record_benchmark(results, name=name, command=f"python tools/benchmark.py {shlex.join(words)}")
     print(f"{report.subject(record)}\n{report.circumstances(record)}\n\n{report.tables(record)}")
     if args.json:
         print(f"\n{atomic_json(args.json, record)}")
     if args.record:
-        print(f"\n{records.save_as(record, ROOT / 'records' / 'benchmarks')}")
+        print(f"\n{runs.save_as(record, ROOT / 'records' / 'benchmarks')}")
     return 0
 
 
 def docs(*, check: bool, root: Path = ROOT) -> int:
     """Make the measured part of docs/performance.md and its pictures from the records, or tell whether it is stale."""
-    from topodet import records
     from topodet.benchmark import report
+    from topodet.records import runs
 
-    found = records.load_all(root / "records" / "benchmarks")
+    found = runs.load_all(root / "records" / "benchmarks")
     page = root / "docs" / "performance.md"
     text = report.update_page(page.read_text(), found)
     pictures = {page.parent / name: figure for name, figure in report.pictures(found).items()}

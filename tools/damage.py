@@ -65,14 +65,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(args: argparse.Namespace, rest: list[str], command: str) -> None:
-    from topodet import records
-    from topodet.analysis import damage
+    from topodet.analysis import damage_curves
+    from topodet.pretrain.checkpoint import open_checkpoint
     from topodet.pretrain.engine import accuracy
-    from topodet.pretrain.restore import restore
+    from topodet.records import runs
 
     output = args.output or Path("runs/damage") / args.checkpoint.resolve().parent.name
     nodes = edges = None
-    with restore(args.checkpoint, rest) as (model, loader):
+    with open_checkpoint(args.checkpoint, rest) as (model, loader):
         evaluate = accuracy(list(loader) if args.in_memory else loader)
         if args.edges:
             edges = connectivity.remove_edges(
@@ -86,7 +86,7 @@ def measure(args: argparse.Namespace, rest: list[str], command: str) -> None:
             )
         if args.nodes:
             nodes = connectivity.remove_nodes(model, evaluate, csv=output / "nodes.csv")
-    record = records.record_damage(
+    record = runs.record_damage(
         nodes=nodes,
         edges=edges,
         checkpoint=args.checkpoint,
@@ -95,23 +95,23 @@ def measure(args: argparse.Namespace, rest: list[str], command: str) -> None:
         command=command,
         retrained=args.retrained,
     )
-    print(damage.tables(record))
-    for name, figure in damage.figures(record).items():
+    print(damage_curves.tables(record))
+    for name, figure in damage_curves.figures(record).items():
         save_figure(figure, output / name)
     if args.record:
-        print(records.save_as(record, ROOT / "records" / "damage"))
+        print(runs.save_as(record, ROOT / "records" / "damage"))
 
 
 def update_docs(root: Path = ROOT) -> None:
-    from topodet import records
-    from topodet.analysis import damage
+    from topodet.analysis import damage_curves
+    from topodet.records import runs
 
-    found = records.load_all(root / "records" / "damage")
+    found = runs.load_all(root / "records" / "damage")
     page = root / "docs" / "topology_damage.md"
     for record in found:
-        for name, figure in damage.figures(record).items():
+        for name, figure in damage_curves.figures(record).items():
             save_figure(figure, page.parent / name)
-    print(atomic_write(page, damage.update_page(page.read_text(), found)))
+    print(atomic_write(page, damage_curves.update_page(page.read_text(), found)))
 
 
 def save_figure(figure, path: Path) -> None:

@@ -23,10 +23,10 @@ import torch
 from tqdm import tqdm
 
 from topodet import weights
+from topodet.datasets.images import SUFFIXES, read_image, write_image
 from topodet.errors import ConfigError, DataError, exit_status
 from topodet.files import atomic_json
 from topodet.frameworks import require_framework
-from topodet.images import SUFFIXES, read_image, write_image
 
 
 class Found(NamedTuple):

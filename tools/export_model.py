@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from topodet import weights
+from topodet.datasets.images import read_image
 from topodet.errors import exit_status
 from topodet.frameworks import require_framework
-from topodet.images import read_image
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from topodet import experiment_cli
-from topodet.analysis import mass_experiment
 from topodet.errors import exit_status
+from topodet.records import experiment_cli
+from topodet.related.nn_mass import experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    families = list(mass_experiment.FAMILIES)
+    families = list(experiment.FAMILIES)
     made.add_argument(
         "--families", nargs="+", default=families, metavar="NAME", help=f"(default: {', '.join(families)})"
     )
@@ -43,10 +43,10 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, words: list[str]) -> None:
     if args.redraw:
-        experiment_cli.redraw(ROOT, args.redraw, mass_experiment.figure)
+        experiment_cli.redraw(ROOT, args.redraw, experiment.figure)
         return
     progress = partial(tqdm, unit="network", mininterval=1.0)
-    results = mass_experiment.run(args.families, seeds=args.seeds, epochs=args.epochs, progress=progress)
+    results = experiment.run(args.families, seeds=args.seeds, epochs=args.epochs, progress=progress)
     experiment_cli.deliver(
         results,
         args,
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         tool="tools/nn_mass_experiment.py",
         name="nn_mass",
         packages=("scikit-learn", "scipy"),
-        table=mass_experiment.table,
-        draw=mass_experiment.figure,
+        table=experiment.table,
+        draw=experiment.figure,
     )
 
 

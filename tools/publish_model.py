@@ -37,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         "--prune-keep", type=float, metavar="SHARE", help="keep the strongest edges, this share of them"
     )
     parser.add_argument("--prune-per", choices=get_args(Per), default="network", help="what an edge is measured by")
-    parser.add_argument("--prune-disconnected", choices=["error", "repair"], default="error", help="for a torn graph")
+    parser.add_argument(
+        "--prune-disconnected", choices=["error", "repair"], default="error", help="where a graph falls apart"
+    )
     parser.add_argument("--hub", metavar="USER/REPO", help="also upload a backbone to the Hugging Face hub")
     parser.add_argument("--hub-private", action="store_true", help="make a new hub repository private")
     args = parser.parse_args(argv)
@@ -64,7 +66,7 @@ def publish_backbone(args: argparse.Namespace) -> None:
     for path in (files.pth, files.safetensors, files.card):
         print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
     if args.hub:
-        from topodet.hub import push
+        from topodet.weights.hub import push
 
         print(push(files, args.hub, private=args.hub_private))
 

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Protocol
 
 from topodet import weights
-from topodet.analysis.plots import save_figures
-from topodet.analysis.results import average_precision_curves, contact_sheet, read_evaluations
 from topodet.datasets.digits import write_digit_folders, write_digit_scenes
 from topodet.errors import ConfigError, exit_status
 from topodet.files import atomic_json, atomic_path
 from topodet.frameworks import require_framework
+from topodet.records.results import average_precision_curves, contact_sheet, read_evaluations
+from topodet.visualization import save_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN_RECIPE = "configs/pretrain/toponet_nano_quick.yaml"

@@ -5,8 +5,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from topodet import records
 from topodet.errors import exit_status
+from topodet.records import runs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,11 +40,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def make(args: argparse.Namespace) -> None:
     if args.kind == "pretraining":
-        record = records.record_pretraining(
+        record = runs.record_pretraining(
             args.folder, data=args.data, command=args.command, published=args.weights, name=args.name
         )
     else:
-        record = records.record_detector(
+        record = runs.record_detector(
             args.folder,
             config=args.config,
             initialisation=args.initialisation,
@@ -54,7 +54,7 @@ def make(args: argparse.Namespace) -> None:
             weights=args.weights,
             note=args.note,
         )
-    print(records.save(record, args.output))
+    print(runs.save(record, args.output))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from topodet import experiment_cli
-from topodet.analysis import swnet_experiment
-from topodet.analysis.small_world_sweep import MAX_S
 from topodet.errors import exit_status
+from topodet.records import experiment_cli
+from topodet.related.swnet import experiment
+from topodet.related.swnet.sweep import MAX_S
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    networks = list(swnet_experiment.NETWORKS)
+    networks = list(experiment.NETWORKS)
     made.add_argument("--data", default="digits", help="digits, or a folder with train.npz and validation.npz")
     made.add_argument("--classes", type=int, default=10, help="of a folder, the first ones (default: %(default)s)")
     made.add_argument(
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[MAX_S],
         metavar="P",
-        help=f"of rewiring: numbers, or {MAX_S} for the one of largest S (default: {MAX_S})",
+        help=f"of retargeting: numbers, or {MAX_S} for the one of largest S (default: {MAX_S})",
     )
     made.add_argument("--seeds", type=int, default=3, help="of each network (default: %(default)s)")
     for name in ("iterations", "every"):
@@ -57,13 +57,13 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, words: list[str]) -> None:
     if args.redraw:
-        experiment_cli.redraw(ROOT, args.redraw, swnet_experiment.figure)
+        experiment_cli.redraw(ROOT, args.redraw, experiment.figure)
         return
-    task = swnet_experiment.digits() if args.data == "digits" else _arrays(args)
+    task = experiment.digits() if args.data == "digits" else _arrays(args)
     other = {name: getattr(args, name) for name in ("iterations", "every", "targets")}
     task = replace(task, **{name: value for name, value in other.items() if value is not None})
     progress = partial(tqdm, unit="training", mininterval=1.0)
-    results = swnet_experiment.run(task, args.networks, ps=args.p, seeds=args.seeds, progress=progress)
+    results = experiment.run(task, args.networks, ps=args.p, seeds=args.seeds, progress=progress)
     experiment_cli.deliver(
         results,
         args,
@@ -72,13 +72,13 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         tool="tools/small_world_experiment.py",
         name="swnet",
         packages=("scikit-learn", "scipy"),
-        table=swnet_experiment.table,
-        draw=swnet_experiment.figure,
+        table=experiment.table,
+        draw=experiment.figure,
     )
 
 
-def _arrays(args: argparse.Namespace) -> swnet_experiment.Task:
-    return swnet_experiment.arrays(args.data, num_classes=args.classes)
+def _arrays(args: argparse.Namespace) -> experiment.Task:
+    return experiment.arrays(args.data, num_classes=args.classes)
 
 
 if __name__ == "__main__":

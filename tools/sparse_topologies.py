@@ -25,12 +25,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from topodet import records
-from topodet.analysis.nnstd import Distances, distance_figure, distances
 from topodet.datasets.digits import split_digits
 from topodet.errors import ConfigError, exit_status
 from topodet.files import atomic_path
-from topodet.sparse_training import SET
+from topodet.records import runs
+from topodet.related.nnstd.networks import Distances, distance_figure, distances
+from topodet.related.nnstd.set import SET
 
 ROOT = Path(__file__).resolve().parents[1]
 KIND = "sparse_topologies"
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--networks", type=int, default=8, metavar="N", help="of each kind, with seeds 0..N-1")
     add("--widths", type=int, nargs="+", default=[256, 256, 256], metavar="W", help="neurons of each hidden layer")
-    add("--epsilon", type=float, default=10.0, help="of the first links, see topodet.sparse_training.SET")
+    add("--epsilon", type=float, default=10.0, help="of the first links, see topodet.related.nnstd.SET")
     add("--epochs", type=int, default=60)
     add("--compare-at", type=int, nargs="+", default=[0, 10, 60], metavar="EPOCH", help="0: before training")
     add("--lr", type=float, default=0.05)
@@ -70,13 +70,13 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     name = args.record or "sparse_topologies"
     command = f"python tools/sparse_topologies.py {shlex.join(words)}".rstrip()
     packages = ("numpy", "scipy", "scikit-learn")
-    record = records.record_experiment(results, name=name, command=command, kind=KIND, packages=packages)
+    record = runs.record_experiment(results, name=name, command=command, kind=KIND, packages=packages)
     folder, pictures = (ROOT / "records" / "experiments", ROOT / "docs") if args.record else (args.output, args.output)
     figure = distance_figure(matrix, title="network, at epoch", block=len(args.compare_at))
     with atomic_path(pictures / f"{name}.png") as temporary:
         figure.savefig(temporary, format="png", dpi=130)
     print(tables(record))
-    print(f"\n{records.save_as(record, folder)}\n{pictures / f'{name}.png'}")
+    print(f"\n{runs.save_as(record, folder)}\n{pictures / f'{name}.png'}")
 
 
 def experiment(args: argparse.Namespace) -> tuple[dict[str, Any], Distances]:

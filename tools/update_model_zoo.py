@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from topodet import experiments, records, zoo
 from topodet.files import atomic_path, atomic_write
+from topodet.records import pages, runs, zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,18 +16,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page is stale")
     args = parser.parse_args(argv)
-    runs = records.load_all(ROOT / "records" / "runs")
+    recorded = runs.load_all(ROOT / "records" / "runs")
     paper = json.loads((ROOT / "records" / "paper.json").read_text())
-    benchmarks = records.load_all(ROOT / "records" / "benchmarks")
-    text = zoo.model_zoo(paper, runs, coco_configs(), benchmarks)
+    benchmarks = runs.load_all(ROOT / "records" / "benchmarks")
+    text = zoo.model_zoo(paper, recorded, coco_configs(), benchmarks)
     experiment = ROOT / "docs" / "experiments.md"
-    pages = {
+    texts = {
         ROOT / "model_zoo.md": text,
-        experiment: experiments.update_page(experiment.read_text(), paper["cifar100"], runs),
+        experiment: pages.update_page(experiment.read_text(), paper["cifar100"], recorded),
     }
-    pictures = zoo.pictures(runs)
+    pictures = zoo.pictures(recorded)
     if args.check:
-        stale = [page.name for page, text in pages.items() if not page.exists() or page.read_text() != text]
+        stale = [page.name for page, text in texts.items() if not page.exists() or page.read_text() != text]
         stale += [path for path in pictures if not (ROOT / path).exists()]
         print(f"stale: {', '.join(stale)}; run tools/update_model_zoo.py" if stale else "model_zoo.md is up to date")
         return int(bool(stale))
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         with atomic_path(ROOT / path) as temporary:
             figure.savefig(temporary, format="png", dpi=130)
         print(ROOT / path)
-    for page, text in pages.items():
+    for page, text in texts.items():
         print(atomic_write(page, text))
     return 0
 

@@ -10,25 +10,24 @@ import torch
 from torch import nn
 
 from .connectivity import wirings
-from .models import RewiredConv2d
 
 
 def parameters(model: nn.Module) -> tuple[int, int]:
     """Return the number of parameters without edge weights, and of learned edge weights.
 
-    Of rewired convolutions (`topodet.models.swnet`) only kernels that exist count.
+    A module that holds parameters without use says how many (`num_absent`); they do not count.
     """
     alphas = sum(wiring.alpha.numel() for wiring in wirings(model).values() if wiring.learned)
-    absent = sum(module.num_absent for module in model.modules() if isinstance(module, RewiredConv2d))
+    absent = sum(getattr(module, "num_absent", 0) for module in model.modules())
     return sum(p.numel() for p in model.parameters()) - alphas - absent, alphas
 
 
 def multiply_adds(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> int:
     """Return the multiply-adds of convolutions and linear layers for one image of `input_size` (C, H, W).
 
-    The convention of the paper's tables: normalisation, activations and the weighted sums are not counted; of rewired
-    convolutions (`topodet.models.swnet`) only kernels that exist. Runs on the meta device, so that it costs no memory
-    and leaves the model alone.
+    The convention of the paper's tables: normalization, activations and the weighted sums are not counted. A layer that
+    computes otherwise than its class does (`multiply_adds`) is asked. Runs on the meta device, so that it costs no
+    memory and leaves the model alone.
     """
     return sum(multiply_adds_by_layer(model, input_size).values())
 
@@ -39,8 +38,8 @@ def multiply_adds_by_layer(model: nn.Module, input_size: tuple[int, int, int] = 
     counts: Counter[str] = Counter()
 
     def count(name: str, module: nn.Module, _: object, output: torch.Tensor) -> None:
-        if isinstance(module, RewiredConv2d):
-            counts[name] += output[0, 0].numel() * module.num_kernels * module.weight[0, 0].numel()
+        if hasattr(module, "multiply_adds"):
+            counts[name] += module.multiply_adds(output)
         else:
             counts[name] += output[0].numel() * module.weight[0].numel()
 

@@ -14,11 +14,12 @@ import torch
 from tests.analysis.report_runs import scattered, toponet, write_run
 from tests.detection import published
 from tools import analyze_topology
-from topodet import analysis, cli, complexity, connectivity, weights
+from topodet import cli, complexity, connectivity, weights
 from topodet.analysis import report
 from topodet.errors import ConfigError, WeightsError
 from topodet.models import TopoNet
-from topodet.topology import nnstd
+from topodet.related.nnstd import nnstd
+from topodet.related.nnstd.distance import nnstd_of_layers
 
 HOSTILE = "</script><script>alert('1')</script><img src=x onerror=\"alert(2)\">"
 
@@ -60,25 +61,25 @@ def test_cuts_are_what_prune_gives_and_counting_finds(edge_weights):
     model, size = toponet(edge_weights=edge_weights), (3, 32, 32)
     found = report.measure(report.Subject("it", "network", "toponet", model, size))
     assert found["network"]["multiply_adds"] == complexity.multiply_adds(model, size)
-    torn = 0
+    disconnected = 0
     for per, rows in found["cuts"].items():
         assert [row["threshold"] for row in rows] == sorted({row["threshold"] for row in rows})
         assert rows[0]["edges"] == 31
         for row in rows[::9]:
-            with expected(row["torn"]):
+            with expected(row["disconnected"]):
                 small = connectivity.prune(model, threshold=row["threshold"], per=per, on_disconnected="repair")
             assert complexity.parameters(small) == (row["parameters"], row["edge_weights"])
             assert complexity.multiply_adds(small, size) == row["multiply_adds"]
             assert [stage.topology.num_nodes for stage in small.stages] == [stage["nodes"] for stage in row["stages"]]
             for stage, left in zip(small.stages, row["stages"]):
                 assert stage.topology.num_edges == left["edges"] == sum(digit != "0" for digit in left["kept"])
-            torn += len(row["torn"])
-    assert torn
-    assert not any(row["torn"] for row in found["cuts"]["node"])
+            disconnected += len(row["disconnected"])
+    assert disconnected
+    assert not any(row["disconnected"] for row in found["cuts"]["node"])
 
 
-def expected(torn):
-    return pytest.warns(UserWarning, match="no longer reaches") if torn else contextlib.nullcontext()
+def expected(disconnected):
+    return pytest.warns(UserWarning, match="no longer reaches") if disconnected else contextlib.nullcontext()
 
 
 def test_kept_edges_are_named_one_by_one(tmp_path):
@@ -91,9 +92,9 @@ def test_kept_edges_are_named_one_by_one(tmp_path):
     rows = {row["threshold"]: row for row in found["cuts"]["network"]}
     assert list(rows) == [0.0, 0.5, 0.75]
     assert rows[0.5]["stages"][0]["kept"] == "101001"  # 0 -> 1 -> 2 -> 3
-    assert rows[0.5]["torn"] == []
+    assert rows[0.5]["disconnected"] == []
     assert rows[0.75]["stages"][0]["kept"] == "101002"  # 2 -> 3 is too weak and the only way
-    assert rows[0.75]["torn"] == ["stages.0"]
+    assert rows[0.75]["disconnected"] == ["stages.0"]
     stage = found["stages"][0]
     assert (stage["negative"], stage["in_degree"], stage["out_degree"]) == (1, [0, 1, 2, 3], [3, 2, 1, 0])
     assert sum(stage["histogram"]["counts"]) == 6
@@ -149,11 +150,11 @@ def test_connected_networks(tmp_path):
     assert [stage["name"] for stage in found["stages"]] == ["layer1.0", "layer2.0", "layer3.0"]
     assert [len(stage["edges"]) for stage in found["stages"]] == [28, 28, 28]
     assert found["nn_mass"]["mass"] == 784
-    with expected(found["cuts"]["network"][1]["torn"]):
-        cuts = connectivity.cut(model, threshold=0.5, on_disconnected="repair")
+    with expected(found["cuts"]["network"][1]["disconnected"]):
+        cuts = connectivity.plan_pruning(model, threshold=0.5, on_disconnected="repair")
     row = found["cuts"]["network"][1]
     assert row["edges"] == sum(len(part.edges) for part in cuts.values()) < 84
-    with expected(row["torn"]):
+    with expected(row["disconnected"]):
         pruned = connectivity.prune(model, threshold=0.5, on_disconnected="repair")
     assert (row["parameters"], row["edge_weights"]) == complexity.parameters(pruned)
     assert row["multiply_adds"] == complexity.multiply_adds(pruned, (3, 32, 32))
@@ -196,7 +197,7 @@ def test_distances(tmp_path):
     found = report.measure(one, thresholds=[0.1], against=other)["nnstd"]
     for row in found["wirings"]:
         cuts = [
-            connectivity.cut(subject.model, keep=row["keep"], per="node", on_disconnected="allow")
+            connectivity.plan_pruning(subject.model, keep=row["keep"], per="node", on_disconnected="allow")
             for subject in (one, other)
         ]
         for value, *pair in zip(row["stages"], *(parts.values() for parts in cuts)):
@@ -206,14 +207,14 @@ def test_distances(tmp_path):
                 for edge in part.edges:
                     matrix[edge] = 1
                 matrices.append([matrix])
-            assert value == (nnstd(*matrices).mean if all(m[0].any() for m in matrices) else None)
+            assert value == (nnstd_of_layers(*matrices).mean if all(m[0].any() for m in matrices) else None)
     assert found["wirings"][0]["mean"] == 0  # complete graphs
     assert found["wirings"][5]["mean"] > 0
     for subject in (one, other):
         with torch.no_grad():
             subject.model.stages[1].nodes[2].conv_pw.weight.bernoulli_(0.5)
     channels = report.measure(one, thresholds=[0.1], against=other)["nnstd"]["channels"]
-    assert channels["mean"] == analysis.nnstd(one.model, other.model, "authors").mean > 0
+    assert channels["mean"] == nnstd(one.model, other.model, "authors").mean > 0
     assert channels["layers"]["stages.1.nodes.2.conv_pw"] > 0
     larger = report.open_subject(saved(toponet(nodes=(4, 7, 5)), tmp_path / "larger.pth"))
     with pytest.raises(ConfigError, match=r"wirings of \[4, 6, 5\] nodes and .*larger.pth of \[4, 7, 5\]"):

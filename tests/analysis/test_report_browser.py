@@ -25,7 +25,7 @@ threshold.value = STEP;
 sent(threshold, new Event("input"));
 seen.slid = counts();
 seen.left = document.getElementById("left").textContent;
-seen.torn = document.getElementById("torn").textContent;
+seen.disconnected = document.getElementById("disconnected").textContent;
 const heat = document.querySelector("figure.heat svg");
 const said = () => heat.parentNode.querySelector("output").textContent;
 sent(heat.querySelector(".cells rect"), new Event("pointerover", { bubbles: true }));
@@ -88,7 +88,7 @@ def test_the_page_shows_the_cut_that_its_address_names(numbers, tmp_path):
 
 def test_slider_pointer_and_keys(numbers, tmp_path):
     rows = numbers["cuts"]["network"]
-    step = next(k for k, row in enumerate(rows) if row["torn"])
+    step = next(k for k, row in enumerate(rows) if row["disconnected"])
     html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", report.page(numbers))
     path = tmp_path / "report.html"
     path.write_text(html.replace("</body>", f"<script>{HAND.replace('STEP', str(step))}</script></body>"))
@@ -100,7 +100,7 @@ def test_slider_pointer_and_keys(numbers, tmp_path):
     assert seen["slid"] == [edges - row["edges"], nodes - row["nodes"], edges - row["edges"]]
     for name in ("edges", "nodes", "parameters", "multiply_adds"):
         assert f"{row[name]:,} " in seen["left"]
-    assert all(name in seen["torn"] for name in row["torn"])
+    assert all(name in seen["disconnected"] for name in row["disconnected"])
     for said, place in (("pointed", 0), ("next", 1)):
         (j, i), alpha = (numbers["stages"][0][name][place] for name in ("edges", "alpha"))
         found = re.match(rf"{j} → {i}: alpha ([0-9.e+-]+)", seen[said])

@@ -105,7 +105,9 @@ def test_ratios_by_hand():
         "eval_memory_above_baseline_ratio_to_chain": 2.5,
     }
     other = times(3.0, 1.5, memory={**floor, "train_peak_mb": 160.0})
-    better = ratios({"model": times(6.0, 3.0, memory=memory), "chain": times(2.0, 2.0, memory=floor), "chain_channels_last": other})
+    better = ratios(
+        {"model": times(6.0, 3.0, memory=memory), "chain": times(2.0, 2.0, memory=floor), "chain_channels_last": other}
+    )
     assert (better["train_ratio_to_chain"], better["eval_ratio_to_chain"]) == (3.0, 2.0)
     assert better["memory_ratio_to_chain"] == 300 / 160
     assert not [name for name in better if name.endswith("channels_last")]

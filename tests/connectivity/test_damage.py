@@ -9,9 +9,10 @@ from torch import nn
 
 from tests.connectivity.helpers import reference, shake, strengths
 from topodet import connectivity
-from topodet.connectivity import cut, masked, prune, remove_edges, remove_nodes, without_node
+from topodet.connectivity import masked, plan_pruning, prune, remove_edges, remove_nodes, without_node
 from topodet.errors import ConfigError
-from topodet.models import TopoNet, connect
+from topodet.models import TopoNet
+from topodet.models.connected import connect
 from topodet.topology import Topology
 
 
@@ -83,7 +84,7 @@ def test_weak_edges_go_more_and_more(model, x, per):
 def test_a_graph_that_fell_apart_is_measured_without_edges(model, x):
     model.stages[1].wiring.alpha.mul_(1e-6)
     (row,) = remove_edges(model, functools.partial(mean, x), keep=[0.2], progress=False).rows
-    assert row["torn"] >= 1
+    assert row["disconnected"] >= 1
     features = model.stages[0](model.stem(x))
     last = model.stages[1].nodes[-1]
     expected = last(torch.zeros_like(model.stages[1](features)))
@@ -217,5 +218,5 @@ def test_a_mask_by_hand():
     stage.wiring.alpha.copy_(torch.tensor([1.0, 0.1, -2.0, 0.5, 3.0]))
     x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
     expected = reference(stage, x, {0: [], 1: [0], 2: [1], 3: [1, 2]})
-    with masked(model, cut(model, threshold=0.3)):
+    with masked(model, plan_pruning(model, threshold=0.3)):
         torch.testing.assert_close(stage(x), expected)

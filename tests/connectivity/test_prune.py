@@ -11,7 +11,7 @@ from torch import nn
 from tests.connectivity.helpers import left, reference, shake, strengths
 from tests.strategies import topologies
 from topodet import connectivity, weights
-from topodet.connectivity import cut, freeze, masked, prune
+from topodet.connectivity import freeze, masked, plan_pruning, prune
 from topodet.errors import ConfigError
 from topodet.models import TopoNet, TopoStage, fuse_for_inference
 from topodet.topology import Topology, complete
@@ -52,7 +52,7 @@ def test_any_stage_computes_what_the_masked_one_does(topology, norm, per, thresh
     assert pruned.topology.num_edges == sum(map(len, sources.values()))
     found = pruned(x)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    cuts = cut(stage, **options)
+    cuts = plan_pruning(stage, **options)
     with masked(stage, cuts):
         torch.testing.assert_close(stage(x), expected, rtol=1e-9, atol=1e-9)
     assert cuts["wiring"].nodes == len(sources)
@@ -84,7 +84,7 @@ def test_keep_is_the_share_that_is_left(keep, per, seed):
             found[f"stages.{k}.wiring"] = sorted((j, i) for i in sources for j in sources[i]) if whole else []
         if sum(map(len, found.values())) >= keep * len(ranked):
             break
-    cuts = cut(model, keep=keep, per=per, on_disconnected="allow")
+    cuts = plan_pruning(model, keep=keep, per=per, on_disconnected="allow")
     assert {name: sorted(part.edges) for name, part in cuts.items()} == found
     assert sum(part.weak for part in cuts.values()) == len(ranked) - count
 
@@ -97,8 +97,8 @@ def test_a_factor_on_all_inputs_of_a_node_matters_to_absolute_thresholds_only():
     x = torch.randn(8, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(other(x), model(x), rtol=1e-4, atol=1e-4)  # but for the epsilon in the root
     options = {"threshold": 0.3, "on_disconnected": "allow"}
-    assert cut(model, per="node", **options) == cut(other, per="node", **options)
-    assert cut(model, **options) != cut(other, **options)
+    assert plan_pruning(model, per="node", **options) == plan_pruning(other, per="node", **options)
+    assert plan_pruning(model, **options) != plan_pruning(other, **options)
 
 
 @given(topologies(max_nodes=8), st.integers(0, 10**6))
@@ -110,14 +110,14 @@ def test_a_graph_that_fell_apart_is_repaired(topology, seed):
     assert pruned.topology.num_edges == pruned.topology.num_nodes - 1  # a path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        part = cut(stage, threshold=1e6, on_disconnected="repair")["wiring"]
+        part = plan_pruning(stage, threshold=1e6, on_disconnected="repair")["wiring"]
     assert part.edges == part.repaired
     assert part.weak == topology.num_edges
     # Nothing weaker than it needs to be: any threshold above the path's weakest edge tears the graph.
     size = strengths(stage.wiring, "network")
     weakest = min(size[edge] for edge in part.edges)
-    assert cut(stage, threshold=weakest)["wiring"].edges
-    assert not cut(stage, threshold=weakest * (1 + 1e-9), on_disconnected="allow")["wiring"].edges
+    assert plan_pruning(stage, threshold=weakest)["wiring"].edges
+    assert not plan_pruning(stage, threshold=weakest * (1 + 1e-9), on_disconnected="allow")["wiring"].edges
 
 
 @pytest.mark.parametrize("features", [False, True])
@@ -129,7 +129,7 @@ def test_the_network_in_float32(features):
     x = torch.randn(2, 3, 64, 96)
     pruned = prune(model, keep=0.5, per="node")
     assert type(pruned) is type(model)
-    with torch.no_grad(), masked(model, cut(model, keep=0.5, per="node")):
+    with torch.no_grad(), masked(model, plan_pruning(model, keep=0.5, per="node")):
         expected, found = model(x), pruned(x)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * expected[0].abs().max().item())
@@ -179,7 +179,7 @@ def test_masking_ends_with_what_was_there():
     before = copy.deepcopy(model.state_dict())
 
     def interrupted():
-        with masked(model, cut(model, keep=0.1, on_disconnected="allow")):
+        with masked(model, plan_pruning(model, keep=0.1, on_disconnected="allow")):
             assert (model.stages[1].wiring.alpha == 0).any()
             raise KeyboardInterrupt
 
@@ -220,7 +220,7 @@ def test_wrong_requests_are_named(options, message):
 
 def test_a_model_without_edges_or_with_broken_ones_is_named():
     with pytest.raises(ConfigError, match="Linear has no wiring whose edges could go"):
-        cut(nn.Linear(2, 2), keep=0.5)
+        plan_pruning(nn.Linear(2, 2), keep=0.5)
     with pytest.raises(ConfigError, match="Linear has no edge weights to freeze"):
         freeze(nn.Linear(2, 2))
     stage = TopoStage(2, 2, complete(3))
@@ -233,6 +233,6 @@ def test_what_goes_with_a_node():
     """Node 2 loses its input, so that its strong edge goes as well, which a mask of |alpha| alone would keep."""
     stage = shake(TopoStage(2, 4, Topology(4, [(0, 1), (0, 2), (1, 3), (2, 3)])))
     stage.wiring.alpha.data = torch.tensor([1.0, 0.01, 1.0, 1.0], dtype=torch.float64)  # (0,1) (0,2) (1,3) (2,3)
-    part = cut(stage, threshold=0.1)["wiring"]
+    part = plan_pruning(stage, threshold=0.1)["wiring"]
     assert (part.edges, part.weak, part.nodes) == (((0, 1), (1, 3)), 1, 3)
     assert part.kept().tolist() == [True, False, True, False]

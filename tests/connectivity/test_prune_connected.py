@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from tests.models import test_connect, test_rewire
+from tests.models.connected import test_connect, test_rewire
 from topodet import connectivity
-from topodet.connectivity import cut, masked, prune
+from topodet.connectivity import masked, plan_pruning, prune
 from topodet.errors import ConfigError
-from topodet.models import Residual, connect, create_timm_network, disconnect, rewire
+from topodet.models import Residual, create_timm_network, disconnect, rewire
+from topodet.models.connected import connect
 from topodet.models.timm_trunk import TimmTrunk
 
 # Additive streams of one and two branches a block, and rewired ones with and without a projection.
@@ -61,7 +62,7 @@ def gradients(model, x):
 def test_computes_what_the_masked_network_does(name, keep):
     model, x = create(name)
     options = {"keep": keep, "per": "node", "on_disconnected": "repair"}
-    cuts = cut(model, **options)
+    cuts = plan_pruning(model, **options)
     pruned = prune(model, **options)
     assert sum(wiring.topology.num_edges for wiring in connectivity.wirings(pruned).values()) == sum(
         len(part.edges) for part in cuts.values()
@@ -112,8 +113,8 @@ def test_any_run_of_blocks_that_activate(blocks, projects, keep, again, checkpoi
     x = torch.randn(2, 8, 4, 4, dtype=torch.float64)
     for share in (keep, again):  # what was pruned can be pruned once more
         options = {"keep": share, "on_disconnected": "repair"}
-        with pytest.warns() if any(part.torn for part in _cuts(chain, options)) else nullcontext():
-            cuts, pruned = cut(chain, **options), prune(chain, **options)
+        with pytest.warns() if any(part.disconnected for part in _cuts(chain, options)) else nullcontext():
+            cuts, pruned = plan_pruning(chain, **options), prune(chain, **options)
         with masked(chain, cuts):
             expected, slopes = gradients(chain, x)
         found, ours = gradients(pruned, x)
@@ -136,13 +137,13 @@ class _PReLU(nn.PReLU):
 
 
 def _cuts(chain, options):
-    return cut(chain, **{**options, "on_disconnected": "allow"}).values()
+    return plan_pruning(chain, **{**options, "on_disconnected": "allow"}).values()
 
 
 def test_what_goes_and_what_stays():
     """Two BasicBlocks after a projection: nodes 1 to 4, of which 2 and 3 go, and with them half of each block."""
     chain = rewire(nn.Sequential(_block(BasicBlock, True), _block(BasicBlock, False)))
-    connectivity.keep_edges(chain, {"0.wiring": [(0, 1), (0, 4), (1, 5), (4, 5)]})
+    connectivity.prune_to_edges_(chain, {"0.wiring": [(0, 1), (0, 4), (1, 5), (4, 5)]})
     assert {name.rpartition(".")[0] for name in chain.state_dict()} == {
         *("0.conv1", "0.bn1", "0.downsample.0", "0.downsample.1", "0.wiring"),
         *("1.act1", "1.conv2", "1.bn2", "1.act2"),
@@ -150,7 +151,7 @@ def test_what_goes_and_what_stays():
     assert chain[0].wiring.edges.tolist() == [[0, 1], [0, 4], [1, 5], [4, 5]]  # under their own numbers
     assert chain[0].wiring.topology.edges == ((0, 1), (0, 2), (1, 3), (2, 3))
     # Without the edge (0, 4) nobody reads the projection.
-    connectivity.keep_edges(chain, {"0.wiring": [(0, 1), (1, 3)]})
+    connectivity.prune_to_edges_(chain, {"0.wiring": [(0, 1), (1, 3)]})
     assert {name.rpartition(".")[0] for name in chain.state_dict()} == {"0.conv1", "0.bn1", "0.wiring", "1.act2"}
     assert len(chain) == 2  # the network finds as many blocks as it expects
 
@@ -159,7 +160,7 @@ def test_features_and_checkpointing():
     """Feature maps at the ends of runs are those of the masked network."""
     for name in ("mobilenetv2_050", "resnet18"):
         model, x = create(name)
-        pruned, cuts = prune(model.eval(), keep=0.5, per="node"), cut(model, keep=0.5, per="node")
+        pruned, cuts = prune(model.eval(), keep=0.5, per="node"), plan_pruning(model, keep=0.5, per="node")
         with masked(model, cuts), torch.no_grad():
             expected = model.forward_intermediates(x, intermediates_only=True)
         with torch.no_grad():
@@ -190,7 +191,7 @@ def test_is_compiled_copied_and_saved():
 def _drop_an_edge(module):
     wirings = connectivity.wirings(module)
     if "blocks.1.1.wiring" in wirings:
-        connectivity.keep_edges(module, {"blocks.1.1.wiring": [(0, 2)]})
+        connectivity.prune_to_edges_(module, {"blocks.1.1.wiring": [(0, 2)]})
 
 
 def test_a_pruned_run_is_not_cut_and_not_filled_from_the_original():
@@ -198,7 +199,7 @@ def test_a_pruned_run_is_not_cut_and_not_filled_from_the_original():
     model = connect(original)
     [name] = connectivity.wirings(model)
     edges = list(model.get_submodule(name).topology.edges)
-    connectivity.keep_edges(model, {name: edges[:1] + edges[2:]})  # all nodes stay
+    connectivity.prune_to_edges_(model, {name: edges[:1] + edges[2:]})  # all nodes stay
     assert not any(key.endswith("attn.qkv.weight") and key not in model.state_dict() for key in original.state_dict())
     with pytest.raises(ConfigError, match="was pruned and cannot be cut any more"):
         model.blocks[:2]
@@ -223,10 +224,10 @@ def test_own_blocks_must_tell_their_parts():
     model = nn.Sequential(Twice(), Twice())
     silent = connect(model, blocks=residual())
     with pytest.raises(ConfigError, match=r"block 0 \(Twice\) would lose some of its branches"):
-        connectivity.keep_edges(silent, edges)
+        connectivity.prune_to_edges_(silent, edges)
     assert len(silent.state_dict()) == 10  # it is as it was
     telling = connect(model, blocks=residual(parts=("first", "second")))
-    connectivity.keep_edges(telling, edges)
+    connectivity.prune_to_edges_(telling, edges)
     assert [key for key, _ in telling.named_parameters()] == ["0.first.weight", "0.first.bias", "0.wiring.alpha"]
     x = torch.randn(3, 4)
     torch.testing.assert_close(telling(x), x + model[0].first(x))

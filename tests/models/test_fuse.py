@@ -16,8 +16,8 @@ from tests.strategies import topologies
 from topodet.connectivity import wirings
 from topodet.errors import ConfigError
 from topodet.models import FusedStage, Stem, TopoNet, TopoStage, fuse_for_inference
+from topodet.models.calibrate import calibrate_batchnorm
 from topodet.ops import use_kernel
-from topodet.statistics import settle_statistics
 from topodet.topology import Topology, complete
 
 FOLDED = {
@@ -96,7 +96,7 @@ def test_every_network(name):
     # Up to 74 nodes in a row amplify what float32 rounds, in the original as much as here.
     model = shake(timm.create_model(name, width=2, num_classes=3)).double()
     x = torch.randn(2, 3, 65, 70, dtype=torch.float64)
-    settle_statistics(model, model, x)  # random ones would let nothing through
+    calibrate_batchnorm(model, model, x)  # random ones would let nothing through
     fused = fuse_for_inference(model)
     assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d | TopoStage)]
     with torch.no_grad():
@@ -300,7 +300,7 @@ def pruned():
     kinds = {
         (min(len(sources), 2), node.offset is None)
         for stage in fused.stages
-        for node, sources in zip(stage.nodes.values(), stage.graph.predecessors)
+        for node, sources in zip(stage.nodes.values(), stage.graph.sources)
     }
     assert kinds >= {(2, True), (2, False), (1, False), (0, False)}
     return model, fused

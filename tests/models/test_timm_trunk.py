@@ -2,7 +2,7 @@ import pytest
 import timm
 import torch
 
-from tests.models.test_connect import NETWORKS, assert_same, randomize, run, scatter
+from tests.models.connected.test_connect import NETWORKS, assert_same, randomize, run, scatter
 from topodet import connectivity
 from topodet.errors import ConfigError
 from topodet.models import TimmTrunk, rewire
@@ -93,18 +93,18 @@ def test_what_nobody_reads_is_cut_off(name, num_stages):
     sum(m.square().mean() for m in features).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     whole = set(scatter(TimmTrunk(name, options=PYRAMIDS[name])).network.state_dict())
-    left = {key for key in whole if model.passes_over(key)}
+    left = {key for key in whole if model.ignores(key)}
     assert left == whole - set(model.network.state_dict())
     assert bool(left) == (num_stages < 4)
     [classifier] = {f"{timm.create_model(name).pretrained_cfg['classifier']}.weight"}
-    assert model.passes_over(classifier)
+    assert model.ignores(classifier)
 
 
 def test_a_rewired_resnet():
     model = TimmTrunk("resnet18", rewire=True).eval()
     original = timm.create_model("resnet18").eval()
     whole = rewire(original)
-    model.network.load_state_dict({k: v for k, v in original.state_dict().items() if not model.passes_over(k)})
+    model.network.load_state_dict({k: v for k, v in original.state_dict().items() if not model.ignores(k)})
     x = image()
     expected = whole.forward_intermediates(x, intermediates_only=True)[1:]
     for found, m in zip(model.stage_features(x), expected, strict=True):

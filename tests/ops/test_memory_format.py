@@ -149,7 +149,9 @@ def test_an_image_without_a_batch():
 @needs_onednn
 def test_gradients_are_channels_last_within():
     model, seen = TopoNetFeatures(network(), out_indices=(1,)), []
-    model.stages[-1].nodes[-1].norm.register_full_backward_pre_hook(lambda module, grads: seen.append(grads[0].stride()))
+    model.stages[-1].nodes[-1].norm.register_full_backward_pre_hook(
+        lambda module, grads: seen.append(grads[0].stride())
+    )
     [y] = model(torch.randn(2, 3, 64, 48))
     y.backward(torch.ones_like(y))
     assert seen == [y.contiguous(memory_format=LAST).stride()]

@@ -267,10 +267,10 @@ class TestOptions:
 def test_guard_reads_each_image_as_timm_does(images):
     from timm.data import create_dataset
 
-    from topodet.pretrain.guard import GuardedDataset
+    from topodet.pretrain.unreadable import SkipUnreadable
 
     dataset = create_dataset("", root=str(images / "train"))
-    guarded = GuardedDataset(dataset, "stop", count_substitutes=True)
+    guarded = SkipUnreadable(dataset, "stop", count_substitutes=True)
     assert len(guarded) == len(dataset) == 39
     for index in (0, 20, 38):
         image, target = guarded[index]

@@ -32,7 +32,7 @@ def dense(images, tmp_path_factory):
 def network(path):
     """The network of a checkpoint, rebuilt from its tensors."""
     state = load(path)["state_dict"]
-    model = TopoNet(**weights.describe(state), num_classes=3)
+    model = TopoNet(**weights.infer_architecture(state), num_classes=3)
     model.load_state_dict(state)
     return model
 

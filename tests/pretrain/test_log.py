@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from topodet.pretrain.log import Progress, Records, logging_to_stderr
+from topodet.pretrain.log import Progress, RunLogger, logging_to_stderr
 
 from .helpers import curve
 
@@ -64,9 +64,9 @@ def test_time_to_go_counts_what_this_process_did(monkeypatch):
 def test_what_is_resumed_within_a_second_is_read_in_order(tmp_path):
     """By name a file of the same second is read first if its process has the lower number."""
     for first in (0, 2):
-        records = Records(tmp_path, torch.nn.Identity(), figure_interval=0, first_update=first)
-        records.updates(first + 1, [{"loss": float(first + k)} for k in (1, 2)])
-        records.board.close()
+        run_logger = RunLogger(tmp_path, torch.nn.Identity(), figure_interval=0, first_update=first)
+        run_logger.updates(first + 1, [{"loss": float(first + k)} for k in (1, 2)])
+        run_logger.board.close()
         if first == 0:
             (file,) = (tmp_path / "tensorboard").iterdir()
             # A name that sorts after any other of this second.

@@ -4,10 +4,10 @@ import re
 import pytest
 
 from tools import benchmark, update_model_zoo
-from topodet import markdown, records, zoo
 from topodet.benchmark import make_settings, report
 from topodet.benchmark.measure import process_memory
 from topodet.errors import DataError
+from topodet.records import markdown, runs, zoo
 
 TINY = [
     "--nodes",
@@ -87,7 +87,7 @@ def test_docs_are_made_from_records(record, tmp_path, capsys):
     page.parent.mkdir()
     page.write_text(f"# Top\n\n{markdown.START}\n\n{report.NOT_YET}\n\n{markdown.END}\n\nbottom\n")
     assert benchmark.docs(check=True, root=tmp_path) == 0
-    records.save_as(record, tmp_path / "records" / "benchmarks")
+    runs.save_as(record, tmp_path / "records" / "benchmarks")
     assert benchmark.docs(check=True, root=tmp_path) == 1
     assert "stale" in capsys.readouterr().out
     assert benchmark.docs(check=False, root=tmp_path) == 0

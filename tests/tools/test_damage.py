@@ -6,13 +6,14 @@ import torch
 
 from tests.pretrain.helpers import train, write_images
 from tools import damage
-from topodet import connectivity, records, weights
-from topodet.analysis import damage as report
+from topodet import connectivity, weights
+from topodet.analysis import damage_curves as report
 from topodet.errors import ConfigError, DataError
 from topodet.models import TopoNet
+from topodet.pretrain.checkpoint import open_checkpoint
 from topodet.pretrain.engine import accuracy
 from topodet.pretrain.options import parse
-from topodet.pretrain.restore import restore
+from topodet.records import runs
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +39,14 @@ def retrained(images, run, tmp_path_factory):
 
 def test_the_network_comes_back_with_its_scores(run):
     output, row = run
-    with restore(output / "last.pth.tar", ["--workers", "0"]) as (model, loader):
+    with open_checkpoint(output / "last.pth.tar", ["--workers", "0"]) as (model, loader):
         found = accuracy(loader)(model)
     assert {f"ema_eval_{name}": pytest.approx(value) for name, value in found.items()}.items() <= row.items()
 
 
 def test_a_pruned_network_comes_back_too(retrained):
     output, row = retrained
-    with restore(output / "last.pth.tar") as (model, loader):
+    with open_checkpoint(output / "last.pth.tar") as (model, loader):
         assert sum(graph.num_edges for graph in model.topologies) < 37
         assert accuracy(list(loader))(model)["loss"] == pytest.approx(row["eval_loss"])
 
@@ -62,17 +63,17 @@ def test_nodes_and_edges_are_measured_written_and_drawn(run, retrained, tmp_path
     edges = list(csv.DictReader((tmp_path / "out" / "edges.csv").open()))
     assert [line["keep"] for line in edges] == ["", "0.8", "0.4"]
 
-    (record,) = records.load_all(tmp_path / "records" / "damage")
+    (record,) = runs.load_all(tmp_path / "records" / "damage")
     assert (record["architecture"], record["data"], record["kind"]) == ("toponet_nano", "noise", "damage")
     assert record["command"].startswith(f"python tools/damage.py {output}/last.pth.tar --output")
     assert record["versions"]["torch"]
     assert [line["top1"] for line in record["nodes"]["rows"]] == [float(line["top1"]) for line in nodes[1:]]
     # The network of the file, pruned, is what the rows speak of.
     state = torch.load(output / "last.pth.tar", weights_only=True)["state_dict_ema"]
-    whole = TopoNet(**weights.describe(state), num_classes=3)
+    whole = TopoNet(**weights.infer_architecture(state), num_classes=3)
     whole.load_state_dict(state)
     small = connectivity.prune(whole, keep=0.8, per="node")
-    with restore(output / "last.pth.tar", ["--workers", "0"]) as (_, loader):
+    with open_checkpoint(output / "last.pth.tar", ["--workers", "0"]) as (_, loader):
         assert accuracy(loader)(small.eval())["loss"] == pytest.approx(record["edges"]["rows"][0]["loss"], rel=1e-4)
     (trained_on,) = record["retrained"]
     assert trained_on["top1"] == retrained[1]["eval_top1"]
@@ -125,7 +126,7 @@ def test_what_cannot_be_measured_is_told(run, tmp_path, capsys, change, message)
 def test_one_process_sees_all_images(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="WORLD_SIZE is 2: start this as one process"):  # noqa: SIM117
-        with restore(run[0] / "last.pth.tar"):
+        with open_checkpoint(run[0] / "last.pth.tar"):
             pass
 
 

@@ -1,4 +1,4 @@
-"""The demo's own work, and MMDetection's detectors in it; tests/detectron has Detectron2's."""
+"""The demo's own work, and MMDetection's detectors in it; tests/detectron2 has Detectron2's."""
 
 import importlib.util
 import json
@@ -14,8 +14,8 @@ from tools import demo
 from topodet import weights
 from topodet.analysis.report import open_subject
 from topodet.connectivity import wirings
+from topodet.datasets.images import read_image
 from topodet.errors import DataError, WeightsError
-from topodet.images import read_image
 
 SIZE = (96, 64)
 CLASSES = [str(digit) for digit in range(10)]
@@ -37,7 +37,7 @@ def images(tmp_path_factory):
 def trained(tmp_path_factory):
     """Config and checkpoint that MMDetection's training left."""
     pytest.importorskip("mmdet", reason="needs the mmdet extra")
-    from tests.mmdetection.helpers import NANO, small_config, train
+    from tests.mmdet.helpers import NANO, small_config, train
 
     folder = tmp_path_factory.mktemp("mmdet")
     coco = write_coco(folder / "set", classes=tuple(CLASSES))
@@ -123,7 +123,7 @@ def test_pickled_objects_of_a_checkpoint_are_left_out(trained, tmp_path):
 def test_the_wiring_of_a_checkpoint_can_be_looked_at(trained, tmp_path):
     subject = open_subject(str(trained[1]))
     assert subject.kind == "backbone of a detector"
-    tensors = weights.within_detector(weights.read_trained(trained[1]).state_dict)
+    tensors = weights.extract_backbone(weights.read_trained(trained[1]).state_dict)
     found = {f"{name}.alpha": wiring.alpha for name, wiring in wirings(subject.model).items()}
     assert found
     assert all(torch.equal(alpha, tensors[name]) for name, alpha in found.items())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tools import sparse_topologies
-from topodet.records import load_all
+from topodet.records.runs import load_all
 
 SMALL = ["--networks", "2", "--widths", "24", "20", "--epochs", "2", "--compare-at", "0", "2", "--epsilon", "2"]
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from topodet.errors import TopologyError
 from topodet.models import ARCHITECTURES
+from topodet.related.swnet.small_world import small_world
 from topodet.topology import (
     GENERATORS,
     Topology,
@@ -18,7 +19,6 @@ from topodet.topology import (
     make_topology,
     random,
     residual,
-    small_world,
     small_world_chain,
 )
 

@@ -16,7 +16,7 @@ from ..connectivity import wirings
 from ..errors import ConfigError, unknown_name
 from ..frameworks import require_framework
 from ..models import FusedStage, TopoNet, TopoStage, architecture_arguments, fuse_for_inference, init_weights
-from ..statistics import settle_statistics
+from ..models.calibrate import calibrate_batchnorm
 from ..topology import Topology, make_topology
 from .peer import build_peer
 from .pruned import keep_edges
@@ -176,7 +176,7 @@ def _on_device(module: nn.Module, settings: Settings, name: str, *, fused: bool)
         with torch.autocast(x.device.type, settings.precision, enabled=settings.dtype != "float32"):
             return called(x)
 
-    output = settle_statistics(module.eval(), forward, module)
+    output = calibrate_batchnorm(module.eval(), forward, module)
     if fused:  # with the statistics in it
         module = fuse_for_inference(module).to(settings.device, memory_format=layout)
     # Shapes never change: a graph that could take others would be slower.

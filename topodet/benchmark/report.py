@@ -8,7 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from ..markdown import replace_measured, table
+from ..records.benchmarks import circumstances, subject
+from ..records.markdown import replace_measured, table
 from .contestants import CHAINS
 from .run import floor
 
@@ -136,27 +137,6 @@ def update_page(page: str, records: Sequence[Record]) -> str:
         DataError: the page lacks a marker.
     """
     return replace_measured(page, _measured(records), path="docs/performance.md")
-
-
-def circumstances(record: Record) -> str:
-    """Return machine and versions in words."""
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    return f"{record['machine']}; {versions}; {record['date']}"
-
-
-def subject(record: Record) -> str:
-    """Return in words what a record measures."""
-    s = record["settings"]
-    if s["what"] == "stage":
-        work = f"stage of {s['nodes']} nodes ({s['topology']}), {s['in_chs']} to {s['out_chs']} channels"
-    else:
-        work = s["arch"] if s["what"] == "network" else "Faster R-CNN, a training iteration"
-    parts = [work, f"batch {s['batch']}", f"{s['size']} px", s["device"], s["dtype"]]
-    parts += [s["memory_format"]] if s["memory_format"] != "contiguous" else []
-    parts += ["torch.compile"] if s["compile"] else []
-    # Records before there was a choice were measured with malloc as it is.
-    parts += ["malloc steady"] if s.get("malloc") == "steady" else []
-    return ", ".join(parts)
 
 
 def _measured(records: Sequence[Record]) -> str:

@@ -1,6 +1,6 @@
 """The same nodes put together in other ways: what bounds a stage from below, and what it must not be slower than.
 
-Nothing here computes with code of topodet.models or topodet.ops: it stays what it is when that becomes faster or slower.
+Nothing here computes with code of topodet.models or topodet.ops, so that it stays what it is when these change.
 """
 
 from __future__ import annotations

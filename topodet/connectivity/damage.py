@@ -19,7 +19,7 @@ from ..errors import ConfigError
 from ..files import atomic_csv
 from ..models.stage import TopoStage
 from .penalty import wirings
-from .prune import OnDisconnected, Per, cut, masked, restored
+from .prune import OnDisconnected, Per, masked, plan_pruning, preserve_alphas
 
 # Takes the model as it is at that moment; a number is named "score".
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
@@ -97,36 +97,36 @@ def remove_edges(
 
     Args:
         model, evaluate, csv, progress: see `remove_nodes`.
-        thresholds: see `cut`, each in turn.
+        thresholds: see `plan_pruning`, each in turn.
         keep: instead, shares of the edges that are left; with neither, 0.9 to 0.1.
-        per: see `cut`.
-        on_disconnected: see `cut`. With "allow" a graph that falls apart is measured without any of its edges.
+        per: see `plan_pruning`.
+        on_disconnected: see `plan_pruning`. With "allow" a graph that falls apart is measured without any of its edges.
 
     Returns:
         rows {"threshold" or "keep": as given, "weak": edges that it took, "edges": edges left, "nodes": nodes left,
-        "removed": share of the edges that are gone, "torn": graphs that fell apart, repaired or not, **scores} in the
-        order given.
+        "removed": share of the edges that are gone, "disconnected": graphs that fell apart, repaired or not, **scores}
+        in the order given.
 
     Raises:
-        ConfigError: what `cut` raises, before anything is measured; `evaluate` returns no numbers.
+        ConfigError: what `plan_pruning` raises, before anything is measured; `evaluate` returns no numbers.
     """
     if thresholds is not None and keep is not None:
         raise ConfigError("remove_edges takes thresholds or keep, not both")
     option, values = ("keep", SHARES if keep is None else keep) if thresholds is None else ("threshold", thresholds)
     removals = []
     for value in values:
-        cuts = cut(model, **{option: value}, per=per, on_disconnected=on_disconnected)
-        total = sum(part.topology.num_edges for part in cuts.values())
-        left = sum(len(part.edges) for part in cuts.values())
+        plans = plan_pruning(model, **{option: value}, per=per, on_disconnected=on_disconnected)
+        total = sum(part.topology.num_edges for part in plans.values())
+        left = sum(len(part.edges) for part in plans.values())
         row = {
             option: float(value),
-            "weak": sum(part.weak for part in cuts.values()),
+            "weak": sum(part.weak for part in plans.values()),
             "edges": left,
-            "nodes": sum(part.nodes for part in cuts.values()),
+            "nodes": sum(part.nodes for part in plans.values()),
             "removed": 1 - left / total,
-            "torn": sum(part.torn for part in cuts.values()),
+            "disconnected": sum(part.disconnected for part in plans.values()),
         }
-        removals.append((row, masked(model, cuts)))
+        removals.append((row, masked(model, plans)))
     return _measure("edges", model, evaluate, removals, csv, progress)
 
 
@@ -147,7 +147,7 @@ def without_node(model: nn.Module, wiring: str, node: int) -> Iterator[None]:
         known = ", ".join(f"{name} (nodes 0..{part.topology.num_nodes - 1})" for name, part in parts.items())
         raise ConfigError(f"no node {node} in a wiring {wiring!r}; {type(model).__name__} has {known or 'no wiring'}")
     graph, alpha = parts[wiring].topology, parts[wiring].alpha
-    with restored(model):
+    with preserve_alphas(model):
         if node < graph.num_nodes - 1:
             outgoing = torch.tensor([j == node for j, _ in graph.edges], device=alpha.device)
             with torch.no_grad():

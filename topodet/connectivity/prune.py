@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, unknown_name
-from ..models.chain import Chain
+from ..models.connected.sequential import ConnectedSequential
 from ..models.stage import TopoStage
 from ..models.wiring import Wiring
 from ..topology import Topology
-from ..topology.cuts import live_edges, strongest_path
 from ..topology.graph import Edge
+from ..topology.paths import live_edges, strongest_path
 from .penalty import wirings
 
 Per = Literal["network", "stage", "node"]
@@ -35,7 +35,7 @@ OnDisconnected = Literal["error", "repair", "allow"]
 
 
 @dataclass(frozen=True)
-class Cut:
+class PruningPlan:
     """What is left of one wiring.
 
     Attributes:
@@ -57,7 +57,7 @@ class Cut:
         return len({node for edge in self.edges for node in edge})
 
     @property
-    def torn(self) -> bool:
+    def disconnected(self) -> bool:
         """Whether the input no longer reached the output, repaired or not."""
         return not self.edges or bool(self.repaired)
 
@@ -67,14 +67,14 @@ class Cut:
         return torch.tensor([edge in left for edge in self.topology.edges])
 
 
-def cut(
+def plan_pruning(
     model: nn.Module,
     *,
     threshold: float | None = None,
     keep: float | None = None,
     per: Per = "network",
     on_disconnected: OnDisconnected = "error",
-) -> dict[str, Cut]:
+) -> dict[str, PruningPlan]:
     """Return what is left of each wiring of a model, by its module name, when its weak edges go. Changes nothing.
 
     An edge is as strong as its |alpha|, or its |alpha| as a share of the largest one of its stage or of its node. The
@@ -103,32 +103,34 @@ def cut(
     everything = torch.cat(list(sizes.values()))
     strong = everything >= threshold if keep is None else _strongest(graphs, everything, keep)
     asked = f"threshold={threshold:g}" if keep is None else f"keep={keep:g}"
-    cuts, torn = {}, []
+    plans, disconnected = {}, []
     for name, kept in _chosen(graphs, strong).items():
         graph, scores = graphs[name], sizes[name].tolist()
         edges, repaired = live_edges(graph, kept), ()
         if not edges:
             path = strongest_path(graph, scores, kept)
             weakest = min(score for edge, score in zip(graph.edges, scores) if edge in path)
-            torn.append(f"{name}: its strongest path is {_in_words(path)}, weakest edge {weakest:.3g}")
+            disconnected.append(f"{name}: its strongest path is {_in_words(path)}, weakest edge {weakest:.3g}")
             if on_disconnected == "repair":
                 edges = live_edges(graph, kept | set(path))
                 repaired = tuple(edge for edge in path if edge not in kept)
-        cuts[name] = Cut(graph, edges, graph.num_edges - len(kept), repaired)
-    if torn and on_disconnected != "allow":
-        text = f"{asked} per {per}: the input no longer reaches the output in {len(torn)} of {len(parts)} graphs"
+        plans[name] = PruningPlan(graph, edges, graph.num_edges - len(kept), repaired)
+    if disconnected and on_disconnected != "allow":
+        text = (
+            f"{asked} per {per}: the input no longer reaches the output in {len(disconnected)} of {len(parts)} graphs"
+        )
         if on_disconnected == "error":
             raise ConfigError(
-                f"{text} ({'; '.join(torn)}). Give a smaller threshold or a larger keep, "
+                f"{text} ({'; '.join(disconnected)}). Give a smaller threshold or a larger keep, "
                 f"{'' if per == 'node' else 'per=node, '}or on_disconnected=repair to keep these paths "
                 "(--prune-per and --prune-disconnected of the tools)"
             )
-        warnings.warn(f"{text}; kept all the same: {'; '.join(torn)}", stacklevel=2)
-    return cuts
+        warnings.warn(f"{text}; kept all the same: {'; '.join(disconnected)}", stacklevel=2)
+    return plans
 
 
 def strengths(model: nn.Module, per: Per = "network") -> dict[str, Tensor]:
-    """Return what `cut` compares with its threshold: of each wiring, by its name, float64 [E] on the CPU.
+    """Return what `plan_pruning` compares with its threshold: of each wiring, by its name, float64 [E] on the CPU.
 
     Raises:
         ConfigError: unknown `per`, or an edge weight that is not finite.
@@ -138,31 +140,31 @@ def strengths(model: nn.Module, per: Per = "network") -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def mask(model: nn.Module, cuts: Mapping[str, Cut]) -> None:
-    """Set the edge weights of what is cut to 0, in place."""
+def mask(model: nn.Module, plans: Mapping[str, PruningPlan]) -> None:
+    """Set the edge weights of what a plan removes to 0, in place."""
     parts = wirings(model)
-    for name, part in cuts.items():
+    for name, part in plans.items():
         alpha = parts[name].alpha
         alpha.masked_fill_(~part.kept().to(alpha.device), 0)
 
 
 @contextmanager
-def masked(model: nn.Module, cuts: Mapping[str, Cut]) -> Iterator[None]:
-    """Set the edge weights of what is cut to 0 for a while; afterwards they are what they were, to the bit.
+def masked(model: nn.Module, plans: Mapping[str, PruningPlan]) -> Iterator[None]:
+    """Set the edge weights of what a plan removes to 0 for a while; afterwards they are what they were, to the bit.
 
     Any model with wirings can be masked: whole detectors, and connected networks too.
 
     Args:
         model: is changed only meanwhile.
-        cuts: what `cut` returned for it.
+        plans: what `plan_pruning` returned for it.
     """
-    with restored(model):
-        mask(model, cuts)
+    with preserve_alphas(model):
+        mask(model, plans)
         yield
 
 
 @contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
+def preserve_alphas(model: nn.Module) -> Iterator[None]:
     """Give a model back its edge weights after whatever happens within."""
     alphas = [(wiring.alpha, wiring.alpha.detach().clone()) for wiring in wirings(model).values()]
     try:
@@ -183,20 +185,20 @@ def prune(
 ) -> nn.Module:
     """Return a smaller copy of a model: weak edges are gone from its graphs, and so are nodes left without use.
 
-    The copy computes what the model does while it is `masked` by the same cut, in evaluation and in training. It is
+    The copy computes what the model does while it is `masked` by the same plan, in evaluation and in training. It is
     made of the same classes, so it trains, saves, is published and rebuilt (`topodet.weights.build`) as any other; the
     nodes of a TopoNet are numbered anew. Make the optimiser afterwards: the copy has parameters of its own.
 
     Of a connected network (`models.connect`, `models.rewire`) the branches go that are nodes without use, and what only
-    they used; see `models.chain.Chain.keep`.
+    they used; see `models.connected.ConnectedSequential.prune_to_edges_`.
 
     Args:
         model: any module that contains wirings: a TopoNet, a connected network, a `features_only` form, a detector.
-        threshold, keep, per, on_disconnected: see `cut`.
+        threshold, keep, per, on_disconnected: see `plan_pruning`.
 
     Raises:
-        ConfigError: what `cut` raises; a block of several branches, of a class that the user made known, which would
-            lose some of them and does not tell what they use (`Residual.parts`).
+        ConfigError: what `plan_pruning` raises; a block of several branches, of a class that the user made known, which
+            would lose some of them and does not tell what they use (`Residual.parts`).
 
     Example:
         >>> model = TopoNet(nodes=(3, 3), width=4, num_classes=2)
@@ -206,13 +208,13 @@ def prune(
     """
     if on_disconnected == "allow":
         raise ConfigError("prune: a graph without edges is no network; use on_disconnected='error' or 'repair'")
-    cuts = cut(model, threshold=threshold, keep=keep, per=per, on_disconnected=on_disconnected)
+    plans = plan_pruning(model, threshold=threshold, keep=keep, per=per, on_disconnected=on_disconnected)
     pruned = copy.deepcopy(model)
-    keep_edges(pruned, {name: part.edges for name, part in cuts.items()})
+    prune_to_edges_(pruned, {name: part.edges for name, part in plans.items()})
     return pruned
 
 
-def keep_edges(model: nn.Module, edges: Mapping[str, Collection[Edge]]) -> None:
+def prune_to_edges_(model: nn.Module, edges: Mapping[str, Collection[Edge]]) -> None:
     """Take out of wirings, in place, all edges but these, and the nodes that are on none of them.
 
     Args:
@@ -225,29 +227,29 @@ def keep_edges(model: nn.Module, edges: Mapping[str, Collection[Edge]]) -> None:
     """
     for name, kept in edges.items():
         _, stage, run = _owner(model, name)
-        stage.keep(*run, kept)
+        stage.prune_to_edges_(*run, kept)
 
 
-def lost(model: nn.Module, edges: Mapping[str, Collection[Edge]]) -> list[str]:
-    """Return the names of the modules and tensors that `keep_edges` would take out, besides edges; changes nothing.
+def removed_names(model: nn.Module, edges: Mapping[str, Collection[Edge]]) -> list[str]:
+    """Return the names of the modules and tensors that `prune_to_edges_` would remove, besides edges; changes nothing.
 
     Raises:
-        TopologyError, ConfigError: what `keep_edges` raises.
+        TopologyError, ConfigError: what `prune_to_edges_` raises.
     """
     found = []
     for name, kept in edges.items():
         prefix, stage, run = _owner(model, name)
-        found += [f"{prefix}{part}" for part in stage.lost(*run, kept)]
+        found += [f"{prefix}{part}" for part in stage.removed_names(*run, kept)]
     return found
 
 
-def _owner(model: nn.Module, wiring: str) -> tuple[str, TopoStage | Chain, tuple[str, ...]]:
+def _owner(model: nn.Module, wiring: str) -> tuple[str, TopoStage | ConnectedSequential, tuple[str, ...]]:
     """Return what the nodes of a wiring belong to: its prefix, itself, and of a chain the run's first block."""
     owner, _, _ = wiring.rpartition(".")
     chain, _, block = owner.rpartition(".")
     for name, run in ((owner, ()), (chain, (block,))):
         module = model.get_submodule(name)
-        if isinstance(module, Chain if run else TopoStage):
+        if isinstance(module, ConnectedSequential if run else TopoStage):
             return f"{name}.".removeprefix("."), module, run
     kind = type(model.get_submodule(owner)).__name__
     raise ConfigError(f"{wiring} belongs to a {kind}, whose nodes topodet cannot take out")

@@ -82,6 +82,26 @@ def split_digits(seed: int = 0, val_share: float = 0.25) -> tuple[np.ndarray, np
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
 
 
+class Digits:
+    """scikit-learn's digits as tensors, divided by `split_digits` as everywhere here.
+
+    Attributes:
+        train, val: images, float32 [N, 8, 8] in [0, 1], and classes, int64 [N].
+        description: of the data, in words.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+
+    def __init__(self) -> None:
+        import torch  # the sets that are written to disk need none
+
+        images, classes = map(torch.from_numpy, _digits())
+        parts = split_digits()
+        self.train, self.val = ((images[part], classes[part]) for part in map(torch.from_numpy, parts))
+        self.description = "scikit-learn's digits of 8 x 8, {:,} train and {} val images".format(*map(len, parts))
+
+
 def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     """Draw a light, cluttered background, [height, width, 3] float32 in 0..255.
 

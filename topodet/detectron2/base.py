@@ -51,7 +51,7 @@ class TopodetBackbone(Backbone):
         self._has_weights = False
         self.set_grad_checkpointing(use_act_checkpoint)
         if pretrained:
-            source = weights.of_timm(self.arch, **self.options) if pretrained is True else pretrained
+            source = weights.from_timm(self.arch, **self.options) if pretrained is True else pretrained
             report = weights.load(self, source, quiet=True)
             self.card, self._has_weights = report.card, True
             where = f"timm's {self.card['name']}" if pretrained is True else pretrained
@@ -101,7 +101,7 @@ class TopodetBackbone(Backbone):
         given = {name[len(prefix) :] for name in state_dict if name.startswith(prefix)}
         # The checkpointer leaves what has another shape without the prefix, as it came.
         given |= {self.network_prefix + name for name in unexpected_keys}
-        for name in weights.unconnected(self, given):
+        for name in weights.missing_wiring_keys(self, given):
             del own[name]
         filled = [name for name in own if _shape(state_dict.get(prefix + name)) == own[name].shape]
         graphs = [name for name in own if name.endswith("wiring.edges") and prefix + name in state_dict]
@@ -125,7 +125,7 @@ class TopodetBackbone(Backbone):
     def _is_unread(self, name: str, own: Collection[str]) -> bool:
         """Whether a key that the checkpointer found no place for is one that this backbone passes over on purpose."""
         norm = self.network_prefix + name.rpartition(".")[0]
-        return self.passes_over(name) or (weights.is_update_counter(name) and f"{norm}.running_mean" in own)
+        return self.ignores(name) or (weights.is_update_counter(name) and f"{norm}.running_mean" in own)
 
     def _warn_of_random_weights(self) -> None:
         advice = []

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..benchmark.scenes import noise_scenes
 from ..benchmark.settings import Settings
-from ..statistics import settle_statistics
+from ..models.calibrate import calibrate_batchnorm
 from .config import load_config
 
 _CONFIGS = {"toponet50": "faster_rcnn_toponet50_adaptive_FPN_1x.yaml", "r50": "faster_rcnn_R_50_FPN_1x.yaml"}
@@ -44,5 +44,5 @@ def training_step(backbone: str, settings: Settings) -> tuple[nn.Module, Callabl
         ):
             return sum(model(batch).values())
 
-    settle_statistics(model.eval(), model.backbone, model.preprocess_image(batch).tensor)
+    calibrate_batchnorm(model.eval(), model.backbone, model.preprocess_image(batch).tensor)
     return model, loss

@@ -67,7 +67,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
             rewire=rewire,
             in_chans=in_channels,
             num_stages=number_of_stages(out_features, len(STRIDES), self.config_node),
-            edges=weights.edges_left(edges, pretrained),
+            edges=weights.resolve_edges(edges, pretrained),
             options=options,
         )
         # By timm's own converters: some of its networks have layers that normalise and activate in one.

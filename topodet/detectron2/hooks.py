@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from .. import connectivity
-from ..analysis.plots import adjacency_figure, figure_pixels, save_figures
+from ..visualization import adjacency_figure, figure_pixels, save_figures
 
 logger = logging.getLogger("detectron2.topodet")
 

@@ -200,7 +200,7 @@ def _forget_weights(cfg: CfgNode, file: weights.WeightsFile) -> None:
     """Take out of a config what the training started from; a network that was a file's is described in its place."""
     node = backbone_node(cfg)
     if node.get("ARCH") == weights.PRETRAINED:
-        network = weights.describe(weights.within_detector(file.state_dict))
+        network = weights.infer_architecture(weights.extract_backbone(file.state_dict))
         node.ARCH = load_config().MODEL.TOPONET.ARCH  # every hyper-parameter of it is replaced
         node.NODES, node.WIDTH = network["nodes"], network["width"]
         node.EDGES = [list(map(list, graph.edges)) for graph in network["topology"]]

@@ -12,7 +12,7 @@ from .. import weights
 from ..models import Trunk, build_blocks
 from ..models.trunk import TopologySpec
 from ..models.wiring import EdgeWeights
-from .base import TopodetBackbone, number_of_stages, one_start
+from .base import TopodetBackbone, number_of_stages, resolve_init
 
 
 @MODELS.register_module()
@@ -65,7 +65,7 @@ class TopoNet(Trunk, TopodetBackbone):
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
         with_cp: bool = False,
     ):
-        pretrained, init_cfg = one_start(pretrained, init_cfg)
+        pretrained, init_cfg = resolve_init(pretrained, init_cfg)
         name, arguments = weights.backbone_arguments(
             arch, pretrained, nodes=nodes, width=width, topology=topology, edge_weights=edge_weights, seed=seed
         )

@@ -61,7 +61,7 @@ class TopodetBackbone(BaseModule):
             WeightsError: the file is damaged or made for another network.
         """
         if self.pretrained is not None and not self.is_init:
-            source = weights.of_timm(self.arch, **self.options) if self.pretrained is True else self.pretrained
+            source = weights.from_timm(self.arch, **self.options) if self.pretrained is True else self.pretrained
             report = weights.load(self, source, quiet=True)
             self.card = report.card
             where = f"timm's {self.card['name']}" if self.pretrained is True else self.pretrained
@@ -100,7 +100,7 @@ class TopodetBackbone(BaseModule):
         )
 
 
-def one_start(
+def resolve_init(
     pretrained: str | bool | None, init_cfg: dict[str, Any] | list[dict[str, Any]] | None
 ) -> tuple[str | bool | None, dict[str, Any] | list[dict[str, Any]] | None]:
     """Return `pretrained` and `init_cfg` with at most one of them set; a Pretrained init without `prefix` is the first.

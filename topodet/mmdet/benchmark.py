@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..benchmark.scenes import noise_scenes
 from ..benchmark.settings import Settings
-from ..statistics import settle_statistics
+from ..models.calibrate import calibrate_batchnorm
 
 _CONFIGS = {
     "toponet50": "faster-rcnn_toponet50-adaptive_fpn_1x_coco.py",
@@ -53,5 +53,5 @@ def training_step(backbone: str, settings: Settings) -> tuple[nn.Module, Callabl
         with torch.autocast(torch.device(settings.device).type, settings.precision, settings.dtype != "float32"):
             return model.parse_losses(model(**prepared(), mode="loss"))[0]
 
-    settle_statistics(model.eval(), model.backbone, prepared()["inputs"])
+    calibrate_batchnorm(model.eval(), model.backbone, prepared()["inputs"])
     return model, loss

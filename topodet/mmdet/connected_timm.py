@@ -10,7 +10,7 @@ from mmdet.registry import MODELS
 from .. import weights
 from ..models import TimmTrunk
 from ..models.timm_trunk import STRIDES, RunEdges, TimmWiring
-from .base import TopodetBackbone, number_of_stages, one_start
+from .base import TopodetBackbone, number_of_stages, resolve_init
 
 
 @MODELS.register_module()
@@ -60,14 +60,14 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         edges: RunEdges | Literal["pretrained"] | None = None,
         options: Mapping[str, Any] | None = None,
     ):
-        pretrained, init_cfg = one_start(pretrained, init_cfg)
+        pretrained, init_cfg = resolve_init(pretrained, init_cfg)
         super().__init__(
             name,
             wiring=wiring,
             rewire=rewire,
             in_chans=in_channels,
             num_stages=number_of_stages(out_indices, len(STRIDES)),
-            edges=weights.edges_left(edges, pretrained),
+            edges=weights.resolve_edges(edges, pretrained),
             options=options,
         )
         self._set_up(

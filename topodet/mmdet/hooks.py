@@ -14,8 +14,8 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.hooks import RemovableHandle
 
 from .. import connectivity
-from ..analysis.plots import save_figures
 from ..errors import ConfigError
+from ..visualization import save_figures
 from .check import backbones, check_detector
 
 CARD = "topodet_card"

@@ -53,7 +53,7 @@ def build_detector(
     file = weights.read_trained(checkpoint)
     backbone = config.model.get("backbone", {})
     if backbone.get("arch") == weights.PRETRAINED:
-        network = weights.describe(weights.within_detector(file.state_dict))
+        network = weights.infer_architecture(weights.extract_backbone(file.state_dict))
         graphs = [{"num_nodes": graph.num_nodes, "edges": graph.edges} for graph in network["topology"]]
         backbone.update(arch="toponet50", nodes=network["nodes"], width=network["width"], topology=graphs)
     elif backbone.get("edges") == weights.PRETRAINED:

@@ -126,7 +126,7 @@ class FusedStage(nn.Module):
         self.graph = Graph(tuple(tuple(kept.index(j) for j, target in self.edges if target == i) for i in kept))
         like = stage.nodes[last].conv_dw.weight
         self.register_buffer("alpha", like.new_tensor([alpha[edge] for edge in self.edges]))
-        self.register_buffer("by_source", torch.tensor(self.graph.by_source, dtype=torch.int64), persistent=False)
+        self.register_buffer("order", torch.tensor(self.graph.order, dtype=torch.int64), persistent=False)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,12 +136,12 @@ class FusedStage(nn.Module):
         for k, (name, node) in enumerate(self.nodes.items()):
             if name == "0":
                 feature = node(x)
-            elif self.graph.predecessors[k]:
+            elif self.graph.sources[k]:
                 feature = node(sums.read(k))
             else:
                 feature = node(x.new_zeros(size))
             if k + 1 < len(self.nodes):
-                sums = sums or WeightedSums(self.graph, self.alpha, self.by_source, feature)
+                sums = sums or WeightedSums(self.graph, self.alpha, self.order, feature)
                 sums.put(k, feature)
                 del feature  # so that it goes with its last reader
         return feature

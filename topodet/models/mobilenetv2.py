@@ -24,7 +24,7 @@ from timm.models.efficientnet import EfficientNet, EfficientNetFeatures
 from torch import nn
 
 from ..errors import ConfigError
-from .connect import connect
+from .connected.connect import connect
 from .wiring import EdgeWeights
 
 # The stages of MobileNetV2 (arXiv 1801.04381, Table 2) in timm's terms, without their depths: kind, kernel, stride,

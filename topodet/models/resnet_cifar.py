@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .classifier import StagedClassifier
-from .connect import rewire
+from .connected.connect import rewire
 from .stage import NormLayer
 from .trunk import init_weights
 from .wiring import EdgeWeights

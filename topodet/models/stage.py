@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..ops import WeightedSums
 from ..topology import Topology
-from ..topology.cuts import check_paths
 from ..topology.graph import Edge
+from ..topology.paths import check_paths
 from .wiring import EdgeWeights, Wiring
 
 NormLayer = Callable[[int], nn.Module]
@@ -89,20 +89,20 @@ class TopoStage(nn.Module):
         """The graph."""
         return self.wiring.topology
 
-    def keep(self, edges: Collection[Edge]) -> None:
+    def prune_to_edges_(self, edges: Collection[Edge]) -> None:
         """Take out, in place, all edges but these and the nodes that are on none of them; number the others anew.
 
         Raises:
             TopologyError: they are not all on paths from the stage's input to its output.
         """
         check_paths(self.topology, edges)
-        gone = self.lost(edges)
-        self.wiring = self.wiring.only(edges, renumber=True)
+        gone = self.removed_names(edges)
+        self.wiring = self.wiring.subset(edges, renumber=True)
         left = (node for i, node in enumerate(self.nodes) if f"nodes.{i}" not in gone)
         self.nodes = nn.ModuleList(left).train(self.nodes.training)
 
-    def lost(self, edges: Collection[Edge]) -> list[str]:
-        """Return the names of the modules that `keep` would take out; changes nothing."""
+    def removed_names(self, edges: Collection[Edge]) -> list[str]:
+        """Return the names of the modules that `prune_to_edges_` would take out; changes nothing."""
         left = {node for edge in edges for node in edge}
         return [f"nodes.{i}" for i in range(len(self.nodes)) if i not in left]
 

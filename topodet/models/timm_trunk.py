@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, TopologyError, did_you_mean, unknown_name
 from ..topology.graph import Edge
-from .chain import RunWiring
-from .connect import connect
-from .connect import rewire as rewired
+from .connected.connect import connect
+from .connected.connect import rewire as rewired
+from .connected.sequential import ResidualWiring
 from .trunk import check_frozen_stages
 
 TimmWiring = Literal["learned", "fixed", "none"]
@@ -85,7 +85,7 @@ class TimmTrunk(nn.Module):
         """Yield each stage's feature map, [B, channels, ceil(H / stride), ceil(W / stride)]."""
         yield from self.network.forward_intermediates(x, indices=self._taps, intermediates_only=True)
 
-    def passes_over(self, name: str) -> bool:
+    def ignores(self, name: str) -> bool:
         """Whether a tensor of the whole network is none of this part of it."""
         return name in self._unread
 
@@ -142,7 +142,7 @@ def create_timm_network(
         network = timm.create_model(name, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} cannot be made with the arguments given: {error}") from error
-    own = [module for module in network.modules() if isinstance(module, RunWiring)]
+    own = [module for module in network.modules() if isinstance(module, ResidualWiring)]
     if wiring == "none" or (own and not rewire):
         if wiring == "fixed":
             for module in own:
@@ -156,7 +156,7 @@ def create_timm_network(
 
 def _keep(network: nn.Module, run: str, edges: list[Edge]) -> None:
     """Take out of a whole run, in place, all edges but these."""
-    wirings = {name: module for name, module in network.named_modules() if isinstance(module, RunWiring)}
+    wirings = {name: module for name, module in network.named_modules() if isinstance(module, ResidualWiring)}
     if not wirings:
         raise ConfigError(
             f"edges are given, of {run}, and the network has none: connect or rewire it as the file was trained "
@@ -168,7 +168,7 @@ def _keep(network: nn.Module, run: str, edges: list[Edge]) -> None:
     chain, _, block = run.removesuffix(".wiring").rpartition(".")
     try:
         if set(edges) != set(whole.edges):
-            network.get_submodule(chain).keep(block, edges)
+            network.get_submodule(chain).prune_to_edges_(block, edges)
     except TopologyError as error:
         raise ConfigError(f"edges of {run}: {error}") from error
 

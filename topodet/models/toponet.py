@@ -103,7 +103,7 @@ class TopoNetFeatures(Trunk):
 
 
 def _drop_unread(module: Trunk, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    for key in [key for key in state_dict if key.startswith(prefix) and module.passes_over(key[len(prefix) :])]:
+    for key in [key for key in state_dict if key.startswith(prefix) and module.ignores(key[len(prefix) :])]:
         del state_dict[key]
 
 

@@ -89,7 +89,7 @@ class Trunk(nn.Module):
         check_frozen_stages(frozen_stages, len(self.stages))
         return [] if frozen_stages < 0 else [self.stem, *self.stages[:frozen_stages]]
 
-    def passes_over(self, name: str) -> bool:
+    def ignores(self, name: str) -> bool:
         """Whether a tensor of a whole network is none of this part of it: the classifier's, or of a stage not built."""
         part, _, rest = name.partition(".")
         if part == "stages":

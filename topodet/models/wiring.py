@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError, WeightsError, unknown_name
 from ..ops import Graph, WeightedSums
 from ..topology import Topology
-from ..topology.cuts import subgraph
 from ..topology.graph import Edge
+from ..topology.paths import subgraph
 
 EdgeWeights = Literal["learned", "fixed"]
 
@@ -34,6 +34,8 @@ class Wiring(nn.Module):
         WeightsError: on `load_state_dict`, when the file has another topology.
     """
 
+    alternate = True  # see `ops.Graph`
+
     def __init__(
         self, topology: Topology, edge_weights: EdgeWeights = "learned", *, numbers: Sequence[int] | None = None
     ):
@@ -49,8 +51,8 @@ class Wiring(nn.Module):
             raise ConfigError(unknown_name("edge_weights", edge_weights, ("learned", "fixed")))
         self.register_buffer("edges", torch.tensor(self._numbered(), dtype=torch.int64))
         # Of the same graph as `edges`: a file with another one is refused.
-        self.graph = Graph(topology.predecessors)
-        self.register_buffer("by_source", torch.tensor(self.graph.by_source, dtype=torch.int64), persistent=False)
+        self.graph = Graph(topology.predecessors, alternate=self.alternate)
+        self.register_buffer("order", torch.tensor(self.graph.order, dtype=torch.int64), persistent=False)
 
     @property
     def learned(self) -> bool:
@@ -62,7 +64,7 @@ class Wiring(nn.Module):
         nn.init.ones_(self.alpha)
 
     @torch.no_grad()
-    def only(self, edges: Collection[Edge], *, renumber: bool) -> Wiring:
+    def subset(self, edges: Collection[Edge], *, renumber: bool) -> Wiring:
         """Return a wiring of some of these edges, with the weights that they have; a learned one learns on.
 
         Args:
@@ -85,7 +87,7 @@ class Wiring(nn.Module):
 
     def sums(self, like: Tensor) -> WeightedSums:
         """Return the weighted sums of one pass, over features that have the dtype and device of `like`."""
-        return WeightedSums(self.graph, self.alpha, self.by_source, like)
+        return WeightedSums(self.graph, self.alpha, self.order, like)
 
     def extra_repr(self) -> str:
         """Show the graph in the printed module."""

@@ -20,24 +20,35 @@ from torch import Tensor, library
 from .dispatch import Kernel, accumulation_dtype, kernel, triton_works
 
 # For each node the nodes that it reads, or that read it, ascending.
-Neighbours = tuple[tuple[int, ...], ...]
+Neighbors = tuple[tuple[int, ...], ...]
 
 
 class Graph:
-    """The edges of a stage as its sums read them.
+    """The edges of a stage in the order in which its sums, and the gradients of its features, read them.
 
     Args:
         predecessors: for each node, in topological order, the nodes that it reads, ascending. Edges are in this order.
+        alternate: let every other node read its terms in descending order: it begins with those that the node before
+            it read last, which may still be in the processor's cache.
+
+    Attributes:
+        sources: for each node the nodes that it reads.
+        readers: for each node those that read it.
+        order: two lists of indices of edges, by target as `sources` has them and by source as `readers` has them.
     """
 
-    def __init__(self, predecessors: Neighbours):
-        self.predecessors = predecessors
-        self.successors = tuple(
-            tuple(i for i, row in enumerate(predecessors) if j in row) for j in range(len(predecessors))
+    def __init__(self, predecessors: Neighbors, *, alternate: bool = True):
+        nodes = range(len(predecessors))
+        successors = tuple(tuple(i for i in nodes if j in predecessors[i]) for j in nodes)
+        self.sources, self.readers = (
+            tuple(row[::-1] if alternate and k % 2 else row for k, row in enumerate(rows))
+            for rows in (predecessors, successors)
         )
-        edges = [(j, i) for i, row in enumerate(predecessors) for j in row]
-        # The edges ordered by source, then target, as indices.
-        self.by_source = tuple(sorted(range(len(edges)), key=edges.__getitem__))
+        place = {edge: k for k, edge in enumerate((j, i) for i in nodes for j in predecessors[i])}
+        self.order = (
+            [place[j, i] for i in nodes for j in self.sources[i]],
+            [place[j, i] for j in nodes for i in self.readers[j]],
+        )
 
 
 class WeightedSums:
@@ -46,17 +57,18 @@ class WeightedSums:
     Args:
         graph: of the stage.
         alpha: [E], the weights of its edges.
-        by_source: [E] int64, `graph.by_source` on the device of `alpha`.
+        order: [2, E] int64, `graph.order` on the device of `alpha`.
         like: a feature; all have its dtype and device, and those that one node reads have one shape.
     """
 
-    def __init__(self, graph: Graph, alpha: Tensor, by_source: Tensor, like: Tensor):
-        self.sources, self.readers = graph.predecessors, graph.successors
+    def __init__(self, graph: Graph, alpha: Tensor, order: Tensor, like: Tensor):
+        self.sources, self.readers = graph.sources, graph.readers
         self.kernel = kernel(like)
         self.backward = torch.is_grad_enabled() and self.kernel != "plain"
-        fixed = alpha if self.kernel == "plain" else alpha.detach()
-        self.incoming = fixed.split([len(row) for row in self.sources])
-        self.outgoing = alpha[by_source].split([len(row) for row in self.readers]) if self.backward else None
+        ordered = alpha[order]
+        incoming = ordered[0] if self.kernel == "plain" else ordered[0].detach()
+        self.incoming = incoming.split([len(row) for row in self.sources])
+        self.outgoing = ordered[1].split([len(row) for row in self.readers]) if self.backward else None
         # What each node reads of each of its sources.
         self.views: list[dict[int, Tensor]] = [{} for _ in self.sources]
 
@@ -71,15 +83,12 @@ class WeightedSums:
 
     def read(self, i: int) -> Tensor:
         """Return the sum that node i reads, in a tensor of its own; nothing else refers to it."""
-        terms, weights = [self.views[i][j] for j in self.sources[i]], self.incoming[i]
-        if self.kernel == "fused" and i % 2:
-            # Begin with the features that the sum before this one read last: a CPU's cache may still have them.
-            terms, weights = terms[::-1], weights.flip(0)
+        terms = [self.views[i][j] for j in self.sources[i]]
         if not torch.is_grad_enabled():
             self.views[i].clear()  # a feature goes with its last reader
         if self.backward:
-            return _Sum.apply(self.kernel, weights, *terms)
-        return _ADD_UP[self.kernel](terms, weights)
+            return _Sum.apply(self.kernel, self.incoming[i], *terms)
+        return _ADD_UP[self.kernel](terms, self.incoming[i])
 
 
 class _Sum(torch.autograd.Function):

@@ -110,7 +110,9 @@ def _graphs(args: argparse.Namespace, source: Mapping[str, Tensor] | None) -> di
         return {}
     if args.model.split(".")[0] not in ARCHITECTURES:
         return {"edges": weights.run_edges(source)}
-    graphs = {name: value for name, value in weights.describe(source).items() if name in ("nodes", "topology")}
+    graphs = {
+        name: value for name, value in weights.infer_architecture(source).items() if name in ("nodes", "topology")
+    }
     given = graphs.keys() & args.model_kwargs.keys()
     if args.edges_from and given:
         raise ConfigError(f"--edges-from gives the graphs: leave {', '.join(sorted(given))} out of --model-kwargs")

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from topodet.errors import ConfigError, DataError, unknown_name
 from topodet.pretrain.arrays import ArrayDataset, in_memory
 from topodet.pretrain.group import Group
-from topodet.pretrain.guard import GuardedDataset
 from topodet.pretrain.loader import Loader
 from topodet.pretrain.on_device import Augmentation, DeviceLoader
 from topodet.pretrain.options import mixes
+from topodet.pretrain.unreadable import SkipUnreadable
 
 ARRAYS = "npz"
 _TYPES = ("torch", "hfds", "hfids", "tfds", "wds")
@@ -44,7 +44,7 @@ class Datasets:
 
 
 def open_datasets(args: argparse.Namespace, group: Group, channels: int) -> Datasets:
-    """Open the datasets that the options name, look through them, and wrap them in `GuardedDataset`.
+    """Open the datasets that the options name, look through them, and wrap them in `SkipUnreadable`.
 
     Raises:
         DataError: no such folder, no images, one class, or splits that disagree on the classes.
@@ -195,7 +195,7 @@ def _num_classes(classes: Mapping[str, int], args: argparse.Namespace, where: st
 def _guard(dataset: Dataset, on_bad_image: str, count_substitutes: bool) -> Dataset:
     if isinstance(dataset, IterableDataset):
         return dataset
-    return GuardedDataset(dataset, on_bad_image, count_substitutes)
+    return SkipUnreadable(dataset, on_bad_image, count_substitutes)
 
 
 def _count(dataset: Dataset) -> int | None:
@@ -230,7 +230,7 @@ class TimmLoader(Loader):
     @property
     def bad_images(self) -> int:
         """Images of this epoch that could not be read in this process."""
-        return self.dataset.bad_images if isinstance(self.dataset, GuardedDataset) else 0
+        return self.dataset.bad_images if isinstance(self.dataset, SkipUnreadable) else 0
 
 
 def train_loader(
@@ -324,7 +324,7 @@ def _on_device(
 
 def _stored(args: argparse.Namespace, dataset: Dataset, data_config: Mapping) -> tuple[np.ndarray, np.ndarray]:
     """Return the images and classes that --on-device takes, of the very size that the network does."""
-    stored = in_memory(dataset.dataset) if isinstance(dataset, GuardedDataset) else None
+    stored = in_memory(dataset.dataset) if isinstance(dataset, SkipUnreadable) else None
     if stored is None:
         raise ConfigError(
             f"--on-device needs images that the dataset holds in memory, as npz, torch/cifar10 or torch/cifar100 do; "

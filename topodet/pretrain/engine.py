@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from topodet import connectivity
 from topodet.errors import DataError, TopodetError
 from topodet.pretrain.group import Group
-from topodet.pretrain.guard import NO_TARGET
 from topodet.pretrain.loader import Loader
-from topodet.pretrain.log import Progress, Records
+from topodet.pretrain.log import Progress, RunLogger
+from topodet.pretrain.unreadable import NO_TARGET
 
 
 class DivergedError(TopodetError, ArithmeticError):
@@ -89,7 +89,7 @@ def autocast_context(
 
 
 def train_epoch(
-    training: Training, epoch: int, progress: Progress, records: Records | None, last_checkpoint: str
+    training: Training, epoch: int, progress: Progress, run_logger: RunLogger | None, last_checkpoint: str
 ) -> dict[str, float]:
     """Train one epoch, which depends on the weights, the seed and `epoch` alone.
 
@@ -110,7 +110,7 @@ def train_epoch(
     training.scheduler.step(epoch)
 
     updates = training.updates_per_epoch
-    watch = _Watch(training, epoch, progress, records, last_checkpoint)
+    watch = _Watch(training, epoch, progress, run_logger, last_checkpoint)
     batches = _unwrapped(training.loader)
     progress.start_epoch(epoch)
     try:
@@ -211,12 +211,12 @@ class _Watch:
     """Gathers what the updates of an epoch yield, and looks at it only at reports, so that a GPU need not wait."""
 
     def __init__(
-        self, training: Training, epoch: int, progress: Progress, records: Records | None, last_checkpoint: str
+        self, training: Training, epoch: int, progress: Progress, run_logger: RunLogger | None, last_checkpoint: str
     ) -> None:
         self.training = training
         self.epoch = epoch
         self.progress = progress
-        self.records = records
+        self.run_logger = run_logger
         self.last_checkpoint = last_checkpoint
         self._pending: list[Tensor] = []
         self._lrs: list[float] = []
@@ -241,11 +241,11 @@ class _Watch:
         mean = np.mean(rows, axis=0)
         lr = self._lrs[-1]
         self.progress.report(update, mean[0], mean[1], 100 * mean[2], speed, lr)
-        if self.records is not None:
+        if self.run_logger is not None:
             before = self.epoch * self.training.updates_per_epoch
             names = ("loss", "penalty", "top1", "lr")
             values = [(row[0], row[1], 100 * row[2], lr) for row, lr in zip(rows, self._lrs)]
-            self.records.updates(before + first, [dict(zip(names, value)) for value in values])
+            self.run_logger.updates(before + first, [dict(zip(names, value)) for value in values])
         self._rows += rows
         self._pending.clear()
         self._lrs.clear()

@@ -13,8 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from topodet import connectivity
-from topodet.analysis import plots
+from topodet import connectivity, visualization
 from topodet.files import atomic_csv
 
 _logger = logging.getLogger(__name__)
@@ -99,7 +98,7 @@ class Progress:
         return tqdm.format_interval(rate * (self.epochs * self.updates - done))
 
 
-class Records:
+class RunLogger:
     """The files of a run that are for reading: TensorBoard events, summary.csv, figures/.
 
     Args:
@@ -132,8 +131,8 @@ class Records:
             self.board.add_histogram(f"alpha/{name}", wiring.alpha.detach().float().cpu(), update)
         epoch = row["epoch"]
         if self.wirings and self.figure_interval and (epoch + 1) % self.figure_interval == 0:
-            plots.save_figures(self.model, self.folder / "figures", f"epoch{epoch:03d}")
-            self.board.add_figure("adjacency", plots.adjacency_figure(self.model), update)
+            visualization.save_figures(self.model, self.folder / "figures", f"epoch{epoch:03d}")
+            self.board.add_figure("adjacency", visualization.adjacency_figure(self.model), update)
         self.board.flush()
 
     def summary(self, history: Sequence[Mapping[str, float | None]]) -> None:

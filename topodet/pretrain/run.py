@@ -21,7 +21,7 @@ from topodet.pretrain import build, data
 from topodet.pretrain.engine import Training, check_finite, evaluate, seed_all, train_epoch
 from topodet.pretrain.group import Group, join
 from topodet.pretrain.loader import Loader
-from topodet.pretrain.log import Progress, Records, logging_to_stderr
+from topodet.pretrain.log import Progress, RunLogger, logging_to_stderr
 from topodet.pretrain.options import parse
 from topodet.pretrain.resume import check_same_data, check_same_run
 from topodet.pretrain.saver import LAST, Saver, read_checkpoint
@@ -96,8 +96,8 @@ def _run(args: argparse.Namespace, group: Group) -> list[dict]:
     start = 0
     if checkpoint is not None:
         start = checkpoint["epoch"] + 1
-        _restore(training, checkpoint, path)
-        saver.restore((row["epoch"], row["metric"]) for row in history[:-1] if row["metric"] is not None)
+        _load_state(training, checkpoint, path)
+        saver.load_state((row["epoch"], row["metric"]) for row in history[:-1] if row["metric"] is not None)
     if not group.primary:
         _epochs(args, training, val_loader, saver, None, start, epochs)
         return history
@@ -112,12 +112,12 @@ def _run(args: argparse.Namespace, group: Group) -> list[dict]:
     if checkpoint is not None:
         # The kill may have come between the files of the last epoch: write them all again.
         saver.save_epoch(start - 1, history[-1]["metric"])
-    records = Records(folder, model, args.figure_interval, start * training.updates_per_epoch)
+    run_logger = RunLogger(folder, model, args.figure_interval, start * training.updates_per_epoch)
     try:
-        records.summary(history)
-        _epochs(args, training, val_loader, saver, records, start, epochs)
+        run_logger.summary(history)
+        _epochs(args, training, val_loader, saver, run_logger, start, epochs)
     finally:
-        records.close()
+        run_logger.close()
     if saver.best_epoch is not None:
         best = (args.eval_metric, saver.best_metric, saver.best_epoch)
         _logger.info("best %s %.4g in epoch %d; files in %s", *best, folder)
@@ -129,7 +129,7 @@ def _epochs(
     training: Training,
     val_loader: Loader | None,
     saver: Saver,
-    records: Records | None,
+    run_logger: RunLogger | None,
     start: int,
     epochs: int,
 ) -> None:
@@ -139,7 +139,7 @@ def _epochs(
     for epoch in range(start, epochs):
         began = time.monotonic()
         last = f"The last good checkpoint is {saver.last}" if epoch else "There is no checkpoint yet"
-        row = {"epoch": epoch, **train_epoch(training, epoch, progress, records, last)}
+        row = {"epoch": epoch, **train_epoch(training, epoch, progress, run_logger, last)}
         check_finite(training.model, epoch, last)
         if group.world_size > 1 and args.dist_bn and not args.sync_bn:
             distribute_bn(training.model, group.world_size, args.dist_bn == "reduce")
@@ -154,12 +154,12 @@ def _epochs(
         row["seconds"] = time.monotonic() - began
         row["metric"] = _metric(row, args.eval_metric, val_loader is not None)
         saver.history.append(row)
-        if records is not None:
+        if run_logger is not None:
             # TensorBoard goes before the checkpoint, since an epoch is told again only if it has none; the summary goes
             # after it, since it can be made again from it.
-            records.epoch(row, (epoch + 1) * updates)
+            run_logger.epoch(row, (epoch + 1) * updates)
             saver.save_epoch(epoch, row["metric"])
-            records.summary(saver.history)
+            run_logger.summary(saver.history)
             _logger.info("epoch %d/%d  %s", epoch, epochs - 1, _text(row))
 
 
@@ -215,7 +215,7 @@ def _find_checkpoint(args: argparse.Namespace, folder: Path, group: Group) -> tu
     return group.share((path, state))
 
 
-def _restore(training: Training, checkpoint: dict, path: Path) -> None:
+def _load_state(training: Training, checkpoint: dict, path: Path) -> None:
     try:
         training.model.load_state_dict(checkpoint["state_dict"])
         training.optimizer.load_state_dict(checkpoint["optimizer"])

@@ -68,7 +68,7 @@ class Saver(CheckpointSaver):
         else:
             self.save_checkpoint(epoch, metric)
 
-    def restore(self, metrics: Iterable[tuple[int, float]]) -> None:
+    def load_state(self, metrics: Iterable[tuple[int, float]]) -> None:
         """Know the best checkpoints of earlier epochs again, from (epoch, metric) and the files that are there."""
         for epoch, metric in metrics:
             if self.best_metric is None or self.cmp(metric, self.best_metric):

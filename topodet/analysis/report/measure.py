@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from ... import __version__
 from ...complexity import multiply_adds_by_layer, parameters
-from ...connectivity import SHARES, Cut, Per, cut, lost, sparsity, strengths, wirings
+from ...connectivity import SHARES, Per, PruningPlan, plan_pruning, removed_names, sparsity, strengths, wirings
 from ...errors import ConfigError, TopologyError
 from ...models import Wiring
-from ...topology import Topology, nnstd, small_world
-from ...topology.cuts import subgraph
-from .. import nn_mass
-from .. import nnstd as layer_distances
-from ..nnstd import channel_graphs
+from ...related.nn_mass.networks import nn_mass
+from ...related.nnstd.distance import nnstd_of_layers
+from ...related.nnstd.networks import channel_graphs, nnstd
+from ...related.swnet.small_world import small_world
+from ...topology import Topology
+from ...topology.paths import subgraph
 from .subject import Subject
 
 FORMAT = 1
@@ -37,8 +38,8 @@ def measure(subject: Subject, *, thresholds: Sequence[float] | None = None, agai
 
     Args:
         subject: the network.
-        thresholds: at which to cut, each in the measures that it makes sense in (`connectivity.cut`); those that take
-            every fiftieth part of the edges when omitted.
+        thresholds: at which to prune, each in the measures that it makes sense in (`connectivity.plan_pruning`); those
+            that take every fiftieth part of the edges when omitted.
         against: another network with as many wirings of the same sizes.
 
     Returns:
@@ -163,15 +164,17 @@ def _cuts(subject: Subject, per: Per, thresholds: Sequence[float] | None) -> lis
         grid = _grid(subject.model, per)
     else:
         for value in thresholds:
-            cut(subject.model, threshold=value, on_disconnected="allow")  # refuses what makes sense in no measure
+            plan_pruning(
+                subject.model, threshold=value, on_disconnected="allow"
+            )  # refuses what makes sense in no measure
         grid = sorted({float(value) for value in thresholds if per == "network" or value <= 1} | {0.0})
     costs = _costs(subject)
     whole = _network(subject)
     rows = []
     for threshold in grid:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is torn stands in the row
-            cuts = cut(subject.model, threshold=threshold, per=per, on_disconnected="repair")
+            warnings.simplefilter("ignore")  # what is disconnected stands in the row
+            cuts = plan_pruning(subject.model, threshold=threshold, per=per, on_disconnected="repair")
         left = sum(len(part.edges) for part in cuts.values())
         total = sum(part.topology.num_edges for part in cuts.values())
         rows.append(
@@ -181,7 +184,7 @@ def _cuts(subject: Subject, per: Per, thresholds: Sequence[float] | None) -> lis
                 "edges": left,
                 "removed": 1 - left / total,
                 "nodes": sum(part.nodes for part in cuts.values()),
-                "torn": [name.removesuffix(".wiring") for name, part in cuts.items() if part.torn],
+                "disconnected": [name.removesuffix(".wiring") for name, part in cuts.items() if part.disconnected],
                 **_left_of_the_network(subject, whole, cuts, costs),
                 "stages": [_left_of_a_stage(part) for part in cuts.values()],
             }
@@ -210,13 +213,13 @@ def _costs(subject: Subject) -> tuple[Counter[str], Counter[str]]:
 
 
 def _left_of_the_network(
-    subject: Subject, whole: Numbers | None, cuts: Mapping[str, Cut], costs: tuple[Counter[str], Counter[str]]
+    subject: Subject, whole: Numbers | None, cuts: Mapping[str, PruningPlan], costs: tuple[Counter[str], Counter[str]]
 ) -> Numbers:
     """Return how large `connectivity.prune` would leave the network."""
     if whole is None:
         return dict.fromkeys(("parameters", "edge_weights", "multiply_adds"))
     parameters, adds = costs
-    gone = lost(subject.model, {name: part.edges for name, part in cuts.items()})
+    gone = removed_names(subject.model, {name: part.edges for name, part in cuts.items()})
     edges = sum(
         cuts[name].topology.num_edges - len(cuts[name].edges)
         for name, wiring in wirings(subject.model).items()
@@ -229,7 +232,7 @@ def _left_of_the_network(
     }
 
 
-def _left_of_a_stage(part: Cut) -> Numbers:
+def _left_of_a_stage(part: PruningPlan) -> Numbers:
     left, repaired = set(part.edges), set(part.repaired)
     digits = ("2" if edge in repaired else "1" if edge in left else "0" for edge in part.topology.edges)
     smaller, _ = subgraph(part.edges)
@@ -255,11 +258,11 @@ def _evolution(subject: Subject) -> Numbers | None:
 def _distances(subject: Subject, other: Subject) -> Numbers:
     """Return how far the wirings, and where weights are zero the channels' connections, of two networks are apart.
 
-    "wirings": for shares of the edges that are left of each network (`connectivity.cut(keep=..., per="node")`), NNSTD
-    of each stage's graph as one layer, from the nodes that are read to those that read, and the mean over stages; None
-    where a graph fell apart.
-    "channels": NNSTD of the layers' weights (`topodet.analysis.nnstd(..., ties="authors")`), None where both are dense,
-    so that nothing differs, or where the layers are no chain.
+    "wirings": for shares of the edges that are left of each network (`plan_pruning(keep=..., per="node")`), NNSTD of
+    each stage's graph as one layer, from the nodes that are read to those that read, and the mean over stages;
+    None where a graph fell apart.
+    "channels": NNSTD of the layers' weights (`topodet.related.nnstd.nnstd(..., ties="authors")`), None where both are
+    dense, so that nothing differs, or where the layers are no chain.
     """
     ours, theirs = wirings(subject.model), wirings(other.model)
     sizes = [[wiring.topology.num_nodes for wiring in parts.values()] for parts in (ours, theirs)]
@@ -271,11 +274,11 @@ def _distances(subject: Subject, other: Subject) -> Numbers:
     rows = []
     for share in (1.0, *SHARES):
         layers = [
-            _adjacencies(cut(model, keep=share, per="node", on_disconnected="allow"))
+            _adjacencies(plan_pruning(model, keep=share, per="node", on_disconnected="allow"))
             for model in (subject.model, other.model)
         ]
         found = [
-            None if not (first.any() and second.any()) else nnstd([first], [second]).mean
+            None if not (first.any() and second.any()) else nnstd_of_layers([first], [second]).mean
             for first, second in zip(*layers)
         ]
         known = [value for value in found if value is not None]
@@ -283,7 +286,7 @@ def _distances(subject: Subject, other: Subject) -> Numbers:
     return {"against": other.source, "wirings": rows, "channels": _channels(subject, other)}
 
 
-def _adjacencies(cuts: Mapping[str, Cut]) -> list[np.ndarray]:
+def _adjacencies(cuts: Mapping[str, PruningPlan]) -> list[np.ndarray]:
     """Return each graph's edges as bool [inputs, nodes]; all False where it fell apart."""
     return [part.topology.adjacency(part.kept().numpy()).T > 0 for part in cuts.values()]
 
@@ -295,7 +298,7 @@ def _channels(subject: Subject, other: Subject) -> Numbers | None:
         return None
     try:
         names = list(channel_graphs(subject.model))
-        found = layer_distances(subject.model, other.model, "authors")  # of whole networks, in seconds
+        found = nnstd(subject.model, other.model, "authors")  # of whole networks, in seconds
     except TopologyError:  # shortcuts, or other widths: the layers are no chain, or not the same
         return None
     return {"layers": dict(zip(names, found.layers)), "mean": found.mean}

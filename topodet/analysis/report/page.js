@@ -33,8 +33,8 @@ function show() {
     ...of("edges", "edges"), ...of("nodes", "nodes"), ...of("parameters", "parameters"),
     ...of("multiply_adds", "multiply-adds"),
   ].join(" · ");
-  document.getElementById("torn").textContent = cut.torn.length
-    ? `the input no longer reaches the output in ${cut.torn.join(", ")}; its strongest path is kept (dotted)` : "";
+  document.getElementById("disconnected").textContent = cut.disconnected.length
+    ? `the input no longer reaches the output in ${cut.disconnected.join(", ")}; its strongest path is kept (dotted)` : "";
   data.stages.forEach((stage, k) => showStage(stage, cut.stages[k], k));
 }
 

@@ -116,7 +116,7 @@ def _controls(numbers: Numbers) -> str:
 <input type="range" id="threshold" min="0" max="0" value="0" step="1">
 <output id="value" for="threshold"></output></div>
 <p id="left" role="status" aria-live="polite"></p>
-<p id="torn" role="status" aria-live="polite"></p>
+<p id="disconnected" role="status" aria-live="polite"></p>
 </section>
 """
 

@@ -22,7 +22,7 @@ from ...pretrain import build
 from ...pretrain.group import Group
 from ...pretrain.options import parse_over
 from ...pretrain.saver import LAST
-from ...topology.cuts import subgraph
+from ...topology.paths import subgraph
 from ...weights import WeightsFile
 
 _BEST = "model_best.pth.tar"
@@ -141,7 +141,7 @@ def _of_file(source: str, file: WeightsFile) -> Subject:
         }
         data = file.checkpoint.get("data_config")
         return Subject(source, "checkpoint", args["model"], model, _input_size(data, model), about)
-    backbone = weights.within_detector(file.state_dict) or file.state_dict
+    backbone = weights.extract_backbone(file.state_dict) or file.state_dict
     card = weights.backbone_card(file.card)
     whole = any(name not in backbone for name in file.state_dict)
     # Which weights of which epoch were published: of a detector's backbone that was what its training began with.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...markdown import table
+from ...records.markdown import table
 from .measure import Numbers
 
 # Shares of the edges that are gone, for which the table of cuts has a row.
@@ -88,8 +88,8 @@ def _cuts(numbers: Numbers, per: str) -> str:
     for row in {row["threshold"]: row for row in chosen}.values():
         counts = ["-" if row[name] is None else f"{row[name]:,}" for name in ("parameters", "multiply_adds")]
         gone = f"{row['removed']:.1%}"
-        torn = ", ".join(row["torn"]) or "no"
-        rows.append([digits(row["threshold"]), gone, f"{row['edges']}", f"{row['nodes']}", *counts, torn])
+        disconnected = ", ".join(row["disconnected"]) or "no"
+        rows.append([digits(row["threshold"]), gone, f"{row['edges']}", f"{row['nodes']}", *counts, disconnected])
     return table(head, rows)
 
 

@@ -1,0 +1,394 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from detectron2.config import LazyConfig
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from tests.detectron2.helpers import small_config, trainable_config
+from tools import demo, publish_model
+from topodet import weights
+from topodet.detectron2 import TopoNetCheckpointer, Trainer, common_config, load_config, predictor
+from topodet.detectron2.inference import draw, publish_detector
+from topodet.errors import ConfigError, WeightsError
+from topodet.files import sha256
+
+CLASSES = ["person", "bicycle"]
+RETINANET = {
+    "MODEL__META_ARCHITECTURE": "RetinaNet",
+    "MODEL__BACKBONE__NAME": "build_retinanet_toponet_fpn_backbone",
+    "MODEL__FPN__IN_FEATURES": ["res3", "res4", "res5"],
+    "MODEL__RETINANET__NUM_CLASSES": 2,
+    "MODEL__RETINANET__TOPK_CANDIDATES_TEST": 50,
+}
+
+
+def write_run(folder, nano, **changes):
+    """Leave what a training of the small detector leaves; return the folder."""
+    cfg = small_config(MODEL__TOPONET__PRETRAINED=str(nano.pth), OUTPUT_DIR=str(folder), **changes)
+    model = build_model(cfg)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    folder.mkdir(exist_ok=True)
+    TopoNetCheckpointer(model, str(folder), optimizer=optimizer).save("model_final", iteration=7)
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, nano):
+    torch.manual_seed(0)
+    return write_run(tmp_path_factory.mktemp("my_run"), nano)
+
+
+@pytest.fixture(scope="module")
+def published(run):
+    return publish_detector(
+        run / "model_final.pth", run / "config.yaml", run / "published", classes=CLASSES, notes="no real one"
+    )
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+    assert torch.equal(ours.scores, theirs.scores)
+    assert torch.equal(ours.pred_classes, theirs.pred_classes)
+
+
+def with_card(folder, published, **changes):
+    """Write the published detector with a card that somebody changed, under the hash that it then has."""
+    content = torch.load(published, weights_only=True)
+    content["card"].update(changes)
+    torch.save(content, folder / "theirs.pth")
+    return folder / "theirs.pth"
+
+
+def test_the_file_holds_the_model_and_what_it_needs(run, published, nano):
+    assert published.name.startswith("my_run")
+    assert sha256(published).startswith(published.stem.rpartition("-")[2])
+    content = torch.load(published, weights_only=True)
+    assert set(content) == {"model", "__author__", "card"}
+    assert content["__author__"] == "topodet"
+    trained = torch.load(run / "model_final.pth", weights_only=True)
+    assert "optimizer" in trained  # the test's own
+    assert content["model"].keys() == trained["model"].keys()
+    assert all(torch.equal(content["model"][name], tensor) for name, tensor in trained["model"].items())
+    card = content["card"]
+    backbone = json.loads(nano.card.read_text())
+    assert [card[key] for key in ("mean", "std", "channel_order")] == [*map(backbone.get, ("mean", "std")), "RGB"]
+    assert (card["kind"], card["framework"], card["classes"]) == ("detector", "detectron2", CLASSES)
+    assert (card["architecture"], card["iteration"]) == ("toponet_nano", 7)
+    assert str(run) not in card["config"]
+    assert str(nano.pth) not in card["config"]
+
+
+def test_a_predictor_of_the_file_predicts_as_the_trained_model(run, published, image, capsys, monkeypatch, tmp_path):
+    cfg = load_config(run / "config.yaml")  # as a user of Detectron2 writes it, without topodet.detectron2.predictor
+    cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    theirs = DefaultPredictor(cfg)(image)["instances"]
+    monkeypatch.chdir(tmp_path)  # nothing of the training's place is needed
+    made = predictor(published, score_threshold=0.0, device="cpu")
+    assert isinstance(made, DefaultPredictor)
+    total = len(made.model.state_dict())
+    assert f"{total}/{total} tensors" in capsys.readouterr().out
+    assert_same(made(image)["instances"], theirs)
+    assert made.metadata.thing_classes == CLASSES
+    assert str(published) == made.cfg.MODEL.WEIGHTS
+    cfg.MODEL.WEIGHTS = str(published)  # stock Detectron2 reads the published file too
+    assert_same(DefaultPredictor(cfg)(image)["instances"], theirs)
+
+
+def test_retinanet(tmp_path, nano, image):
+    folder = write_run(tmp_path / "retina", nano, **RETINANET)
+    path = publish_detector(folder / "model_final.pth", folder / "config.yaml", tmp_path, classes=CLASSES)
+    cfg = load_config(
+        folder / "config.yaml",
+        ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "MODEL.RETINANET.SCORE_THRESH_TEST", "0.005"],
+    )
+    theirs = DefaultPredictor(cfg)(image)["instances"]
+    assert_same(predictor(path, score_threshold=0.005, device="cpu")(image)["instances"], theirs)
+
+
+def test_options_threshold_and_device(published, image):
+    made = predictor(published, device="cpu", opts=["INPUT.MIN_SIZE_TEST", "32"])
+    assert made.cfg.INPUT.MIN_SIZE_TEST == 32
+    assert (made(image)["instances"].scores >= 0.5).all()
+    with pytest.raises(ConfigError, match="INPUT.MIN_SIZE_TEST"):
+        predictor(published, opts=["INPUT.MIN_SIZE_TSET", "32"])
+    with pytest.raises(ConfigError, match=r"0\.\.1"):
+        predictor(published, score_threshold=50)
+    with pytest.raises(ConfigError, match="none that torch knows"):
+        predictor(published, device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no GPU here"):
+            predictor(published, device="cuda:0")
+
+
+def test_two_detectors_of_other_classes_live_side_by_side(run, published):
+    other = publish_detector(run / "model_final.pth", run / "config.yaml", run / "b", classes=["cat", "dog"])
+    first, second = predictor(published, device="cpu"), predictor(other, device="cpu")
+    assert (first.metadata.thing_classes, second.metadata.thing_classes) == (CLASSES, ["cat", "dog"])
+
+
+def test_class_names_of_annotations(run, coco, tmp_path):
+    path = publish_detector(run / "model_final.pth", run / "config.yaml", tmp_path, classes=[str(coco / "all.json")])
+    assert weights.read(path).card["classes"] == CLASSES
+
+
+@pytest.mark.parametrize("classes", [[], ["person"], ["a", "b", "c"]])
+def test_class_names_that_do_not_fit(run, tmp_path, classes):
+    with pytest.raises(ConfigError, match=r"2 classes \(MODEL.ROI_HEADS.NUM_CLASSES\).*--classes"):
+        publish_detector(run / "model_final.pth", run / "config.yaml", tmp_path, classes=classes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_annotations_that_are_none(run, tmp_path):
+    with pytest.raises(ConfigError, match="no COCO annotations"):
+        publish_detector(
+            run / "model_final.pth", run / "config.yaml", tmp_path, classes=[str(tmp_path / "missing.json")]
+        )
+
+
+def test_a_checkpoint_that_does_not_fill_the_detector(run, tmp_path):
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    del content["model"]["backbone.fpn_output2.weight"]
+    torch.save(content, tmp_path / "half.pth")
+    with pytest.raises(WeightsError, match="missing in the file: backbone.fpn_output2.weight"):
+        publish_detector(tmp_path / "half.pth", run / "config.yaml", tmp_path / "out", classes=CLASSES)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_published_detector(run, published, nano, tmp_path):
+    with pytest.raises(WeightsError, match="a backbone, not a published detector"):
+        predictor(nano.pth)
+    with pytest.raises(WeightsError, match="without config and class names.*--detector"):
+        predictor(run / "model_final.pth")
+    with pytest.raises(WeightsError, match="a detector for 'mmdet'"):
+        predictor(with_card(tmp_path, published, framework="mmdet"))
+    with pytest.raises(WeightsError, match="no class names"):
+        predictor(with_card(tmp_path, published, classes=[1, 2]))
+    damaged = tmp_path / published.name
+    damaged.write_bytes(published.read_bytes()[:-1] + b"!")
+    with pytest.raises(WeightsError, match="damaged or was changed"):
+        predictor(damaged)
+
+
+def test_a_detector_is_no_backbone(run, published):
+    words = r"is a whole detector, not a backbone: load it with MODEL.WEIGHTS \(Detectron2\) or load_from \(MMDet"
+    for file in (published, run / "model_final.pth"):
+        with pytest.raises(WeightsError, match=f"{file} {words}"):
+            build_model(small_config(MODEL__TOPONET__PRETRAINED=str(file)))
+        with pytest.raises(WeightsError, match=words):
+            weights.load(timm.create_model("toponet_nano"), file)
+    mmdet = pytest.importorskip("topodet.mmdet")
+    with pytest.raises(WeightsError, match=words):
+        mmdet.TopoNet("toponet_nano", pretrained=str(published)).init_weights()
+
+
+def test_what_is_trained_from_a_detector_is_no_published_detector_itself(published, nano, tmp_path):
+    """It may have other classes; what is known of the backbone goes on."""
+    model = build_model(small_config())
+    TopoNetCheckpointer(model, str(tmp_path)).load(str(published))
+    TopoNetCheckpointer(model, str(tmp_path)).save("model_final")
+    with pytest.raises(WeightsError, match="without config and class names, not a published detector"):
+        predictor(tmp_path / "model_final.pth")
+    backbone = weights.read(nano.pth).card
+    kept = ("architecture", "mean", "std", "channel_order", "name")
+    assert weights.read(tmp_path / "model_final.pth").card == {key: backbone[key] for key in kept}
+
+
+def test_a_config_of_strangers_is_only_data(published, tmp_path):
+    mark = tmp_path / "ran"
+    base = tmp_path / "base.yaml"
+    base.write_text("VERSION: 2\n")
+    for config in (
+        f"MODEL: !!python/object/apply:os.mkdir ['{mark}']",
+        f"_BASE_: {base}",
+        "MODEL: {TOPONET: {NO_SUCH_KEY: 1}}",
+        "MODEL: [",
+        "just text",
+    ):
+        with pytest.raises(WeightsError, match="none that this Detectron2 can read"):
+            predictor(with_card(tmp_path, published, config=config))
+    assert not mark.exists()
+
+
+def test_weights_that_the_config_of_strangers_names_are_not_fetched(published, tmp_path):
+    config = weights.read(published).card["config"]
+    for key in ("WEIGHTS", "PRETRAINED"):
+        changed = config.replace(f" {key}: ''", f" {key}: {tmp_path / 'missing.pth'}")
+        assert changed != config
+        assert predictor(with_card(tmp_path, published, config=changed), device="cpu")
+
+
+def test_a_lazy_config_is_refused(run, tmp_path):
+    LazyConfig.save(common_config("common/optim.py"), str(tmp_path / "config.yaml"))
+    with pytest.raises(ConfigError, match="LazyConfig"):
+        publish_detector(run / "model_final.pth", tmp_path / "config.yaml", tmp_path / "out", classes=CLASSES)
+
+
+def test_drawing_changes_the_picture_where_the_boxes_are(published, image):
+    made = predictor(published, score_threshold=0.0, device="cpu")
+    instances = made(image)["instances"]
+    drawn = draw(image[:, :, ::-1], instances[:1], made.metadata)
+    assert drawn.shape == image.shape
+    assert drawn.dtype == np.uint8
+    assert (drawn != image[:, :, ::-1]).any()
+
+
+def test_the_tool(run, tmp_path, capsys):
+    options = ["--output", str(tmp_path), "--name", "mine"]
+    assert publish_model.main(["--detector", str(run / "model_final.pth"), *options, "--classes", *CLASSES]) == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("mine-")
+    assert str(path) in capsys.readouterr().out
+    assert publish_model.main(["--detector", str(run / "model_final.pth"), *options]) == 1
+    assert "--classes" in capsys.readouterr().err
+    assert publish_model.main(["--detector", str(path), *options, "--classes", *CLASSES]) == 1  # no config beside it
+    assert "no config file at" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        publish_model.main([])
+
+
+def test_masks_are_drawn(tmp_path, nano, image):
+    folder = write_run(tmp_path / "masks", nano, MODEL__MASK_ON=True)
+    path = publish_detector(folder / "model_final.pth", folder / "config.yaml", tmp_path, classes=CLASSES)
+    made = predictor(path, score_threshold=0.0, device="cpu")
+    instances = made(image)["instances"][:1]
+    instances.pred_masks[:] = False
+    outlined = draw(image, instances, made.metadata)
+    instances.pred_masks[:, 20:40, 30:60] = True
+    assert (draw(image, instances, made.metadata) != outlined)[20:40, 30:60].mean() > 0.5
+
+
+@pytest.fixture
+def pictures(tmp_path, image):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for k in range(2):
+        Image.fromarray(np.roll(image, 9 * k, axis=0)).save(folder / f"{k}.png")
+    return folder
+
+
+def test_the_demo_of_a_published_detector(published, pictures, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--weights", published, "--input", pictures, "--output", out, "--device", "cpu"]
+    assert demo.main([*map(str, arguments), "--score-threshold", "0.3"]) == 0
+    assert {path.name for path in out.iterdir()} == {"0.png", "1.png", "predictions.json"}
+    written = json.loads((out / "predictions.json").read_text())
+    assert written["classes"] == CLASSES
+    predict = predictor(published, score_threshold=0.3, device="cpu")
+    for number in range(2):
+        theirs = predict(read_image(pictures / f"{number}.png", format="BGR"))["instances"]
+        ours = [row for row in written["predictions"] if row["image_id"] == number]
+        boxes = BoxMode.convert(theirs.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+        assert len(ours) == len(boxes) > 0
+        assert torch.allclose(torch.tensor([row["bbox"] for row in ours]), boxes, atol=0.01)
+        assert [row["category_name"] for row in ours] == [CLASSES[k] for k in theirs.pred_classes]
+
+
+def test_the_demo_without_what_draws(published, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    arguments = ["--weights", published, "--input", pictures, "--output", tmp_path / "out", "--device", "cpu"]
+    assert demo.main([*map(str, arguments)]) == 1
+    printed = capsys.readouterr()
+    assert "this needs cv2, which" in printed.err
+    assert "opencv-python-headless" in printed.err
+    assert "loaded from" not in printed.out  # before the detector
+
+
+def test_the_demo_of_a_training(run, pictures, tmp_path, capsys):
+    def call(*more):
+        arguments = ["--weights", run / "model_final.pth", "--input", pictures, "--output", tmp_path / "out"]
+        return demo.main([str(argument) for argument in (*arguments, "--device", "cpu", *more)])
+
+    assert call("--config", run / "config.yaml", "--classes", *CLASSES) == 0
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())["classes"] == CLASSES
+    assert call("--config", run / "config.yaml") == 1
+    assert "--classes NAME" in capsys.readouterr().err
+    assert call() == 1
+    assert "or give --config" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module", params=["RGB", "BGR"])
+def from_random(request, coco, tmp_path_factory):
+    """What two steps from random weights leave, with preprocessing that is nobody's default; and its config."""
+    folder = tmp_path_factory.mktemp(f"random_{request.param}")
+    shown = {"INPUT__FORMAT": request.param, "MODEL__PIXEL_MEAN": [90.0, 100.0, 110.0]}
+    cfg = trainable_config(coco, folder, **shown, MODEL__PIXEL_STD=[50.0, 60.0, 70.0], MODEL__TOPONET__NORM="BN")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published_from_random(from_random):
+    return publish_detector(
+        from_random / "model_final.pth", from_random / "config.yaml", from_random / "published", classes=CLASSES
+    )
+
+
+def stock_prediction(run, image):
+    cfg = load_config(run / "config.yaml")
+    cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    return DefaultPredictor(cfg)(image)["instances"]
+
+
+def test_a_detector_from_random_weights_is_published_with_its_own_preprocessing(
+    from_random, published_from_random, image
+):
+    theirs = load_config(from_random / "config.yaml")
+    card = weights.read(published_from_random).card
+    assert card["channel_order"] == theirs.INPUT.FORMAT
+    for key, value in (("mean", theirs.MODEL.PIXEL_MEAN), ("std", theirs.MODEL.PIXEL_STD)):
+        assert [255 * number for number in card[key]] == pytest.approx(value)
+    made = predictor(published_from_random, score_threshold=0.0, device="cpu")
+    assert_same(made(image)["instances"], stock_prediction(from_random, image))
+    other = {"RGB": "BGR", "BGR": "RGB"}[theirs.INPUT.FORMAT]
+    with pytest.raises(ConfigError, match=f"feeds {other} images, the weights were trained on {theirs.INPUT.FORMAT}"):
+        predictor(published_from_random, device="cpu", opts=["INPUT.FORMAT", other])
+    with pytest.raises(ConfigError, match=r"mean is \[1.0, 1.0, 1.0\], .* trained with \[90.0, 100.0, 110.0\]"):
+        predictor(published_from_random, device="cpu", opts=["MODEL.PIXEL_MEAN", "[1.0, 1.0, 1.0]"])
+
+
+def test_it_starts_another_training_and_can_be_published_again(published_from_random, from_random, tmp_path):
+    cfg = load_config(from_random / "config.yaml")
+    TopoNetCheckpointer(build_model(cfg)).load(str(published_from_random))
+    again = publish_detector(published_from_random, from_random / "config.yaml", tmp_path, classes=CLASSES)
+    assert weights.read(again).card["mean"] == weights.read(published_from_random).card["mean"]
+
+
+def test_a_file_that_says_nothing_of_its_images_is_read_by_its_config(
+    from_random, published_from_random, image, tmp_path
+):
+    """As they were published before their cards had it."""
+    path = with_card(tmp_path, published_from_random, mean=None, std=None, channel_order=None)
+    made = predictor(path, score_threshold=0.0, device="cpu")
+    assert_same(made(image)["instances"], stock_prediction(from_random, image))
+    TopoNetCheckpointer(build_model(load_config(from_random / "config.yaml"))).load(str(path))
+
+
+def test_what_nobody_can_read_is_not_published(tmp_path):
+    """Detectron2 trains on grey images, and has no predictor for them."""
+    grey = {"INPUT__FORMAT": "L", "MODEL__PIXEL_MEAN": [128.0], "MODEL__PIXEL_STD": [64.0]}
+    cfg = small_config(OUTPUT_DIR=str(tmp_path), **grey)
+    TopoNetCheckpointer(build_model(cfg), str(tmp_path)).save("model_final")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    with pytest.raises(ConfigError, match="INPUT.FORMAT is L, but Detectron2's predictor reads only RGB and BGR"):
+        publish_detector(tmp_path / "model_final.pth", tmp_path / "config.yaml", tmp_path / "out", classes=CLASSES)
+    assert not list((tmp_path / "out").iterdir())

@@ -1,0 +1,144 @@
+import json
+
+import pytest
+
+from tests.run_folders import detectron2_run, mmdet_run, pretraining_run
+from tools import record_run, update_model_zoo
+from topodet.errors import DataError
+from topodet.files import atomic_json
+from topodet.pretrain import main as pretrain
+from topodet.records import runs, zoo
+
+PAPER = json.loads((update_model_zoo.ROOT / "records" / "paper.json").read_text())
+
+
+def test_a_detectors_record_is_read_from_its_folder(tmp_path, capsys):
+    run = mmdet_run(tmp_path / "run", [0.1, 0.35])
+    arguments = ["detector", str(run), "--config", "configs/mmdet/a_b.py", "--initialisation", "pretrained"]
+    arguments += ["--data", "BCCD", "--command", "python train.py", "--seed", "7", "--weights", "x-1.pth"]
+    assert record_run.main([*arguments, "--output", str(tmp_path / "records")]) == 0
+    (record,) = runs.load_all(tmp_path / "records")
+    assert record["framework"] == "mmdetection"
+    assert record["metrics"] == {"bbox_mAP": 0.35, "bbox_mAP_50": 0.7, "bbox_mAP_75": 0.35}
+    assert [row["coco/bbox_mAP"] for row in record["history"]] == [0.1, 0.35]
+    assert record["versions"]["torch"]
+    text = zoo.model_zoo(PAPER, [record], [])
+    assert (
+        "| [a_b](configs/mmdet/a_b.py) | MMDetection | BCCD | pretrained | 1 seed | 35.0 | 70.0 | 35.0 | x-1.pth "
+        "| [seed 7](records/runs/a_b_pretrained_seed7.json) |"
+    ) in text
+    assert "```bash\npython train.py\n```" in text
+
+
+def test_the_same_command_records_a_detectron2_run(tmp_path, monkeypatch):
+    run = detectron2_run(tmp_path / "run", [10.0, 51.2345], log="max_mem: 700M")
+    arguments = ["detector", str(run), "--config", "configs/detectron2/a_b.yaml", "--initialisation", "pretrained"]
+    arguments += ["--data", "BCCD", "--command", "python train_net.py", "--seed", "7", "--note", "a check"]
+    assert record_run.main([*arguments, "--output", str(tmp_path / "records")]) == 0
+    (record,) = runs.load_all(tmp_path / "records")
+    assert (tmp_path / "records" / "a_b_pretrained_seed7.json").exists()
+    assert (record["framework"], record["note"]) == ("detectron2", "a check")
+    assert record["metrics"]["bbox_mAP"] == 0.51234
+    assert record["metrics"]["bbox_mAP_s"] == -1  # NaN in Detectron2's log
+    assert [row["step"] for row in record["history"]] == [19, 40]
+    assert record["speed"] == {"iterations_per_second": 4, "images_per_second": 32, "peak_memory_mb": 700}
+    assert not any("mmdet" in package for package in record["versions"])
+    text = zoo.model_zoo(PAPER, [record], [])
+    assert "| [a_b](configs/detectron2/a_b.yaml) | Detectron2 | BCCD | pretrained | 1 seed | 51.2 |" in text
+
+
+def test_both_frameworks_records_have_the_same_keys(tmp_path):
+    common = {"initialisation": "random", "data": "BCCD", "command": "-", "seed": 0}
+    theirs = runs.record_detector(mmdet_run(tmp_path / "a", [0.5]), config="a.py", **common)
+    ours = runs.record_detector(detectron2_run(tmp_path / "b", [50.0]), config="b.yaml", **common)
+    assert theirs.keys() == ours.keys()
+    assert theirs["metrics"].keys() <= ours["metrics"].keys()
+    assert theirs["history"][0].keys() == ours["history"][0].keys()
+
+
+def test_the_commit_of_an_installation_is_told(tmp_path, monkeypatch):
+    """By PEP 610's direct_url.json, as pip writes it for git+https."""
+    folder = tmp_path / "detectron2-0.6.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: detectron2\nVersion: 0.6\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = {"config": "b.yaml", "initialisation": "random", "data": "", "command": "", "seed": 0}
+    run = detectron2_run(tmp_path / "run", [50.0])
+    assert runs.record_detector(run, **arguments)["versions"]["detectron2"] == "0.6"
+    origin = {"url": "https://a.b", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}
+    (folder / "direct_url.json").write_text(json.dumps(origin))
+    assert runs.record_detector(run, **arguments)["versions"]["detectron2"] == "0.6 (0123456789ab)"
+
+
+def test_records_from_before_frameworks_are_mmdetections(tmp_path):
+    atomic_json(tmp_path / "a.json", {"kind": "detector"})
+    assert runs.load_all(tmp_path)[0]["framework"] == "mmdetection"
+
+
+def test_a_pretraining_record_is_read_from_its_folder(tmp_path):
+    run = pretraining_run(tmp_path / "run")
+    record = runs.record_pretraining(run, data="Tiny", command="python pretrain.py", published="p.pth")
+    assert runs.save(record, tmp_path / "out").name == "nano_seed3.json"
+    text = zoo.model_zoo(PAPER, runs.load_all(tmp_path / "out"), [])
+    assert "| nano | `toponet_nano` | Tiny | 2 of 4 | 3 | 30.50 | 50.0% | p.pth |" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"connect": "learned", "rewire": None}, "convnext_atto, connected"),
+        ({"connect": None, "rewire": "fixed"}, "convnext_atto, rewired with fixed weights"),
+        ({"connect": None, "rewire": None}, "convnext_atto"),
+    ],
+)
+def test_a_pretraining_record_tells_plain_networks_from_connected_ones(tmp_path, args, words):
+    run = pretraining_run(tmp_path / "run", model="convnext_atto", **args)
+    record = runs.record_pretraining(run, data="Tiny", command="-")
+    assert record["architecture"] == words
+    assert f"| nano | `{words}` | Tiny |" in zoo.model_zoo(PAPER, [record], [])
+
+
+def test_real_summaries_can_be_recorded(tmp_path):
+    """The names of the columns are those that the pretraining entry point writes."""
+    import numpy as np
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (tmp_path / "data" / split / label).mkdir(parents=True)
+            for k in range(4):
+                pixels = np.random.default_rng(k).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / label / f"{k}.png")
+    options = ["--data-dir", str(tmp_path / "data"), "--model", "toponet_nano", "--img-size", "32", "-b", "4"]
+    options += [
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+        "--output",
+        str(tmp_path),
+        "--experiment",
+        "run",
+        "--sparsity",
+        "uniform",
+    ]
+    assert pretrain(options) == 0
+    record = runs.record_pretraining(tmp_path / "run", data="noise", command="-")
+    text = zoo.model_zoo(PAPER, [record], [])
+    assert "| run | `toponet_nano` | noise | 1 of " in text
+    assert "0.0% / 0.0%" in text
+
+
+def test_unfinished_runs_are_named(tmp_path, capsys):
+    with pytest.raises(DataError, match="neither metrics.json .* nor"):
+        runs.record_detector(tmp_path, config="a.py", initialisation="random", data="", command="", seed=0)
+    with pytest.raises(DataError, match=r"no folder of a pretraining run: .*args.yaml is missing"):
+        runs.record_pretraining(tmp_path, data="", command="")
+    assert record_run.main(["pretraining", str(tmp_path), "--data", "x", "--command", "y"]) == 1
+    assert "error: " in capsys.readouterr().err
+
+
+def test_a_record_is_replaced_not_doubled(tmp_path):
+    for top1 in (1, 2):
+        atomic_json(tmp_path / "a_seed0.json", {"name": "a", "seed": 0, "top1": top1})
+    assert [r["top1"] for r in runs.load_all(tmp_path)] == [2]

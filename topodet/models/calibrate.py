@@ -1,0 +1,35 @@
+"""Statistics for networks whose random weights nothing has trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def calibrate_batchnorm(model: nn.Module, run: Callable[..., Any], *args: Any) -> Any:
+    """Give batch normalisation the statistics of one forward pass, in place; return what the pass returned.
+
+    Random weights without it overflow in a deep network, and nothing after that is finite.
+
+    Args:
+        model: in evaluation mode; any normalisation over [B, C, H, W] with `running_mean` and `running_var` counts.
+        run: the model, or what calls it.
+        args: of `run`.
+    """
+
+    def settle(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+
+    norms = [part for part in model.modules() if isinstance(getattr(part, "running_var", None), Tensor)]
+    hooks = [norm.register_forward_pre_hook(settle) for norm in norms]
+    try:
+        return run(*args)
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,52 @@
+"""A trained classifier and the images it was validated on, from its checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from timm.data import resolve_data_config
+from torch import nn
+
+from topodet import weights
+from topodet.errors import ConfigError, WeightsError
+from topodet.pretrain import build, data
+from topodet.pretrain.group import join
+from topodet.pretrain.options import parse_over
+
+
+@contextmanager
+def open_checkpoint(checkpoint: str | os.PathLike, argv: Sequence[str] = ()) -> Iterator[tuple[nn.Module, data.Loader]]:
+    """Yield the network of a checkpoint of `topodet.pretrain`, in evaluation mode, and its validation batches.
+
+    The averaged weights (EMA) are taken where there are any, and the graphs from the file, pruned or not.
+
+    Args:
+        checkpoint: e.g. RUN/model_best.pth.tar.
+        argv: options of tools/pretrain.py over those of the training, e.g. ["--data-dir", "DIR", "--device", "cpu"].
+
+    Raises:
+        WeightsError: the file is damaged or unsafe, or has no classifier, as a published backbone.
+        ConfigError, DataError: options that do not exist, images that are not there or have other classes, or more than
+            one process, each of which would see a part of the images.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: start this as one process, without torchrun")
+    file = weights.read(checkpoint)
+    if not isinstance(file.checkpoint.get("args"), dict):
+        raise WeightsError(
+            f"{file.path} is no checkpoint of a pretraining run (a published backbone has no classifier, which an "
+            "accuracy is measured with): give RUN/model_best.pth.tar"
+        )
+    args = parse_over(file.checkpoint["args"], argv)
+    if not args.val_split:
+        raise ConfigError("there is nothing to evaluate on: give --val-split NAME")
+    args.train_split = args.val_split  # nothing is trained, and what is not there need not be
+    channels = args.in_chans or (args.input_size[0] if args.input_size else 3)
+    with join(args.device) as group:
+        datasets = data.open_datasets(args, group, channels)
+        model = build.create_model(args, datasets.num_classes, channels, group, file.state_dict)
+        weights.load(model, file, head=True, quiet=True)
+        data_config = resolve_data_config({**vars(args), "in_chans": channels}, model=model)
+        yield model.eval(), data.val_loader(args, datasets.val, data_config, group)

@@ -1,0 +1,1 @@
+"""What runs leave for the documentation: records, the model zoo and the measured parts of pages."""

@@ -1,0 +1,322 @@
+"""Records of runs: what was measured, on what, with which command.
+
+A record is a JSON file under records/runs, made from what a run wrote (never typed), under records/benchmarks, from
+what `topodet.benchmark` measured, under records/damage, from what `topodet.connectivity` removed and measured, or under
+records/experiments, from what an experiment found. `topodet.zoo` and the reports beside what measures make tables of
+them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from .. import weights
+from ..connectivity import Damage
+from ..errors import DataError
+from ..files import atomic_json, sha256
+from ..pretrain.options import command_line
+from .results import framework_of, read_evaluations, read_speed
+
+_PACKAGES = ("topodet", "torch", "timm")
+_FRAMEWORKS = {
+    "mmdetection": ("mmdet", "onedl-mmdetection", "mmcv", "onedl-mmcv"),
+    "detectron2": ("detectron2",),
+}
+
+
+def record_pretraining(
+    folder: str | Path, *, data: str, command: str, published: str = "", name: str = ""
+) -> dict[str, Any]:
+    """Make the record of a run of topodet.pretrain from its folder.
+
+    Args:
+        folder: with args.yaml and summary.csv.
+        data: which images, in words.
+        command: how to repeat it.
+        published: name of the backbone file made from it.
+        name: of the record; the run's own when omitted.
+
+    Raises:
+        DataError: the folder holds no finished epoch.
+    """
+    folder = Path(folder)
+    try:
+        args = yaml.safe_load((folder / "args.yaml").read_text())
+        with open(folder / "summary.csv", newline="") as file:
+            rows = [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError as error:
+        raise DataError(f"{folder} is no folder of a pretraining run: {error.filename} is missing") from error
+    if not rows:
+        raise DataError(f"{folder}/summary.csv has no epoch yet")
+    return {
+        "kind": "pretraining",
+        "name": name or args["experiment"] or folder.name,
+        "architecture": _architecture(args),
+        "sparsity": args["sparsity"],
+        "data": data,
+        "command": command,
+        "seed": args["seed"],
+        "epochs": len(rows),
+        "of_epochs": args["epochs"],
+        "published": published,
+        "metrics": rows[-1],
+        "history": rows,
+        **_environment(),
+    }
+
+
+def _architecture(args: Mapping[str, Any]) -> str:
+    """Return the network of a pretraining in words: its name, and what --connect or --rewire made of it."""
+    for option, made in (("connect", "connected"), ("rewire", "rewired")):
+        if args.get(option):  # runs from before the options have none
+            return f"{args['model']}, {made}{' with fixed weights' if args[option] == 'fixed' else ''}"
+    return args["model"]
+
+
+def record_detector(
+    folder: str | Path,
+    *,
+    config: str,
+    initialisation: str,
+    data: str,
+    command: str,
+    seed: int,
+    weights: str = "",
+    note: str = "",
+) -> dict[str, Any]:
+    """Make the record of a detector that MMDetection or Detectron2 trained, from the folder it wrote into.
+
+    Both give the same keys: metrics as MMDetection names them, shares of 1 (-1 where there is nothing to average).
+
+    Args:
+        folder: MMDetection's --work-dir, or Detectron2's OUTPUT_DIR (a LazyConfig's train.output_dir).
+        config: path of the config in this repository.
+        initialisation: "pretrained" or "random".
+        data: which images, in words; the same words for runs that are to be compared.
+        command: how to repeat it.
+        seed: of the run.
+        weights: name of the published backbone.
+        note: what a reader of the number must know, e.g. what the run was for.
+
+    Raises:
+        DataError: not a folder of either, or nothing was evaluated yet.
+    """
+    rows = read_evaluations(folder)
+    framework = framework_of(folder)
+    return {
+        "kind": "detector",
+        "name": Path(config).stem,
+        "framework": framework,
+        "config": config,
+        "initialisation": initialisation,
+        "weights": weights,
+        "data": data,
+        "note": note,
+        "command": command,
+        "seed": seed,
+        "metrics": {key.removeprefix("coco/"): value for key, value in rows[-1].items() if key.startswith("coco/")},
+        "history": [{key: row[key] for key in ("step", "coco/bbox_mAP", "coco/bbox_mAP_50")} for row in rows],
+        "speed": read_speed(folder),
+        **_environment(_FRAMEWORKS[framework]),
+    }
+
+
+def record_benchmark(results: dict[str, Any], *, name: str, command: str) -> dict[str, Any]:
+    """Make the record of what `topodet.benchmark.benchmark` returned, in the process that measured it.
+
+    Args:
+        results: settings, contestants and ratios.
+        name: of the record, and of its file.
+        command: how to repeat it.
+    """
+    packages = [package for names in _FRAMEWORKS.values() for package in names]
+    measured = "torchvision", *(packages if results["settings"]["what"] == "detector" else ())
+    return _measurement("benchmark", results, name, command, packages=measured, device=results["settings"]["device"])
+
+
+def record_experiment(
+    results: dict[str, Any],
+    *,
+    name: str,
+    command: str,
+    kind: str = "experiment",
+    packages: tuple[str, ...] = (),
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Make the record of what an experiment found, in the process that ran it.
+
+    Args:
+        results: what it returned, of plain types.
+        name: of the record, and of its file.
+        command: how to repeat it.
+        kind: of experiment, by which readers know what `results` holds.
+        packages: whose versions matter beside torch, timm and topodet.
+        device: that computed.
+    """
+    return _measurement(kind, results, name, command, packages=packages, device=device)
+
+
+def _measurement(
+    kind: str, results: dict[str, Any], name: str, command: str, *, packages: tuple[str, ...], device: str
+) -> dict[str, Any]:
+    machine = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    if torch.device(device).type == "cuda":
+        machine = f"{torch.cuda.get_device_name()}, {machine}"
+    return {
+        "kind": kind,
+        "name": name,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "command": command,
+        **results,
+        "machine": machine,
+        "versions": {**_environment(packages)["versions"], "python": platform.python_version()},
+    }
+
+
+def record_damage(
+    *,
+    nodes: Damage | None,
+    edges: Damage | None,
+    checkpoint: str | Path,
+    data: str,
+    name: str,
+    command: str,
+    retrained: Sequence[str | Path] = (),
+) -> dict[str, Any]:
+    """Make the record of what `connectivity.remove_nodes` and `remove_edges` returned.
+
+    Args:
+        nodes, edges: what was measured; None for nothing.
+        checkpoint: of the network; the record has the file's name and the head of its SHA-256.
+        data: which images, in words.
+        name: of the record, and of its file.
+        command: how to repeat it.
+        retrained: folders of topodet.pretrain's runs that started from the network, pruned.
+
+    Raises:
+        DataError: a folder without a finished run, or one that was not validated by the same scores.
+        WeightsError: a checkpoint that is missing or damaged.
+    """
+    file = weights.read(checkpoint)
+    scores = next(found.whole for found in (edges, nodes) if found is not None)
+    record = {
+        "kind": "damage",
+        "name": name,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "command": command,
+        "architecture": file.checkpoint.get("arch"),
+        "checkpoint": f"{file.path.name} ({sha256(file.path)[:8]})",
+        "data": data,
+        "retrained": [_retrained(Path(folder), scores, _edges(file)) for folder in retrained],
+        **_environment(),
+    }
+    for kind, found in (("nodes", nodes), ("edges", edges)):
+        if found is not None:
+            record[kind] = {"whole": _finite(found.whole), "rows": list(map(_finite, found.rows))}
+    return record
+
+
+def _retrained(folder: Path, scores: Iterable[str], before: int) -> dict[str, Any]:
+    run = record_pretraining(folder, data="", command="")
+    args = yaml.safe_load((folder / "args.yaml").read_text())
+    edges = _edges(weights.read(folder / "last.pth.tar"))
+    found = {score: run["metrics"].get(f"ema_eval_{score}", run["metrics"].get(f"eval_{score}")) for score in scores}
+    if None in found.values():
+        raise DataError(f"{folder}/summary.csv has no {', '.join(found)} of the last epoch; validate the run")
+    return {
+        "name": run["name"],
+        "command": f"python tools/pretrain.py {shlex.join(command_line(args))}",
+        "start": "its weights" if args["initial_checkpoint"] else "random weights",
+        "frozen": args["freeze_alpha"],
+        "epochs": run["epochs"],
+        "edges": edges,
+        "removed": 1 - edges / before,
+        **found,
+    }
+
+
+def _edges(file: weights.WeightsFile) -> int:
+    return sum(len(tensor) for name, tensor in file.state_dict.items() if name.endswith("wiring.edges"))
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with None for what JSON has no number for, as the AP of no detections."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
+def save_as(record: dict[str, Any], folder: str | Path) -> Path:
+    """Write a record that has a name under its name; one of the same name is replaced."""
+    return atomic_json(Path(folder) / f"{record['name']}.json", record)
+
+
+def save(record: dict[str, Any], folder: str | Path) -> Path:
+    """Write a record under its name; a record of the same run is replaced."""
+    return atomic_json(Path(folder) / f"{full_name(record)}.json", record)
+
+
+def full_name(record: dict[str, Any]) -> str:
+    """Return the name that tells a record from those of the same network with another initialisation or seed."""
+    parts = [record["name"], record.get("initialisation"), f"seed{record['seed']}"]
+    return "_".join(part for part in parts if part)
+
+
+def load_all(folder: str | Path) -> list[dict[str, Any]]:
+    """Return every record of a folder, in the order of the file names."""
+    records = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    for record in records:
+        if record.get("kind") == "detector":
+            record.setdefault("framework", "mmdetection")  # the first records were all of it
+    return records
+
+
+def _environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
+    versions = {package: _version(package) for package in (*_PACKAGES, *packages)}
+    if torch.cuda.is_available():
+        machine = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        machine = f"{os.cpu_count()} CPU cores, {platform.machine()}"
+    return {"machine": machine, "versions": {package: text for package, text in versions.items() if text}}
+
+
+def _processor() -> str:
+    """Return the name of the CPU with its family, model and third-level cache; without /proc/cpuinfo, its kind.
+
+    Virtual machines give one name to processors of several generations, which the numbers tell apart.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    details = [f"{name} {fields[key]}" for key, name in (("cpu family", "family"), ("model", "model")) if key in fields]
+    cache = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    details += [f"L3 {cache.read_text().strip()}"] if cache.exists() else []
+    return f"{fields['model name']} ({', '.join(details)})" if details else fields["model name"]
+
+
+def _version(package: str) -> str | None:
+    """Return a package's version, with the commit where it was installed from one: Detectron2 is 0.6 since 2021."""
+    try:
+        found = distribution(package)
+    except PackageNotFoundError:
+        return None
+    origin = json.loads(found.read_text("direct_url.json") or "{}")
+    commit = origin.get("vcs_info", {}).get("commit_id", "")
+    return f"{found.version} ({commit[:12]})" if commit else found.version
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None

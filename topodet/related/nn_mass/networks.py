@@ -1,0 +1,159 @@
+"""NN-Mass of a network: its skip connections found in its modules (CVPR 2021, arXiv 1910.00780)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import timm.models.densenet
+import timm.models.resnet
+import torchvision.models.densenet
+import torchvision.models.mobilenetv2
+import torchvision.models.resnet
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
+from torch import nn
+
+from ...errors import ConfigError
+from ...models import TopoStage
+from ...models.connected.sequential import ConnectedSequential
+from ...models.wiring import Wiring
+from .cells import Cell, NNMass, possible_skips
+from .dense_cells import DenseCell
+
+
+def nn_mass(model: nn.Module) -> NNMass:
+    """Return density and mass of every cell of a network, by the names of its modules, in their order.
+
+    In a cell nodes hold channels. A channel that a node reads from elsewhere than the node before it is a skip channel;
+    density is their number over the greatest possible one, mass is density times the channels of the cell's nodes.
+
+    - DenseNet-type cells (`DenseCell`): the paper's formula, over the channels that the layers read.
+    - Blocks of DenseNets (timm, torchvision): nodes are the block's input and its layers, with what each adds. Every
+      layer reads everything, so that the density is 1. A layer's bottleneck is inside its node.
+    - Additive blocks, the paper's rule: nodes are the inputs of the block's convolutions, and its sum. A BasicBlock of
+      widths w_in, w has mass w_in + w, a Bottleneck (w_in + 2 w) w_in / (2 w_in + w), an InvertedResidual the same
+      where its shortcut is the identity and 0 elsewhere. ResNets (timm, torchvision), MobileNetV2 (timm, torchvision)
+      and what timm makes of the same blocks, such as EfficientNets; squeeze-and-excitation is no convolution here.
+    - Wirings, ours: the paper has none. Nodes are those of the graph and hold the stage's channels; a sum takes nothing
+      from a channel's way, so an edge (j, i) with j < i - 1 brings as many skip channels as its source has: node i has
+      in_degree(i) such edges, less one if it reads node i - 1. A complete graph has density 1, as a DenseNet-type cell
+      whose layers read all, and a chain 0. Edges whose alpha is exactly 0 do not count. The last node of a stage
+      computes and its channels count; that of a run of connected blocks (`topodet.models.connect`) only sums, as at
+      the end of an additive block, and its channels do not. What a connected block has inside does not count either.
+
+    Cells add up; two views of a network (connected or not) give two masses, which are not to be compared.
+
+    Args:
+        model: any module that has such cells. Nothing is computed with it.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    runs = dict(_runs(model))
+    cells = tuple(
+        cell
+        for name, module in model.named_modules()
+        for cell in (runs[name] if name in runs else _cells(name, module))
+    )
+    if not cells:
+        raise ConfigError(
+            f"{type(model).__name__} has no cell that nn_mass knows: DenseCell, TopoStage, connected blocks, blocks of "
+            "DenseNets, BasicBlock, Bottleneck and InvertedResidual of timm and torchvision"
+        )
+    return NNMass(cells)
+
+
+def _cells(name: str, module: nn.Module) -> Iterator[Cell]:
+    """Yield the cell that a module is, if it is one."""
+    if isinstance(module, DenseCell):
+        width, depth, _ = module.cell
+        reads = [layer.reads.numel() for layer in module.layers[1:]]
+        yield Cell(width * depth, sum(reads) - width * (depth - 1), possible_skips([width] * (depth - 1)), name)
+    elif isinstance(module, TopoStage):
+        yield _wired(name, module.wiring, module.topology.num_nodes, module.out_chs, sums_only=False)
+    else:
+        for kinds, make in _BLOCKS.items():
+            if isinstance(module, kinds):
+                yield make(name, module)
+                break
+
+
+def _runs(model: nn.Module) -> Iterator[tuple[str, list[Cell]]]:
+    """Yield the names of all connected blocks, each run's cell with its first one."""
+    for name, chain in model.named_modules():
+        if not isinstance(chain, ConnectedSequential):
+            continue
+        for run in chain.runs():
+            first, *others = (f"{name}.{key}".removeprefix(".") for key in run)
+            wiring, nodes = chain._modules[run[0]].wiring, chain.links[run[-1]].end + 1
+            width = next((_width(chain._modules[key]) for key in reversed(run) if chain.links[key].branches), None)
+            # Of a run that pruning has emptied nothing tells how wide its stream is, and it has no node that computes.
+            yield first, [] if width is None else [_wired(first, wiring, nodes, width, sums_only=True)]
+            yield from ((other, []) for other in others)
+
+
+def _wired(name: str, wiring: Wiring, nodes: int, channels: int, *, sums_only: bool) -> Cell:
+    """Return the cell of the first nodes of a wiring."""
+    alive = (wiring.alpha != 0).tolist()
+    skips = sum(is_alive for is_alive, (j, i) in zip(alive, wiring.topology.edges) if j < i - 1 and i < nodes)
+    counted = nodes - 1 if sums_only else nodes
+    return Cell(channels * counted, channels * skips, possible_skips([channels] * (nodes - 1)), name)
+
+
+def _width(block: nn.Module) -> int:
+    """Return the channels of a block's stream: those that its first layer reads."""
+    # Its own children first: the first module inside its attention, say, may be a table of positions.
+    for module in (*block.children(), *block.modules()):
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+        if isinstance(module, nn.Linear):
+            return module.in_features
+        if getattr(module, "weight", None) is not None:  # a normalisation
+            return module.weight.numel()
+    raise ConfigError(f"{type(block).__name__} has no layer to read the width of its stream from")
+
+
+def _additive(name: str, widths: Sequence[int], *, shortcut: bool) -> Cell:
+    """Return the cell of a block, from what its convolutions read; its sum reads the last one and the input."""
+    return Cell(sum(widths), widths[0] if shortcut else 0, possible_skips(widths), name)
+
+
+def _basic(name: str, block: nn.Module) -> Cell:
+    return _additive(name, [block.conv1.in_channels, block.conv2.in_channels], shortcut=True)
+
+
+def _bottleneck(name: str, block: nn.Module) -> Cell:
+    convs = (block.conv1, block.conv2, block.conv3)
+    return _additive(name, [conv.in_channels for conv in convs], shortcut=True)
+
+
+def _timm_inverted(name: str, block: nn.Module) -> Cell:
+    convs = (block.conv_pw, block.conv_dw, block.conv_pwl)
+    return _additive(name, [conv.in_channels for conv in convs], shortcut=block.has_skip)
+
+
+def _timm_separable(name: str, block: nn.Module) -> Cell:
+    convs = (block.conv_dw, block.conv_pw)
+    return _additive(name, [conv.in_channels for conv in convs], shortcut=block.has_skip)
+
+
+def _torchvision_inverted(name: str, block: nn.Module) -> Cell:
+    convs = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
+    return _additive(name, [conv.in_channels for conv in convs], shortcut=block.use_res_connect)
+
+
+def _dense(name: str, block: nn.Module) -> Cell:
+    layers = list(block.children())
+    # The last layer only receives; what it adds is in the cell's channels.
+    widths = [layers[0].conv1.in_channels, *(layer.conv2.out_channels for layer in layers)]
+    possible = possible_skips(widths[:-1])
+    return Cell(sum(widths), possible, possible, name)
+
+
+_BLOCKS: dict[tuple[type[nn.Module], ...], Callable[[str, nn.Module], Cell]] = {
+    (timm.models.resnet.BasicBlock, torchvision.models.resnet.BasicBlock): _basic,
+    (timm.models.resnet.Bottleneck, torchvision.models.resnet.Bottleneck): _bottleneck,
+    (InvertedResidual,): _timm_inverted,
+    (DepthwiseSeparableConv,): _timm_separable,
+    (torchvision.models.mobilenetv2.InvertedResidual,): _torchvision_inverted,
+    (timm.models.densenet.DenseBlock, torchvision.models.densenet._DenseBlock): _dense,
+}

@@ -1,0 +1,175 @@
+"""Loading: a network is filled whole by a weights file, or the file is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import WeightsError
+from ..models import TimmTrunk
+from ..models.connected import ConnectedSequential, ResidualWiring
+from .file import WeightsFile, of_detector, read
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How many of the network's tensors a file filled, and the file's card."""
+
+    loaded: int
+    total: int
+    left_out: tuple[str, ...]
+    card: dict[str, Any] = field(repr=False)
+
+    def __str__(self) -> str:
+        rest = f" (left at their initial values: {', '.join(self.left_out)})" if self.left_out else ""
+        return f"{self.loaded}/{self.total} tensors{rest}"
+
+
+def load(
+    model: nn.Module, source: str | os.PathLike | WeightsFile, *, head: bool = False, quiet: bool = False
+) -> LoadReport:
+    """Load a weights file strictly into a network and print `N/N tensors`.
+
+    Every tensor of the backbone must be in the file with the same shape, and the file must have no other; stages
+    that the model was built without are passed over. The classifier is left alone unless `head` is set. A connected
+    network takes a file of the original as well, with all edge weights 1.
+
+    Args:
+        model: a TopoNet, its `features_only` form, a network of timm, a detector's backbone, or with `head` a detector.
+        source: path, URL, or what `read` returned.
+        head: load the classifier too; it must fit.
+        quiet: do not print (other processes than the first never do).
+
+    Raises:
+        WeightsError: what `read` raises; a missing, unexpected or mis-shaped tensor; another topology; a whole
+            detector where a backbone is wanted.
+    """
+    file = source if isinstance(source, WeightsFile) else read(source)
+    network = model.network if isinstance(model, TimmTrunk) else model
+    own = network.state_dict()
+    ignored = ignored_by(model, head)
+    offered = {
+        name: tensor
+        for name, tensor in file.state_dict.items()
+        if not ignored(name) and (name in own or not is_update_counter(name))
+    }
+    wanted = {name for name in own if not ignored(name) and (name in offered or not is_update_counter(name))}
+    wanted -= missing_wiring_keys(network, offered)
+    problems = _differences(own, wanted, offered) + other_network(model, file.card)
+    if problems and not head and of_detector(offered):
+        raise WeightsError(
+            f"{file.path} is a whole detector, not a backbone: load it with MODEL.WEIGHTS (Detectron2) or load_from "
+            "(MMDetection), in the framework it was trained with, or give a backbone's file here"
+        )
+    known = f" ({file.card['architecture']})" if file.card.get("architecture") else ""
+    misfit = f"{file.path}{known} does not fit {type(model).__name__}: {_other_architecture(model, file.card)}"
+    if problems:
+        raise WeightsError(
+            f"{misfit}{'; '.join(problems)}. Choose the architecture, norm and classes that the file was trained with "
+            "(of a pruned network arch='pretrained', or edges='pretrained' for one of timm), or rebuild the network "
+            "from it: topodet.weights.build"
+        )
+    try:
+        network.load_state_dict(offered, strict=False)  # names are checked above; `strict` would ask for the classifier
+    except WeightsError as error:  # another topology, which the wiring reports edge by edge
+        raise WeightsError(f"{misfit}{error}") from error
+    left_out = tuple(sorted({name.rpartition(".")[0] for name in own.keys() - wanted if not is_update_counter(name)}))
+    report = LoadReport(len(offered), len(wanted), left_out, file.card)
+    if not quiet and _first_process():
+        print(f"topodet: {report} loaded from {file.path}", flush=True)
+    return report
+
+
+def other_network(model: nn.Module, card: Mapping[str, Any]) -> list[str]:
+    """Return, as a sentence, that a card's network computes something else than a backbone of the same tensors."""
+    theirs, ours = card.get("rewire"), getattr(model, "rewire", None)
+    if None in (theirs, ours) or theirs == ours:
+        return []
+    return [
+        f"the file has rewire={theirs}, the config asks for rewire={ours}: a rewired network computes something else "
+        "from the same tensors, and must be trained as such (tools/pretrain.py)"
+    ]
+
+
+def is_update_counter(name: str) -> bool:
+    """Whether a tensor only counts a batch normalisation's updates, which frozen ones (Detectron2's) do not do."""
+    return name.endswith(".num_batches_tracked")
+
+
+def missing_wiring_keys(network: nn.Module, names: Collection[str]) -> set[str]:
+    """Return the tensors of a connected network that a checkpoint of the original, which holds `names`, has not.
+
+    None of a rewired or pruned network: with all edge weights 1 it still computes something else than the original.
+    """
+    rewired = {id(part) for chain in network.modules() if _is_rewired(chain) for part in chain.modules()}
+    wirings = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, ResidualWiring) and module.complete and id(module) not in rewired
+    ]
+    pairs = ({f"{name}.alpha", f"{name}.edges"} for name in wirings)
+    return {name for pair in pairs if pair.isdisjoint(names) for name in pair}
+
+
+def _is_rewired(module: nn.Module) -> bool:
+    return isinstance(module, ConnectedSequential) and module.rewired
+
+
+def _differences(own: Mapping[str, Tensor], wanted: set[str], offered: Mapping[str, Tensor]) -> list[str]:
+    """Return what keeps `offered` from filling `wanted`: a sentence for each kind, with examples."""
+
+    def some(names: Sequence[str]) -> str:
+        return ", ".join(names[:3]) + (f", ... ({len(names)} in all)" if len(names) > 3 else "")
+
+    missing = [name for name in own if name in wanted and name not in offered]
+    unexpected = [name for name in offered if name not in wanted]
+    shapes = [
+        f"{name} is {list(tensor.shape)} in the file and {list(own[name].shape)} in the model"
+        for name, tensor in offered.items()
+        # A graph of another size is another topology, which the wiring itself reports edge by edge.
+        if name in wanted and tensor.shape != own[name].shape and not name.endswith(("wiring.edges", "wiring.alpha"))
+    ]
+    problems = []
+    if missing:
+        problems.append(f"missing in the file: {some(missing)}")
+    if unexpected:
+        problems.append(f"unknown to the model: {some(unexpected)}")
+    if shapes:
+        problems.append(some(shapes))
+    return problems
+
+
+def _other_architecture(model: nn.Module, card: Mapping[str, Any]) -> str:
+    """Return the names of both architectures where the card and a framework's backbone have different ones, or ""."""
+    theirs, ours = card.get("architecture"), getattr(model, "arch", None)
+    if theirs and ours and theirs != ours.partition(".")[0]:
+        return f"the file is {theirs}, the config asks for {ours}; "
+    theirs, ours = card.get("wiring"), getattr(model, "wiring", None)
+    if theirs and ours and theirs != ours and "none" in (theirs, ours):
+        return f"the file has wiring={theirs!r}, the config asks for wiring={ours!r}; "
+    return ""
+
+
+def ignored_by(model: nn.Module, head: bool) -> Callable[[str], bool]:
+    """Return which tensors are none of what `load` fills: the classifier, and what the model was built without."""
+    unbuilt = getattr(model, "ignores", lambda name: False)
+    classifier = () if head else _classifier(model)
+    return lambda name: name.startswith(classifier) or unbuilt(name)
+
+
+def _classifier(model: nn.Module) -> tuple[str, ...]:
+    """Return what the names of a timm network's classifier begin with; nothing for other modules."""
+    if not hasattr(model, "get_classifier"):
+        return ()
+    found = model.get_classifier()
+    parts = {id(part) for part in (found if isinstance(found, tuple | list) else (found,))}
+    return tuple(f"{name}." for name, module in model.named_modules() if id(module) in parts)
+
+
+def _first_process() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0

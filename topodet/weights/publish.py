@@ -1,0 +1,190 @@
+"""From a training's checkpoint to a published file, which is read back before it counts as one."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from .. import __version__, connectivity
+from ..errors import WeightsError
+from ..files import atomic_json, atomic_write, sha256
+from .card import OF_THE_BACKBONE, plain
+from .file import WeightsFile, read, read_detector, tensors_sha256
+from .load import ignored_by, load
+from .rebuild import build_network, network_design
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PublishedFiles:
+    """Paths of a published backbone."""
+
+    pth: Path
+    safetensors: Path
+    card: Path
+
+
+def publish(
+    checkpoint: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    name: str | None = None,
+    architecture: str | None = None,
+    licence: str = "Apache-2.0",
+    notes: str = "",
+    prune: Mapping[str, Any] | None = None,
+) -> PublishedFiles:
+    """Turn a training checkpoint into a published backbone, and verify it by loading it back.
+
+    The averaged weights (EMA) are taken where there are any; the classifier is left out. Edge weights that the training
+    left as they were (--freeze-alpha) are fixed ones in the card.
+
+    Args:
+        checkpoint: what `topodet.pretrain` saved.
+        folder: where the three files go.
+        name: stem before the hash; the architecture's name when omitted.
+        architecture: name of the network; read from the checkpoint when omitted.
+        licence: of the weights, as SPDX identifier.
+        notes: one line for the card, e.g. the data.
+        prune: arguments of `connectivity.prune`, to publish what is left of the network without its weak edges. The
+            card has these and not the metrics, which are those of the whole network.
+
+    Raises:
+        WeightsError: what `read` and `load` raise.
+        ConfigError: what `connectivity.prune` raises.
+        OSError: the files could not be written; nothing half-written is left.
+    """
+    file = read(checkpoint)
+    model = build_network(file, network_design(file, architecture), num_classes=0)
+    ignored = ignored_by(model, head=False)
+    state_dict = {name: tensor.contiguous() for name, tensor in file.state_dict.items() if not ignored(name)}
+    load(model, WeightsFile(file.path, state_dict, {}), quiet=True)
+    if prune:
+        model = connectivity.prune(model, **prune)
+        state_dict = model.state_dict()
+    design = network_design(replace(file, state_dict=state_dict), architecture)
+    data = file.checkpoint.get("data_config") or file.card  # what was published before has it there
+    graphs = {name: wiring.topology for name, wiring in connectivity.wirings(model).items()}
+    card = {
+        "format": FORMAT,
+        "name": name or design["architecture"],
+        **design,
+        "wirings": list(graphs),
+        "topology": [json.loads(topology.to_json()) for topology in graphs.values()],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tensors": len(state_dict),
+        "mean": plain(data.get("mean")),
+        "std": plain(data.get("std")),
+        "channel_order": "RGB",
+        "input_size": plain(data.get("input_size")),
+        "interpolation": data.get("interpolation"),
+        "crop_pct": data.get("crop_pct"),
+        "weights": file.card.get("weights")
+        or ("ema" if "state_dict_ema" in file.checkpoint.get("held", ()) else "last"),
+        "epoch": file.checkpoint.get("epoch", file.card.get("epoch")),
+        "metrics": {} if prune else plain((file.checkpoint.get("history") or [file.card.get("metrics", {})])[-1]),
+        "pruned": plain(prune or {}),
+        "sparsity": connectivity.sparsity(model),
+        "recipe": plain(file.checkpoint.get("args") or file.card.get("recipe") or {}),
+        "licence": licence,
+        "notes": notes,
+        "source_sha256": sha256(file.path),
+        "topodet": __version__,
+    }
+    return _write(Path(folder), state_dict, card)
+
+
+def publish_detector(
+    file: WeightsFile,
+    folder: str | os.PathLike,
+    *,
+    name: str,
+    framework: str,
+    config: str,
+    classes: Sequence[str],
+    licence: str = "Apache-2.0",
+    notes: str = "",
+) -> Path:
+    """Write a trained detector as `NAME-<hash>.pth`, without what only its training needed, and read it back.
+
+    Args:
+        file: the checkpoint, its tensors known to fill the model that `config` describes.
+        folder: where the file goes.
+        name: stem before the hash.
+        framework: that `config` is for, e.g. "detectron2".
+        config: of the detector, as text.
+        classes: names, by index.
+        licence: of the weights, as SPDX identifier.
+        notes: one line for the card, e.g. the data.
+
+    Returns:
+        the path of the file.
+
+    Raises:
+        WeightsError: the file does not read back as it was written.
+        OSError: it could not be written; nothing half-written is left.
+    """
+    state_dict = {key: tensor.contiguous() for key, tensor in file.state_dict.items()}
+    card = {
+        "format": FORMAT,
+        "kind": "detector",
+        "name": name,
+        "framework": framework,
+        "config": config,
+        "classes": list(classes),
+        # What the file's card says of the images, which the detector must go on to show its backbone.
+        **{key: file.card.get(key) for key in OF_THE_BACKBONE},
+        "backbone": file.card.get("name"),
+        "tensors": len(state_dict),
+        "iteration": plain(file.checkpoint.get("iteration")),
+        "licence": licence,
+        "notes": notes,
+        "source_sha256": sha256(file.path),
+        "topodet": __version__,
+    }
+    # No `matching_heuristics`: a detector's names are its own, and Detectron2 takes them as they are.
+    path = _save_hashed({"model": state_dict, "__author__": "topodet", "card": card}, Path(folder), name)
+    back = read_detector(path, framework)
+    if back.card != card or tensors_sha256(back.state_dict) != tensors_sha256(state_dict):
+        raise WeightsError(f"{path} does not read back as it was written; do not use it, publish again")
+    return path
+
+
+def _write(folder: Path, state_dict: dict[str, Tensor], card: dict[str, Any]) -> PublishedFiles:
+    content = {
+        "model": state_dict,
+        "state_dict": state_dict,
+        "matching_heuristics": True,
+        "__author__": "topodet",
+        "card": card,
+    }
+    pth = _save_hashed(content, folder, card["name"])
+    stem = pth.stem
+    metadata = {"format": "pt", "card": json.dumps(card), "tensors_sha256": tensors_sha256(state_dict)}
+    twin = atomic_write(folder / f"{stem}.safetensors", safetensors_bytes(state_dict, metadata))
+    hashes = {path.name: sha256(path) for path in (pth, twin)}
+    files = PublishedFiles(pth, twin, atomic_json(folder / f"{stem}.json", {**card, "sha256": hashes}))
+    for path in (files.pth, files.safetensors):
+        back = read(path)
+        if back.card != card or tensors_sha256(back.state_dict) != metadata["tensors_sha256"]:
+            raise WeightsError(f"{path} does not read back as it was written; do not use it, publish again")
+    return files
+
+
+def _save_hashed(content: dict[str, Any], folder: Path, name: str) -> Path:
+    # Into memory first: the hash is part of the name, and the archive must not contain a temporary name.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    return atomic_write(folder / f"{name}-{digest[:8]}.pth", buffer.getvalue())

@@ -1,0 +1,246 @@
+"""From a weights file to its network: what the tensors and the card tell, and nothing else is asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from ..errors import ConfigError, TopologyError, WeightsError, unknown_name
+from ..models import ARCHITECTURES, TimmTrunk, TopoNet, architecture_arguments, create_timm_network
+from ..models.timm_trunk import RunEdges
+from ..models.trunk import ARCHITECTURE_ARGUMENTS
+from ..topology import Topology
+from ..topology.graph import Edge
+from .card import plain
+from .file import STEM, WeightsFile, of_detector, read
+from .load import load
+
+# In the place of an architecture's name: the one that the weights file has.
+PRETRAINED = "pretrained"
+_RUN = ".wiring.edges"
+# What a card says of a network's making, if it is one of timm; and which of timm's options a file must not choose.
+_OF_TIMM = ("architecture", "wiring", "rewire", "options", "in_chans")
+_OF_OTHER_FILES = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
+
+
+def build(
+    source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, quiet: bool = False, **overrides: Any
+) -> nn.Module:
+    """Rebuild the network from a weights file alone, graphs included, and load it.
+
+    Args:
+        source: path, URL, or what `read` returned.
+        num_classes: size of a new classifier; 0 for none.
+        quiet: see `load`.
+        overrides: further arguments of `TopoNet`, or of `timm.create_model`.
+
+    Returns:
+        a `TopoNet`, or the network of timm that the file was trained as, connected where it was.
+
+    Raises:
+        WeightsError: what `load` raises; a file that does not tell its network.
+    """
+    file = source if isinstance(source, WeightsFile) else read(source)
+    model = build_network(file, network_design(file), num_classes=num_classes, **overrides)
+    load(model, file, quiet=quiet)
+    return model
+
+
+def backbone_arguments(arch: str, pretrained: str | os.PathLike | None, **overrides: Any) -> tuple[str, dict[str, Any]]:
+    """Return the name and the hyper-parameters of a detector's backbone, as `build_blocks` takes them.
+
+    Args:
+        arch: a named network, or "pretrained" for that of the weights file, whatever graphs it has: a pruned one, or
+            one of nobody's name.
+        pretrained: path or URL of the weights file.
+        overrides: hyper-parameters that replace the network's own, unless None.
+
+    Raises:
+        ConfigError: no such network, or "pretrained" without a file.
+        WeightsError: what `read` raises; the file holds no TopoNet.
+    """
+    if arch != PRETRAINED:
+        return arch, architecture_arguments(arch, **overrides)
+    if not pretrained:
+        raise ConfigError(
+            f"arch={PRETRAINED!r} is the network of a weights file, and none is given: set pretrained "
+            "(MODEL.TOPONET.PRETRAINED) to a published backbone, or arch to one of: " + ", ".join(ARCHITECTURES)
+        )
+    file = read(pretrained)
+    own = {name: value for name, value in _arguments(file).items() if name in ARCHITECTURE_ARGUMENTS}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return file.card.get("architecture") or "toponet", {**own, **given}
+
+
+def infer_architecture(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of `TopoNet` (nodes, width, in_chans, topology) that the tensors tell.
+
+    Raises:
+        WeightsError: no TopoNet's tensors.
+    """
+    try:
+        width, in_chans = state_dict[STEM].shape[:2]
+        topologies = []
+        while (edges := state_dict.get(f"stages.{len(topologies)}.wiring.edges")) is not None:
+            # The output node is the highest one, and every node but the first is some edge's target.
+            topologies.append(Topology(int(edges.max()) + 1, edges.tolist()))
+    except (KeyError, ValueError, RuntimeError, TopologyError) as error:
+        raise WeightsError(f"these are not the tensors of a TopoNet: {error}") from error
+    if not topologies:
+        raise WeightsError("these are not the tensors of a TopoNet: no stages.0.wiring.edges among them")
+    return {"nodes": [t.num_nodes for t in topologies], "width": width, "in_chans": in_chans, "topology": topologies}
+
+
+def run_edges(state_dict: Mapping[str, Tensor]) -> dict[str, list[Edge]]:
+    """Return the edges of a connected network's runs that its tensors tell, as `create_timm_network` takes them.
+
+    The names are those of the network, also where the tensors are a whole detector's.
+
+    Raises:
+        WeightsError: edges that are no pairs.
+    """
+    edges = {name.removesuffix(".edges"): tensor for name, tensor in state_dict.items() if name.endswith(_RUN)}
+    if of_detector(edges):
+        edges = {name.partition(f".{TimmTrunk.network_prefix}")[2]: tensor for name, tensor in edges.items()}
+    for name, tensor in edges.items():
+        if tensor.ndim != 2 or tensor.shape[1] != 2:
+            raise WeightsError(
+                f"{name}.edges is {list(tensor.shape)}, not [edges, 2]: the file is damaged, fetch it again"
+            )
+    return {name: [tuple(edge) for edge in tensor.tolist()] for name, tensor in edges.items()}
+
+
+def resolve_edges(edges: RunEdges | str | None, pretrained: str | os.PathLike | bool | None) -> RunEdges | None:
+    """Return `edges` as `TimmTrunk` takes them; those of the weights file for "pretrained".
+
+    Raises:
+        ConfigError: "pretrained" without a file, or another word.
+        WeightsError: what `read` raises.
+    """
+    if not isinstance(edges, str):
+        return edges
+    if edges != PRETRAINED:
+        raise ConfigError(unknown_name("edges", edges, (PRETRAINED,)))
+    if not pretrained or pretrained is True:
+        raise ConfigError(
+            f"edges={PRETRAINED!r} are those of a weights file, and none is given: set pretrained "
+            "(MODEL.CONNECTED_TIMM.PRETRAINED) to a published backbone, or leave edges out"
+        )
+    return run_edges(read(pretrained).state_dict)
+
+
+def extract_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a detector's TopoNet, by the names that a backbone's file has; none if there is none."""
+    prefix = next((name.removesuffix(STEM) for name in state_dict if name.endswith(STEM)), None)
+    if prefix is None:
+        return {}
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+
+
+def network_design(file: WeightsFile, architecture: str | None = None) -> dict[str, Any]:
+    """Return what a card says of a network's making, from the file's own card or, of a checkpoint, its options."""
+    options = file.checkpoint.get("args") or {}
+    architecture = architecture or file.card.get("architecture") or file.checkpoint.get("arch")
+    if architecture in ARCHITECTURES or "stages.0.wiring.edges" in file.state_dict:
+        arguments = _arguments(file)
+        del arguments["topology"]
+        return {"architecture": architecture or "toponet", **arguments}
+    if file.card.get("wiring"):
+        return {key: file.card.get(key) for key in _OF_TIMM}
+    if not architecture:
+        raise WeightsError(f"{file.path} does not tell which network it was trained as; give its architecture")
+    # The tensors tell whether there are edges: an architecture may have them of its own, without any option.
+    connected = any(name.endswith(".wiring.edges") for name in file.state_dict)
+    return {
+        "architecture": architecture,
+        "wiring": _edge_weights(file) if connected else "none",
+        "rewire": options.get("rewire") is not None,
+        "options": plain(options.get("model_kwargs") or {}),
+        "in_chans": options.get("in_chans") or (options.get("input_size") or [3])[0],
+    }
+
+
+def build_network(file: WeightsFile, design: Mapping[str, Any], **arguments: Any) -> nn.Module:
+    """Build, without weights, the network of a card.
+
+    Raises:
+        WeightsError: the card asks for more than a network, or for one that cannot be made here.
+    """
+    if "nodes" in design:
+        return TopoNet(**{**_arguments(file), **arguments})
+    name, options = str(design["architecture"]), dict(design["options"] or {})
+    refuse_other_files(file, name, options)
+    known = {key: design[key] for key in ("wiring", "rewire", "in_chans")}
+    try:
+        return create_timm_network(name, edges=run_edges(file.state_dict), **{**known, **options, **arguments})
+    except ConfigError as error:
+        raise WeightsError(f"{file.path}: its network cannot be built here: {error}") from error
+
+
+def _arguments(file: WeightsFile) -> dict[str, Any]:
+    """Return the arguments of `TopoNet` that rebuild a file's network."""
+    return {
+        **infer_architecture(file.state_dict),
+        "edge_weights": _edge_weights(file),
+        "norm_layer": _trained_argument(file, "norm_layer", "batchnorm2d"),
+    }
+
+
+def _edge_weights(file: WeightsFile) -> str:
+    """Return "fixed" where the training left the edge weights as they were, for whichever reason, else "learned"."""
+    options = file.checkpoint.get("args") or {}
+    if options.get("freeze_alpha"):
+        return "fixed"
+    return options.get("connect") or options.get("rewire") or _trained_argument(file, "edge_weights", "learned")
+
+
+def refuse_other_files(file: WeightsFile, name: str, options: Collection[str]) -> None:
+    """Refuse a stranger's file whose network, by its name or options in timm, would be read from somewhere else.
+
+    Raises:
+        WeightsError: names the file and what it asks for.
+    """
+    asked = [option for option in options if option.lower() in _OF_OTHER_FILES]
+    if ":" in name or asked:
+        raise WeightsError(f"{file.path} is refused: its network {name} asks for other files {asked or ''}")
+
+
+def _trained_argument(file: WeightsFile, name: str, default: str) -> str:
+    """Return an argument that the tensors do not tell: as the training set it, or as the named network has it."""
+    given = file.card or file.checkpoint.get("args", {}).get("model_kwargs") or {}
+    return given.get(name, ARCHITECTURES.get(file.checkpoint.get("arch"), {}).get(name, default))
+
+
+def from_timm(name: str, **options: Any) -> WeightsFile:
+    """Return the weights that timm publishes for one of its networks, with a card of what timm says of them.
+
+    Args:
+        name: of the network, with or without the tag of its weights.
+        options: further arguments of `timm.create_model`.
+
+    Raises:
+        WeightsError: there are none, or they cannot be fetched.
+    """
+    try:
+        network = timm.create_model(name, pretrained=True, **options)
+    except Exception as error:  # the hub's client lets the types of its HTTP library through, whichever that is
+        raise WeightsError(
+            f"timm's weights of {name} could not be had: {error}. Fetch them where the hub can be reached and give "
+            "their path, or start from other weights"
+        ) from error
+    known = network.pretrained_cfg
+    parts = (known.get("architecture", name), known.get("tag"))
+    card = {
+        "name": ".".join(filter(None, parts)),
+        "architecture": parts[0],
+        "wiring": "none",
+        "rewire": False,
+        **{key: plain(known.get(key)) for key in ("mean", "std", "input_size", "license")},
+        "channel_order": "RGB",
+    }
+    return WeightsFile(Path("timm", card["name"]), network.state_dict(), card)
