@@ -138,3 +138,13 @@ def test_each_neighbor_hands_out_its_main_function():
     from topodet.related.swnet import swnet
 
     assert all(callable(function) for function in (nn_mass, nnstd, swnet))
+
+
+def test_helpers_stand_in_modules_that_are_no_tests():
+    borrowed = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for line, name in imports(path, path.relative_to(ROOT).with_suffix("").parts)
+        if name.startswith("tests.") and any(word.startswith("test_") for word in name.split("."))
+    ]
+    assert not borrowed

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import timm
 
-from tests.weights.test_weights import checkpoint
+from tests.weights.helpers import checkpoint
 from topodet import weights
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from tests.models.connected import test_connect, test_rewire
+from tests.models.connected import helpers, resnets
 from topodet import connectivity
 from topodet.connectivity import masked, plan_pruning, prune
 from topodet.errors import ConfigError
@@ -38,11 +38,11 @@ def create(name):
     """Return the connected network, in float64, and an image for it."""
     kind = NETWORKS[name]
     if kind is None:
-        model, x = test_rewire.randomise(timm.create_model(name, num_classes=5)), torch.randn(2, 3, 16, 16)
+        model, x = resnets.randomize(timm.create_model(name, num_classes=5)), torch.randn(2, 3, 16, 16)
     elif kind is rewire:
-        model, x = rewire(test_rewire.create(name)), test_rewire.image()
+        model, x = rewire(resnets.create(name)), resnets.image()
     else:
-        model, x = connect(test_connect.create(name, drop_path_rate=0)), test_connect.image(name)
+        model, x = connect(helpers.create(name, drop_path_rate=0)), helpers.image(name)
     for wiring in connectivity.wirings(model).values():
         nn.init.normal_(wiring.alpha, mean=0.4, std=0.5)
     return model.double(), x.double()
@@ -105,7 +105,7 @@ def test_any_run_of_blocks_that_activate(blocks, projects, keep, again, checkpoi
     """Each activation has parameters of its own here, so that one too many, or that of another block, shows."""
     torch.manual_seed(seed)
     chain = rewire(nn.Sequential(*(_block(kind, projects and k == 0) for k, kind in enumerate(blocks))))
-    test_rewire.randomise(chain.double())
+    resnets.randomize(chain.double())
     for module in chain.modules():
         if isinstance(module, nn.PReLU):
             nn.init.uniform_(module.weight, -1, 1)
@@ -185,7 +185,7 @@ def test_is_compiled_copied_and_saved():
     other = prune(model, keep=0.3, per="node")
     other.load_state_dict(pruned.state_dict())
     with pytest.raises(ConfigError, match="was pruned: blocks of the original are gone"):
-        disconnect(prune(connect(test_connect.create("mobilenetv2_050")), keep=1.0, per="node").apply(_drop_an_edge))
+        disconnect(prune(connect(helpers.create("mobilenetv2_050")), keep=1.0, per="node").apply(_drop_an_edge))
 
 
 def _drop_an_edge(module):
@@ -195,7 +195,7 @@ def _drop_an_edge(module):
 
 
 def test_a_pruned_run_is_not_cut_and_not_filled_from_the_original():
-    original = test_connect.create("vit_tiny_patch16_224")
+    original = helpers.create("vit_tiny_patch16_224")
     model = connect(original)
     [name] = connectivity.wirings(model)
     edges = list(model.get_submodule(name).topology.edges)

@@ -6,10 +6,12 @@ import json
 import uuid
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 
 from tests.detection import IMAGENET
-from topodet.detectron2 import load_config, register_dataset
+from topodet.detectron2 import TopoNetCheckpointer, load_config, register_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 # In fvcore's words, and small enough for a step in a fraction of a second.
@@ -69,3 +71,32 @@ def trainable_config(coco: Path, output: Path, **changes: object) -> CfgNode:
 def metrics(output: Path) -> list[dict]:
     """Return the lines of metrics.json."""
     return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+CLASSES = ["person", "bicycle"]
+RETINANET = {
+    "MODEL__META_ARCHITECTURE": "RetinaNet",
+    "MODEL__BACKBONE__NAME": "build_retinanet_toponet_fpn_backbone",
+    "MODEL__FPN__IN_FEATURES": ["res3", "res4", "res5"],
+    "MODEL__RETINANET__NUM_CLASSES": 2,
+    "MODEL__RETINANET__TOPK_CANDIDATES_TEST": 50,
+}
+
+
+def write_run(folder, nano, **changes):
+    """Leave what a training of the small detector leaves; return the folder."""
+    cfg = small_config(MODEL__TOPONET__PRETRAINED=str(nano.pth), OUTPUT_DIR=str(folder), **changes)
+    model = build_model(cfg)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    folder.mkdir(exist_ok=True)
+    TopoNetCheckpointer(model, str(folder), optimizer=optimizer).save("model_final", iteration=7)
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
+def with_card(folder, published, **changes):
+    """Write the published detector with a card that somebody changed, under the hash that it then has."""
+    content = torch.load(published, weights_only=True)
+    content["card"].update(changes)
+    torch.save(content, folder / "theirs.pth")
+    return folder / "theirs.pth"

@@ -5,8 +5,7 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from tests.detectron2.helpers import ROOT, small_config
-from tests.detectron2.test_inference import RETINANET
+from tests.detectron2.helpers import RETINANET, ROOT, small_config
 from tools import analyze_model
 from topodet.complexity import multiply_adds, parameters
 from topodet.detectron2 import TopoNet

@@ -9,9 +9,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from tests.detection import published
-from tests.detectron2.helpers import metrics, small_config, trainable_config
-from tests.detectron2.test_inference import with_card
-from tests.models.connected.test_connect import randomize
+from tests.detectron2.helpers import metrics, small_config, trainable_config, with_card
+from tests.models.connected.helpers import randomize
 from topodet import connectivity, weights
 from topodet.detectron2 import AlphaLogHook, ConnectedTimm, SparsityHook, TopoNetCheckpointer, Trainer, predictor
 from topodet.detectron2.analyze import bottom_up, count, synthetic_images

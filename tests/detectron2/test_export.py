@@ -9,8 +9,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from tests.detectron2.helpers import small_config
-from tests.detectron2.test_inference import CLASSES, RETINANET, write_run
+from tests.detectron2.helpers import CLASSES, RETINANET, small_config, write_run
 from tools import export_model
 from topodet import weights
 from topodet.detectron2.export import _compare, export_detector

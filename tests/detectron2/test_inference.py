@@ -12,33 +12,13 @@ from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from tests.detectron2.helpers import small_config, trainable_config
+from tests.detectron2.helpers import CLASSES, RETINANET, small_config, trainable_config, with_card, write_run
 from tools import demo, publish_model
 from topodet import weights
 from topodet.detectron2 import TopoNetCheckpointer, Trainer, common_config, load_config, predictor
 from topodet.detectron2.inference import draw, publish_detector
 from topodet.errors import ConfigError, WeightsError
 from topodet.files import sha256
-
-CLASSES = ["person", "bicycle"]
-RETINANET = {
-    "MODEL__META_ARCHITECTURE": "RetinaNet",
-    "MODEL__BACKBONE__NAME": "build_retinanet_toponet_fpn_backbone",
-    "MODEL__FPN__IN_FEATURES": ["res3", "res4", "res5"],
-    "MODEL__RETINANET__NUM_CLASSES": 2,
-    "MODEL__RETINANET__TOPK_CANDIDATES_TEST": 50,
-}
-
-
-def write_run(folder, nano, **changes):
-    """Leave what a training of the small detector leaves; return the folder."""
-    cfg = small_config(MODEL__TOPONET__PRETRAINED=str(nano.pth), OUTPUT_DIR=str(folder), **changes)
-    model = build_model(cfg)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    folder.mkdir(exist_ok=True)
-    TopoNetCheckpointer(model, str(folder), optimizer=optimizer).save("model_final", iteration=7)
-    (folder / "config.yaml").write_text(cfg.dump())
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +44,6 @@ def assert_same(ours, theirs):
     assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
     assert torch.equal(ours.scores, theirs.scores)
     assert torch.equal(ours.pred_classes, theirs.pred_classes)
-
-
-def with_card(folder, published, **changes):
-    """Write the published detector with a card that somebody changed, under the hash that it then has."""
-    content = torch.load(published, weights_only=True)
-    content["card"].update(changes)
-    torch.save(content, folder / "theirs.pth")
-    return folder / "theirs.pth"
 
 
 def test_the_file_holds_the_model_and_what_it_needs(run, published, nano):

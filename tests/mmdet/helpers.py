@@ -6,11 +6,13 @@ import copy
 from functools import cache
 from pathlib import Path
 
-from mmengine.config import Config
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
+import topodet.mmdet  # noqa: F401 - registers
 from tests.detection import SIZE
 from topodet import connectivity
 from topodet.mmdet import TopoNet
@@ -87,3 +89,14 @@ class Task(BaseModel):
         if self.kind:
             loss = loss + self.weight * connectivity.penalty(self, self.kind)
         return {"loss": loss}
+
+
+VISUALIZER = {
+    "type": "Visualizer",
+    "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
+}
+
+
+def build(arch="toponet_nano", **options):
+    # As from a config file: its dicts are MMEngine's own kind.
+    return MODELS.build(ConfigDict(type="TopoNet", arch=arch, **options))

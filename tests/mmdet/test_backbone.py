@@ -4,18 +4,13 @@ import pytest
 import timm
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import ConfigDict
 from torch import nn
 
 import topodet.mmdet  # noqa: F401 - registers
+from tests.mmdet.helpers import build
 from topodet.errors import ConfigError, TopologyError, WeightsError
 from topodet.models import Wiring
 from topodet.topology import Topology
-
-
-def build(arch="toponet_nano", **options):
-    # As from a config file: its dicts are MMEngine's own kind.
-    return MODELS.build(ConfigDict(type="TopoNet", arch=arch, **options))
 
 
 def test_maps_by_stage_at_strides_4_to_32():

@@ -13,9 +13,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tests.mmdet.helpers import load
-from tests.mmdet.test_hooks import VISUALIZER
-from tests.models.connected.test_connect import randomize
+from tests.mmdet.helpers import VISUALIZER, load
+from tests.models.connected.helpers import randomize
 from topodet import connectivity, weights
 from topodet.errors import ConfigError, WeightsError
 from topodet.mmdet import AlphaLogHook, ConnectedTimm, SparsityHook, TopoNetCheckHook, check_detector

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from tests.mmdet.helpers import Task
+from tests.mmdet.helpers import VISUALIZER, Task
 from topodet import connectivity
 from topodet.errors import ConfigError
 from topodet.mmdet import AlphaLogHook, SparsityHook
@@ -121,12 +121,6 @@ def test_frozen_edges_stay_as_they_are(tmp_path):
 def test_refuses_what_cannot_be_penalised(hook, backbone, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         run(Task(**backbone), tmp_path, [hook])
-
-
-VISUALIZER = {
-    "type": "Visualizer",
-    "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
-}
 
 
 def test_edges_are_recorded_by_epoch(tmp_path):

@@ -12,8 +12,7 @@ from mmengine.model import Sequential
 from mmengine.runner import Runner
 
 from tests.detection import SIZE, published, with_ground_truth
-from tests.mmdet.helpers import NANO, small_config, train
-from tests.mmdet.test_backbone import build
+from tests.mmdet.helpers import NANO, build, small_config, train
 from topodet import connectivity, weights
 from topodet.errors import ConfigError, WeightsError
 from topodet.mmdet import coco_evaluation

@@ -2,7 +2,7 @@ import pytest
 import timm
 import torch
 
-from tests.models.connected.test_connect import NETWORKS, assert_same, randomize, run, scatter
+from tests.models.connected.helpers import NETWORKS, assert_same, randomize, run, scatter
 from topodet import connectivity
 from topodet.errors import ConfigError
 from topodet.models import TimmTrunk, rewire

@@ -1,7 +1,7 @@
 import pytest
 import timm
 
-from tests.weights.test_weights import checkpoint
+from tests.weights.helpers import checkpoint
 from tools import publish_model
 from topodet import weights
 

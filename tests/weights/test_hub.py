@@ -5,7 +5,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from tests.weights.test_weights import checkpoint
+from tests.weights.helpers import checkpoint
 from topodet import weights
 from topodet.errors import WeightsError
 from topodet.models import TopoNet

@@ -8,7 +8,7 @@ import timm
 import torch
 
 from tests.detection import IMAGENET
-from tests.models.connected.test_connect import randomize, scatter
+from tests.models.connected.helpers import randomize, scatter
 from tools import publish_model
 from topodet import connectivity, weights
 from topodet.errors import WeightsError

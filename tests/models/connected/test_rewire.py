@@ -9,51 +9,12 @@ import torchvision
 from timm.layers import DropPath, freeze_batch_norm_2d
 from torch import nn
 
+from tests.models.connected.resnets import NETWORKS, create, image, randomize
 from topodet import connectivity
 from topodet.errors import ConfigError
 from topodet.models import Residual, disconnect, rewirable, rewire
 from topodet.models.connected import connect
 from topodet.topology import complete
-
-# Architecture -> arguments that make it small, nodes that compute in each stage, names of the activation after the
-# addition and of the shortcut.
-SMALL = {"layers": (2, 1, 2, 1), "channels": (8, 12, 16, 20)}
-NETWORKS = {
-    "resnet18": (SMALL, [4, 2, 4, 2], "act2", "downsample"),
-    "seresnet18": (SMALL, [4, 2, 4, 2], "act2", "downsample"),
-    "resnet50": (SMALL, [2, 1, 2, 1], "act3", "downsample"),
-    "seresnext26d_32x4d": ({"layers": (1, 2, 1, 1)}, [1, 2, 1, 1], "act3", "downsample"),
-    "regnety_002": ({}, [1, 1, 4, 7], "act3", "downsample"),
-    "gernet_s": ({}, [1, 3, 7, 2, 1], "act", "shortcut"),
-    "test_byobnet": ({}, [1, 1, 1, 1], "act", "shortcut"),
-    "legacy_seresnet18": ({}, [4, 4, 4, 4], "relu", "downsample"),
-    "legacy_seresnext26_32x4d": ({}, [2, 2, 2, 2], "relu", "downsample"),
-    "skresnet18": (SMALL, [2, 1, 2, 1], "act", "downsample"),
-    "resnest14d": ({}, [1, 1, 1, 1], "act3", "downsample"),
-    "res2net50_26w_4s": ({"layers": (2, 1, 1, 1), "channels": (16, 24, 32, 40)}, [2, 1, 1, 1], "relu", "downsample"),
-}
-
-
-def create(name, **kwargs):
-    small, *_ = NETWORKS[name]
-    return randomise(timm.create_model(name, num_classes=5, **{**small, **kwargs}))
-
-
-def randomise(model):
-    """Normalisations and edge weights that are all their own; no branch that begins at 0."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight, mean=1, std=0.2)
-            nn.init.normal_(module.bias, std=0.2)
-            module.running_mean.normal_(std=0.2)
-            module.running_var.uniform_(0.5, 1.5)
-    for wiring in connectivity.wirings(model).values():
-        nn.init.normal_(wiring.alpha, mean=0.7, std=0.3)
-    return model
-
-
-def image():
-    return torch.randn(2, 3, 64, 64)
 
 
 def gradients(run, model, x):
@@ -115,7 +76,7 @@ def equation_1(blocks, x, alpha, activation, shortcut):
 def test_a_rewired_network_computes_equation_1(name):
     _, nodes, activation, shortcut = NETWORKS[name]
     original = create(name).double().eval()
-    model = randomise(rewire(original))
+    model = randomize(rewire(original))
     assert not any(rewirable(original).values())
     wirings = connectivity.wirings(model)
     assert [wiring.topology for wiring in wirings.values()] == [complete(m + 2) for m in nodes]
@@ -140,7 +101,7 @@ def test_a_rewired_network_computes_equation_1(name):
 def test_networks_of_torchvision(name):
     theirs = rewire(timm.create_model(name, num_classes=5)).eval()
     ours = rewire(getattr(torchvision.models, name)(num_classes=5)).eval()
-    ours.load_state_dict(randomise(theirs).state_dict())  # the names are the same
+    ours.load_state_dict(randomize(theirs).state_dict())  # the names are the same
     x = image()
     torch.testing.assert_close(ours(x), theirs(x))
     assert [w.topology.num_edges for w in connectivity.wirings(ours).values()] == {
@@ -150,7 +111,7 @@ def test_networks_of_torchvision(name):
 
 
 def test_weights_of_the_original_load_strictly_and_connectivity_sees_the_edges():
-    original, model = create("resnet50"), randomise(rewire(create("resnet50")))
+    original, model = create("resnet50"), randomize(rewire(create("resnet50")))
     model.load_state_dict(original.state_dict())
     again = rewire(original)
     x = image()
@@ -161,7 +122,7 @@ def test_weights_of_the_original_load_strictly_and_connectivity_sees_the_edges()
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "regnety_002"])
 def test_checkpointing_gives_the_same_gradients(name):
-    model, x = randomise(rewire(create(name, drop_path_rate=0.3))).train(), image()
+    model, x = randomize(rewire(create(name, drop_path_rate=0.3))).train(), image()
     expected = gradients(model, model, x)
     assert all(g.isfinite().all() for g in expected.values())
     model.set_grad_checkpointing()
@@ -169,7 +130,7 @@ def test_checkpointing_gives_the_same_gradients(name):
 
 
 def test_compiled_exported_copied_and_pickled():
-    model, x = randomise(rewire(nn.Sequential(*create("resnet50").layer3))), torch.randn(2, 48, 8, 8)
+    model, x = randomize(rewire(nn.Sequential(*create("resnet50").layer3))), torch.randn(2, 48, 8, 8)
     expected = gradients(model, model, x)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(gradients(compiled, model, x), expected)
@@ -182,7 +143,7 @@ def test_compiled_exported_copied_and_pickled():
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "regnety_002"])
 def test_feature_maps_are_what_the_next_stage_reads(name):
-    model, x = randomise(rewire(create(name))).eval(), image()
+    model, x = randomize(rewire(create(name))).eval(), image()
     reader = rewire(timm.create_model(name, features_only=True, **NETWORKS[name][0])).eval()
     names = {key: value for key, value in model.state_dict().items() if key in reader.state_dict()}
     reader.load_state_dict(names)
@@ -195,7 +156,7 @@ def test_feature_maps_are_what_the_next_stage_reads(name):
 
 
 def test_frozen_normalisation_and_autocast():
-    model, x = randomise(rewire(create("resnet50"))).eval(), image()
+    model, x = randomize(rewire(create("resnet50"))).eval(), image()
     exact, expected = model.forward_features(x), model(x)
     with torch.autocast("cpu", torch.bfloat16):
         features = model.forward_features(x)
@@ -236,7 +197,7 @@ def added(block, x):
 
 def test_own_blocks():
     original, x = nn.Sequential(Activated(4), Activated(4)), torch.rand(2, 4, 5, 5)
-    model = randomise(rewire(original, blocks={Activated: Residual((added,), activation="act")}))
+    model = randomize(rewire(original, blocks={Activated: Residual((added,), activation="act")}))
     a = dict(zip(complete(4).edges, model[0].wiring.alpha))
     r1 = original[0].conv(a[0, 1] * x)
     r2 = original[1].conv(F.relu(a[0, 2] * x + a[1, 2] * r1))
@@ -244,7 +205,7 @@ def test_own_blocks():
 
 
 def test_a_cut_run_keeps_the_edges_of_its_blocks_only():
-    model = randomise(rewire(create("resnet18"))).eval()
+    model = randomize(rewire(create("resnet18"))).eval()
     x, chain = torch.randn(2, 64, 16, 16), model.layer1
     [wiring], [cut] = connectivity.wirings(chain).values(), connectivity.wirings(chain[:1]).values()
     assert (wiring.topology, cut.topology) == (complete(6), complete(4))

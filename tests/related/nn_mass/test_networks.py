@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.models.connected.test_connect import NETWORKS
+from tests.models.connected.helpers import NETWORKS
 from tests.strategies import topologies
 from topodet.errors import ConfigError
 from topodet.models import TopoNet, TopoStage

@@ -1,11 +1,11 @@
-"""SWNet: a CNN retargeted into a small world, kernel by kernel (arXiv 1904.04862).
+"""SWNet: a CNN whose kernels are retargeted, one by one, until it is a small world (arXiv 1904.04862).
 
-Nodes are channels of feature maps, edges are kernels. `swnet` re-targets each kernel with probability p to a channel at
+Nodes are channels of feature maps, edges are kernels. `swnet` retargets each kernel with probability p to a channel at
 least two layers after the one it reads, and keeps their number.
 
     >>> import timm
     >>> from topodet import complexity
-    >>> from topodet.models import swnet
+    >>> from topodet.related.swnet import swnet
     >>> original = timm.create_model("resnet18")
     >>> retargeted = swnet(original, p=0.3, seed=0)
     >>> complexity.parameters(retargeted) == complexity.parameters(original)
@@ -76,8 +76,7 @@ def channel_graph(model: nn.Module, *, image_size: int = 224) -> ChannelGraph:
     """Return the graph of a network's channels and kernels, as it is or retargeted; see `swnet` for what counts.
 
         >>> import timm
-        >>> from topodet.models import channel_graph
-        >>> from topodet.topology import small_world
+        >>> from topodet.related.swnet import channel_graph, small_world
         >>> graph = channel_graph(timm.create_model("vgg11"))
         >>> graph.widths, small_world(graph.edges, references=1, samples=64).small_worldness
         ((64, 128, 256, 256, 512, 512, 512, 512), 0.0)
