@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -82,6 +83,14 @@ def curve(output: Path, name: str = "step/loss") -> list[float]:
     points = board.Scalars(name)
     assert [point.step for point in points] == list(range(1, len(points) + 1))
     return [point.value for point in points]
+
+
+def assert_losses_are_of_their_updates(rows: list[dict], output: Path) -> None:
+    """Check that an epoch's loss is the mean of its updates' losses, which TensorBoard has one by one."""
+    steps = torch.tensor(curve(output), dtype=torch.float64)
+    assert [row["train_loss"] for row in rows] == pytest.approx(
+        steps.view(len(rows), -1).mean(dim=1).tolist(), rel=1e-5
+    )
 
 
 def assert_same_tensors(left: dict, right: dict) -> None:
