@@ -24,7 +24,7 @@ Neighbors = tuple[tuple[int, ...], ...]
 
 
 class Graph:
-    """The edges of a stage in the order in which its sums, and the gradients of its features, read them.
+    """The edges of a stage, and the order in which its sums, and the gradients of its features, read them.
 
     Args:
         predecessors: for each node, in topological order, the nodes that it reads, ascending. Edges are in this order.
@@ -32,13 +32,14 @@ class Graph:
             it read last, which may still be in the processor's cache.
 
     Attributes:
-        sources: for each node the nodes that it reads.
-        readers: for each node those that read it.
+        predecessors: as given.
+        sources: for each node the nodes that it reads, in the order in which it does.
+        readers: for each node those that read it, in the order in which its gradient does.
         order: two lists of indices of edges, by target as `sources` has them and by source as `readers` has them.
     """
 
     def __init__(self, predecessors: Neighbors, *, alternate: bool = True):
-        nodes = range(len(predecessors))
+        self.predecessors, nodes = predecessors, range(len(predecessors))
         successors = tuple(tuple(i for i in nodes if j in predecessors[i]) for j in nodes)
         self.sources, self.readers = (
             tuple(row[::-1] if alternate and k % 2 else row for k, row in enumerate(rows))
@@ -65,10 +66,12 @@ class WeightedSums:
         self.sources, self.readers = graph.sources, graph.readers
         self.kernel = kernel(like)
         self.backward = torch.is_grad_enabled() and self.kernel != "plain"
-        ordered = alpha[order]
-        incoming = ordered[0] if self.kernel == "plain" else ordered[0].detach()
+        if self.kernel == "plain":  # nothing but the sums in what is traced
+            self.sources, incoming = graph.predecessors, alpha
+        else:
+            incoming = alpha[order[0]].detach()
         self.incoming = incoming.split([len(row) for row in self.sources])
-        self.outgoing = ordered[1].split([len(row) for row in self.readers]) if self.backward else None
+        self.outgoing = alpha[order[1]].split([len(row) for row in self.readers]) if self.backward else None
         # What each node reads of each of its sources.
         self.views: list[dict[int, Tensor]] = [{} for _ in self.sources]
 
