@@ -16,7 +16,7 @@ FLOORS = [
     ("topology", "ops", "datasets"),
     ("models",),
     ("connectivity",),
-    ("weights", "visualization", "complexity"),
+    ("weights", "visualization", "complexity", "detections"),
     ("pretrain", "related"),
     ("records",),
     ("analysis", "benchmark"),

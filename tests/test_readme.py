@@ -12,7 +12,8 @@ README = (ROOT / "README.md").read_text()
 DAMAGE = (ROOT / "docs" / "topology_damage.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README + DAMAGE, flags=re.DOTALL)
 CONFIGS = [block for block in BLOCKS if block.startswith("# my_config.py")]
-SCRIPTS = [block for block in BLOCKS if block not in CONFIGS]
+DETECTORS = [block for block in BLOCKS if block.startswith("# of MMDetection")]  # tests/test_detectors.py runs it
+SCRIPTS = [block for block in BLOCKS if block not in CONFIGS + DETECTORS]
 FRAMEWORK = re.compile(r"^from (detectron2)", flags=re.MULTILINE)
 
 

@@ -13,7 +13,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from topodet import weights
 from topodet.datasets.images import read_image
 from topodet.errors import exit_status
 from topodet.frameworks import require_framework
@@ -21,9 +20,9 @@ from topodet.frameworks import require_framework
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, help="published detector, or a checkpoint with --config-file")
-    parser.add_argument("--config-file", type=Path, help=".yaml of the checkpoint, e.g. RUN/config.yaml")
-    parser.add_argument("--classes", nargs="+", default=[], help="with --config-file: names, or COCO annotations .json")
+    parser.add_argument("--weights", required=True, help="published detector, or a checkpoint with --config")
+    parser.add_argument("--config", type=Path, help=".yaml of the checkpoint, e.g. RUN/config.yaml")
+    parser.add_argument("--classes", nargs="+", default=[], help="with --config: names, or COCO annotations .json")
     parser.add_argument("--format", choices=("torchscript", "onnx"), default="torchscript")
     parser.add_argument("--sample", type=Path, required=True, help="image with something to detect")
     parser.add_argument("--output", type=Path, required=True, help="folder")
@@ -38,17 +37,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def export(args: argparse.Namespace) -> None:
     require_framework("detectron2")
-    from topodet.detectron2 import load_config, predictor
+    from topodet.detectron2 import load_detector
     from topodet.detectron2.export import SUFFIXES, export_detector
-    from topodet.detectron2.inference import build_predictor
 
     image = read_image(args.sample)
     options = {"score_threshold": args.score_threshold, "device": args.device, "opts": args.opts}
-    if args.config_file:
-        cfg = load_config(args.config_file)
-        made = build_predictor(cfg, weights.read(args.weights), classes=args.classes, **options)
-    else:
-        made = predictor(args.weights, **options)
+    made = load_detector(args.weights, config=args.config, classes=args.classes, **options)
     name = args.name or Path(args.weights).stem
     path = args.output / f"{name}{SUFFIXES[args.format]}"
     content = export_detector(made, image, path, format=args.format, opset=args.opset)

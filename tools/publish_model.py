@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Turn a training checkpoint into a published file.
 
-Of a backbone: NAME-<hash>.pth, its .safetensors twin and a .json card. Of a detector (--detector, Detectron2):
-NAME-<hash>.pth with its config and class names, which tools/demo.py and topodet.detectron2.predictor take as it is.
+Of a backbone: NAME-<hash>.pth, its .safetensors twin and a .json card. Of a detector (--detector, either framework):
+NAME-<hash>.pth with its config and class names, which tools/demo.py and `load_detector` take as it is.
 """
 
 import argparse
@@ -12,15 +12,17 @@ from typing import Any, get_args
 
 from topodet import weights
 from topodet.connectivity import Per
-from topodet.errors import exit_status
-from topodet.frameworks import require_framework
+from topodet.errors import ConfigError, exit_status
+from topodet.frameworks import import_framework
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", help="of tools/pretrain.py, e.g. model_best.pth.tar")
     parser.add_argument("--detector", type=Path, metavar="CHECKPOINT", help="of a detector, e.g. RUN/model_final.pth")
-    parser.add_argument("--config", type=Path, help="of the detector (default: config.yaml beside the checkpoint)")
+    parser.add_argument(
+        "--config", type=Path, help="of the detector: .yaml or .py (default: that beside the checkpoint)"
+    )
     parser.add_argument(
         "--classes",
         nargs="+",
@@ -78,12 +80,11 @@ def pruning(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def publish_detector(args: argparse.Namespace) -> None:
-    require_framework("detectron2")
-    from topodet.detectron2 import inference
-
-    path = inference.publish_detector(
+    config = args.config or config_beside(args.detector)
+    framework = import_framework("mmdetection" if config.suffix == ".py" else "detectron2")
+    path = framework.publish_detector(
         args.detector,
-        args.config or args.detector.with_name("config.yaml"),
+        config,
         args.output,
         name=args.name,
         classes=args.classes,
@@ -91,6 +92,20 @@ def publish_detector(args: argparse.Namespace) -> None:
         notes=args.notes,
     )
     print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+
+
+def config_beside(checkpoint: Path) -> Path:
+    """Return the config that a training left beside its checkpoint: config.yaml, or the only .py.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    folder = checkpoint.resolve().parent
+    found = [folder / "config.yaml"] if (folder / "config.yaml").is_file() else sorted(folder.glob("*.py"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "no config.yaml and no .py"
+        raise ConfigError(f"{folder} has {names}: give the detector's config with --config")
+    return found[0]
 
 
 if __name__ == "__main__":

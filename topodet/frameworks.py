@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
+from types import ModuleType
 
-from .errors import ConfigError
+from .errors import ConfigError, unknown_name
 
 _GUIDES = {
     "cv2": "Detectron2 draws with it: pip install opencv-python-headless",
@@ -13,6 +15,26 @@ _GUIDES = {
     "mmdet": "pip install 'topodet[mmdet]', or see the README for its operators",
     "sklearn": "the handwritten digits come with it: pip install scikit-learn",
 }
+
+
+# The package to import, and topodet's own.
+_PACKAGES = {"mmdetection": ("mmdet", "topodet.mmdet"), "detectron2": ("detectron2", "topodet.detectron2")}
+
+
+def import_framework(name: str) -> ModuleType:
+    """Return `topodet.mmdet` or `topodet.detectron2`, which have the same functions for detectors.
+
+    Args:
+        name: "mmdetection" or "detectron2".
+
+    Raises:
+        ConfigError: another name, or the framework is not installed.
+    """
+    if name not in _PACKAGES:
+        raise ConfigError(unknown_name("framework", name, _PACKAGES))
+    package, own = _PACKAGES[name]
+    require_framework(package)
+    return importlib.import_module(own)
 
 
 def require_framework(module: str) -> None:

@@ -12,7 +12,7 @@ from tests.detection import published
 from tests.detectron2.helpers import metrics, small_config, trainable_config, with_card
 from tests.models.connected.helpers import randomize
 from topodet import connectivity, weights
-from topodet.detectron2 import AlphaLogHook, ConnectedTimm, SparsityHook, TopoNetCheckpointer, Trainer, predictor
+from topodet.detectron2 import AlphaLogHook, ConnectedTimm, SparsityHook, TopoNetCheckpointer, Trainer, load_detector
 from topodet.detectron2.analyze import bottom_up, count, synthetic_images
 from topodet.detectron2.config import backbone_node
 from topodet.detectron2.inference import publish_detector
@@ -287,7 +287,7 @@ def test_a_training(coco, connected, tmp_path):
     path = publish_detector(
         tmp_path / "model_final.pth", tmp_path / "config.yaml", tmp_path / "out", classes=["one", "two"]
     )
-    made = predictor(path, device="cpu")
+    made = load_detector(path, device="cpu")
     assert all(torch.equal(a, b) for a, b in zip(made.model.state_dict().values(), trainer.model.state_dict().values()))
     card = weights.read(path).card
     assert card["architecture"] == NAME
@@ -295,7 +295,7 @@ def test_a_training(coco, connected, tmp_path):
     changed = card["config"].replace("OPTIONS: {}", "OPTIONS: {CHECKPOINT_PATH: harmful.pth}")
     assert changed != card["config"]
     with pytest.raises(WeightsError, match=r"is refused: its network .* asks for other files \['CHECKPOINT_PATH'\]"):
-        predictor(with_card(tmp_path, path, config=changed), device="cpu")
+        load_detector(with_card(tmp_path, path, config=changed), device="cpu")
 
 
 def test_unknown_optimizers_are_named():

@@ -12,8 +12,8 @@ from PIL import Image
 from tests.detectron2.helpers import CLASSES, RETINANET, small_config, write_run
 from tools import export_model
 from topodet import weights
+from topodet.detectron2 import load_detector
 from topodet.detectron2.export import _compare, export_detector
-from topodet.detectron2.inference import build_predictor
 from topodet.errors import ConfigError, DataError
 
 KINDS = {
@@ -41,7 +41,7 @@ def detectors(tmp_path_factory, nano):
             folder = write_run(tmp_path_factory.mktemp(kind), nano, **KINDS[kind])
             file = weights.read(folder / "model_final.pth")
             cfg = small_config(**KINDS[kind])
-            made[kind] = build_predictor(cfg, file, classes=CLASSES, score_threshold=0.05, device="cpu")
+            made[kind] = load_detector(file, config=cfg, classes=CLASSES, score_threshold=0.05, device="cpu")
             spread_out(made[kind])
         return made[kind]
 
@@ -171,7 +171,7 @@ def test_the_tool(tmp_path, nano, images, capsys):
     arguments = [
         "--weights",
         folder / "model_final.pth",
-        "--config-file",
+        "--config",
         folder / "config.yaml",
         "--classes",
         *CLASSES,

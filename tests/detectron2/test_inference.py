@@ -1,22 +1,36 @@
 import json
 import sys
+import uuid
 
 import numpy as np
 import pytest
 import timm
 import torch
 from detectron2.config import LazyConfig
+from detectron2.data.datasets import register_coco_instances
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from tests.detection import with_ground_truth
 from tests.detectron2.helpers import CLASSES, RETINANET, small_config, trainable_config, with_card, write_run
 from tools import demo, publish_model
 from topodet import weights
-from topodet.detectron2 import TopoNetCheckpointer, Trainer, common_config, load_config, predictor
-from topodet.detectron2.inference import draw, publish_detector
+from topodet.detectron2 import (
+    TopoNetCheckpointer,
+    Trainer,
+    class_names,
+    coco_evaluation,
+    common_config,
+    draw,
+    evaluate,
+    load_config,
+    load_detector,
+    predict,
+    publish_detector,
+)
 from topodet.errors import ConfigError, WeightsError
 from topodet.files import sha256
 
@@ -71,7 +85,7 @@ def test_a_predictor_of_the_file_predicts_as_the_trained_model(run, published, i
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     theirs = DefaultPredictor(cfg)(image)["instances"]
     monkeypatch.chdir(tmp_path)  # nothing of the training's place is needed
-    made = predictor(published, score_threshold=0.0, device="cpu")
+    made = load_detector(published, score_threshold=0.0, device="cpu")
     assert isinstance(made, DefaultPredictor)
     total = len(made.model.state_dict())
     assert f"{total}/{total} tensors" in capsys.readouterr().out
@@ -90,27 +104,32 @@ def test_retinanet(tmp_path, nano, image):
         ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "MODEL.RETINANET.SCORE_THRESH_TEST", "0.005"],
     )
     theirs = DefaultPredictor(cfg)(image)["instances"]
-    assert_same(predictor(path, score_threshold=0.005, device="cpu")(image)["instances"], theirs)
+    assert_same(load_detector(path, score_threshold=0.005, device="cpu")(image)["instances"], theirs)
 
 
 def test_options_threshold_and_device(published, image):
-    made = predictor(published, device="cpu", opts=["INPUT.MIN_SIZE_TEST", "32"])
+    made = load_detector(published, device="cpu", opts=["INPUT.MIN_SIZE_TEST", "32"])
     assert made.cfg.INPUT.MIN_SIZE_TEST == 32
-    assert (made(image)["instances"].scores >= 0.5).all()
+    threshold = float(predict(made, image, score_threshold=0).scores[9])
+    assert len(predict(made, image, score_threshold=threshold)) == 10
+    high = load_detector(published, device="cpu", score_threshold=threshold)
+    assert threshold == high.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    with pytest.raises(ConfigError, match=r"score_threshold=-1 must lie in 0\.\.1"):
+        predict(made, image, score_threshold=-1)
     with pytest.raises(ConfigError, match="INPUT.MIN_SIZE_TEST"):
-        predictor(published, opts=["INPUT.MIN_SIZE_TSET", "32"])
+        load_detector(published, opts=["INPUT.MIN_SIZE_TSET", "32"])
     with pytest.raises(ConfigError, match=r"0\.\.1"):
-        predictor(published, score_threshold=50)
+        load_detector(published, score_threshold=50)
     with pytest.raises(ConfigError, match="none that torch knows"):
-        predictor(published, device="gpu")
+        load_detector(published, device="gpu")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no GPU here"):
-            predictor(published, device="cuda:0")
+            load_detector(published, device="cuda:0")
 
 
 def test_two_detectors_of_other_classes_live_side_by_side(run, published):
     other = publish_detector(run / "model_final.pth", run / "config.yaml", run / "b", classes=["cat", "dog"])
-    first, second = predictor(published, device="cpu"), predictor(other, device="cpu")
+    first, second = load_detector(published, device="cpu"), load_detector(other, device="cpu")
     assert (first.metadata.thing_classes, second.metadata.thing_classes) == (CLASSES, ["cat", "dog"])
 
 
@@ -144,17 +163,17 @@ def test_a_checkpoint_that_does_not_fill_the_detector(run, tmp_path):
 
 def test_files_that_are_no_published_detector(run, published, nano, tmp_path):
     with pytest.raises(WeightsError, match="a backbone, not a published detector"):
-        predictor(nano.pth)
+        load_detector(nano.pth)
     with pytest.raises(WeightsError, match="without config and class names.*--detector"):
-        predictor(run / "model_final.pth")
+        load_detector(run / "model_final.pth")
     with pytest.raises(WeightsError, match="a detector for 'mmdet'"):
-        predictor(with_card(tmp_path, published, framework="mmdet"))
+        load_detector(with_card(tmp_path, published, framework="mmdet"))
     with pytest.raises(WeightsError, match="no class names"):
-        predictor(with_card(tmp_path, published, classes=[1, 2]))
+        load_detector(with_card(tmp_path, published, classes=[1, 2]))
     damaged = tmp_path / published.name
     damaged.write_bytes(published.read_bytes()[:-1] + b"!")
     with pytest.raises(WeightsError, match="damaged or was changed"):
-        predictor(damaged)
+        load_detector(damaged)
 
 
 def test_a_detector_is_no_backbone(run, published):
@@ -175,7 +194,7 @@ def test_what_is_trained_from_a_detector_is_no_published_detector_itself(publish
     TopoNetCheckpointer(model, str(tmp_path)).load(str(published))
     TopoNetCheckpointer(model, str(tmp_path)).save("model_final")
     with pytest.raises(WeightsError, match="without config and class names, not a published detector"):
-        predictor(tmp_path / "model_final.pth")
+        load_detector(tmp_path / "model_final.pth")
     backbone = weights.read(nano.pth).card
     kept = ("architecture", "mean", "std", "channel_order", "name")
     assert weights.read(tmp_path / "model_final.pth").card == {key: backbone[key] for key in kept}
@@ -193,7 +212,7 @@ def test_a_config_of_strangers_is_only_data(published, tmp_path):
         "just text",
     ):
         with pytest.raises(WeightsError, match="none that this Detectron2 can read"):
-            predictor(with_card(tmp_path, published, config=config))
+            load_detector(with_card(tmp_path, published, config=config))
     assert not mark.exists()
 
 
@@ -202,7 +221,7 @@ def test_weights_that_the_config_of_strangers_names_are_not_fetched(published, t
     for key in ("WEIGHTS", "PRETRAINED"):
         changed = config.replace(f" {key}: ''", f" {key}: {tmp_path / 'missing.pth'}")
         assert changed != config
-        assert predictor(with_card(tmp_path, published, config=changed), device="cpu")
+        assert load_detector(with_card(tmp_path, published, config=changed), device="cpu")
 
 
 def test_a_lazy_config_is_refused(run, tmp_path):
@@ -212,12 +231,47 @@ def test_a_lazy_config_is_refused(run, tmp_path):
 
 
 def test_drawing_changes_the_picture_where_the_boxes_are(published, image):
-    made = predictor(published, score_threshold=0.0, device="cpu")
-    instances = made(image)["instances"]
-    drawn = draw(image[:, :, ::-1], instances[:1], made.metadata)
+    made = load_detector(published, score_threshold=0.0, device="cpu")
+    found = predict(made, image, score_threshold=0)
+    drawn = draw(made, image, found.above(float(found.scores.max())))
     assert drawn.shape == image.shape
     assert drawn.dtype == np.uint8
-    assert (drawn != image[:, :, ::-1]).any()
+    assert (drawn != image).any()
+
+
+def test_prediction_is_the_predictors(published, image):
+    made = load_detector(published, score_threshold=0.0, device="cpu")
+    theirs, ours = made(image[:, :, ::-1])["instances"], predict(made, image, score_threshold=0)
+    assert np.array_equal(ours.boxes, theirs.pred_boxes.tensor.numpy())
+    assert np.array_equal(ours.scores, theirs.scores.numpy())
+    assert np.array_equal(ours.labels, theirs.pred_classes.numpy())
+    assert class_names(made) == CLASSES
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_scores_are_those_of_detectron2s_own_evaluation(masks, nano, coco, tmp_path):
+    """On a truth that is near to what the detector finds, so that scores are neither 0 nor 100."""
+    folder = write_run(tmp_path / "run", nano, MODEL__MASK_ON=masks)
+    path = publish_detector(folder / "model_final.pth", folder / "config.yaml", tmp_path, classes=CLASSES)
+    made = load_detector(path, score_threshold=0.0, device="cpu")
+    found = {}
+    for number in range(2):
+        seen = predict(made, read_image(str(coco / "images" / f"{number}.jpg"), format="RGB"), score_threshold=0)
+        found[number] = (seen.boxes[:6] + np.array([2, 0, 3, 1], dtype=np.float32), seen.labels[:6])
+    truth = with_ground_truth(coco, found, tmp_path / "truth.json")
+    if masks:
+        content = json.loads(truth.read_text())
+        for row in content["annotations"]:
+            x, y, w, h = row["bbox"]
+            row["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        truth.write_text(json.dumps(content))
+    name = f"truth_{uuid.uuid4().hex}"
+    register_coco_instances(name, {}, str(truth), str(coco / "images"))
+    theirs = coco_evaluation(made.cfg, name)(made.model)
+    ours = evaluate(made, truth, coco / "images", progress=False)
+    assert 0 < ours["bbox/AP"] < 100
+    assert {key.split("/")[0] for key in ours} == ({"bbox", "segm"} if masks else {"bbox"})
+    assert ours == pytest.approx({key: theirs[key] for key in ours}, nan_ok=True)
 
 
 def test_the_tool(run, tmp_path, capsys):
@@ -229,7 +283,7 @@ def test_the_tool(run, tmp_path, capsys):
     assert publish_model.main(["--detector", str(run / "model_final.pth"), *options]) == 1
     assert "--classes" in capsys.readouterr().err
     assert publish_model.main(["--detector", str(path), *options, "--classes", *CLASSES]) == 1  # no config beside it
-    assert "no config file at" in capsys.readouterr().err
+    assert "has no config.yaml and no .py: give the detector's config with --config" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         publish_model.main([])
 
@@ -237,12 +291,13 @@ def test_the_tool(run, tmp_path, capsys):
 def test_masks_are_drawn(tmp_path, nano, image):
     folder = write_run(tmp_path / "masks", nano, MODEL__MASK_ON=True)
     path = publish_detector(folder / "model_final.pth", folder / "config.yaml", tmp_path, classes=CLASSES)
-    made = predictor(path, score_threshold=0.0, device="cpu")
-    instances = made(image)["instances"][:1]
-    instances.pred_masks[:] = False
-    outlined = draw(image, instances, made.metadata)
-    instances.pred_masks[:, 20:40, 30:60] = True
-    assert (draw(image, instances, made.metadata) != outlined)[20:40, 30:60].mean() > 0.5
+    made = load_detector(path, score_threshold=0.0, device="cpu")
+    found = predict(made, image, score_threshold=0)
+    found = found.above(float(found.scores.max()))
+    found.masks[:] = False
+    outlined = draw(made, image, found)
+    found.masks[:, 20:40, 30:60] = True
+    assert (draw(made, image, found) != outlined)[20:40, 30:60].mean() > 0.5
 
 
 @pytest.fixture
@@ -261,7 +316,7 @@ def test_the_demo_of_a_published_detector(published, pictures, tmp_path):
     assert {path.name for path in out.iterdir()} == {"0.png", "1.png", "predictions.json"}
     written = json.loads((out / "predictions.json").read_text())
     assert written["classes"] == CLASSES
-    predict = predictor(published, score_threshold=0.3, device="cpu")
+    predict = load_detector(published, score_threshold=0.3, device="cpu")
     for number in range(2):
         theirs = predict(read_image(pictures / f"{number}.png", format="BGR"))["instances"]
         ours = [row for row in written["predictions"] if row["image_id"] == number]
@@ -329,13 +384,13 @@ def test_a_detector_from_random_weights_is_published_with_its_own_preprocessing(
     assert card["channel_order"] == theirs.INPUT.FORMAT
     for key, value in (("mean", theirs.MODEL.PIXEL_MEAN), ("std", theirs.MODEL.PIXEL_STD)):
         assert [255 * number for number in card[key]] == pytest.approx(value)
-    made = predictor(published_from_random, score_threshold=0.0, device="cpu")
+    made = load_detector(published_from_random, score_threshold=0.0, device="cpu")
     assert_same(made(image)["instances"], stock_prediction(from_random, image))
     other = {"RGB": "BGR", "BGR": "RGB"}[theirs.INPUT.FORMAT]
     with pytest.raises(ConfigError, match=f"feeds {other} images, the weights were trained on {theirs.INPUT.FORMAT}"):
-        predictor(published_from_random, device="cpu", opts=["INPUT.FORMAT", other])
+        load_detector(published_from_random, device="cpu", opts=["INPUT.FORMAT", other])
     with pytest.raises(ConfigError, match=r"mean is \[1.0, 1.0, 1.0\], .* trained with \[90.0, 100.0, 110.0\]"):
-        predictor(published_from_random, device="cpu", opts=["MODEL.PIXEL_MEAN", "[1.0, 1.0, 1.0]"])
+        load_detector(published_from_random, device="cpu", opts=["MODEL.PIXEL_MEAN", "[1.0, 1.0, 1.0]"])
 
 
 def test_it_starts_another_training_and_can_be_published_again(published_from_random, from_random, tmp_path):
@@ -350,7 +405,7 @@ def test_a_file_that_says_nothing_of_its_images_is_read_by_its_config(
 ):
     """As they were published before their cards had it."""
     path = with_card(tmp_path, published_from_random, mean=None, std=None, channel_order=None)
-    made = predictor(path, score_threshold=0.0, device="cpu")
+    made = load_detector(path, score_threshold=0.0, device="cpu")
     assert_same(made(image)["instances"], stock_prediction(from_random, image))
     TopoNetCheckpointer(build_model(load_config(from_random / "config.yaml"))).load(str(path))
 

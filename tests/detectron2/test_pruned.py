@@ -19,8 +19,14 @@ from detectron2.modeling import build_model
 from tests.detection import published, with_ground_truth
 from tests.detectron2.helpers import small_config, trainable_config
 from topodet import connectivity, weights
-from topodet.detectron2 import ConnectedTimm, TopoNet, Trainer, coco_evaluation, load_config, predictor
-from topodet.detectron2.inference import build_predictor, publish_detector
+from topodet.detectron2 import (
+    ConnectedTimm,
+    TopoNet,
+    Trainer,
+    coco_evaluation,
+    load_detector,
+    publish_detector,
+)
 from topodet.errors import ConfigError, WeightsError
 
 
@@ -93,7 +99,7 @@ def test_a_detector_is_published_with_its_graphs(trained, pruned, tmp_path):
     folder, _, stock = trained
     path = publish_detector(folder / "model_final.pth", folder / "config.yaml", tmp_path, classes=["person", "bicycle"])
     image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
-    made = predictor(path, score_threshold=0.0, device="cpu")
+    made = load_detector(path, score_threshold=0.0, device="cpu")
     theirs, ours = stock(image)["instances"], made(image)["instances"]
     assert len(ours) == len(theirs) > 0
     assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
@@ -102,9 +108,9 @@ def test_a_detector_is_published_with_its_graphs(trained, pruned, tmp_path):
     node = yaml.safe_load(weights.read(path).card["config"])["MODEL"]["TOPONET"]
     assert (node["ARCH"], node["PRETRAINED"], node["WIDTH"]) == ("toponet50", "", 16)
     # From the training's own config as well, though the backbone's file is not there any more.
-    again = build_predictor(
-        load_config(folder / "config.yaml"),
-        weights.read(folder / "model_final.pth"),
+    again = load_detector(
+        folder / "model_final.pth",
+        config=folder / "config.yaml",
         classes=["person", "bicycle"],
         score_threshold=0.0,
         device="cpu",
@@ -141,7 +147,7 @@ def test_a_connected_network_is_built_from_its_file(coco, tmp_path):
     path = publish_detector(
         tmp_path / "model_final.pth", tmp_path / "config.yaml", tmp_path / "out", classes=["person", "bicycle"]
     )
-    network = predictor(path, device="cpu").model.backbone.bottom_up.network
+    network = load_detector(path, device="cpu").model.backbone.bottom_up.network
     for run, wiring in connectivity.wirings(network).items():
         assert torch.equal(wiring.edges, rebuilt.get_submodule(run).edges)
     edges = yaml.safe_load(weights.read(path).card["config"])["MODEL"]["CONNECTED_TIMM"]["EDGES"]

@@ -180,10 +180,11 @@ def test_an_image_is_read_upright(tmp_path):
         (["--score-threshold", "50"], "must lie in 0..1"),
         (["--config", "a.json"], ".yaml is for Detectron2, .py for MMDetection"),
         (["--config", "lazy.py"], "is a LazyConfig"),
+        ([], "no weights file at w.pth"),
         pytest.param(
-            [],
+            ["--config", "a.yaml"],
             "this needs detectron2, which",
-            marks=pytest.mark.skipif(importlib.util.find_spec("detectron2") is not None, reason="Detectron2 is here"),
+            marks=pytest.mark.skipif(bool(importlib.util.find_spec("detectron2")), reason="detectron2 is installed"),
         ),
     ],
 )

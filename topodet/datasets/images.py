@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..files import atomic_path
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: str | os.PathLike) -> np.ndarray:
     """Return an image as RGB [H, W, 3] uint8, upright as its camera says.
 
     Raises:
@@ -26,7 +27,7 @@ def read_image(path: Path) -> np.ndarray:
         raise DataError(f"cannot read the image {path}: {error}") from error
 
 
-def write_image(picture: np.ndarray, path: Path) -> None:
+def write_image(picture: np.ndarray, path: str | os.PathLike) -> None:
     """Write an RGB image [H, W, 3] uint8 whole or not at all, in the format that the name's suffix says."""
     with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, format=Image.registered_extensions()[path.suffix.lower()])
+        Image.fromarray(picture).save(temporary, format=Image.registered_extensions()[Path(path).suffix.lower()])

@@ -16,7 +16,7 @@ from .connected_timm import ConnectedTimm
 from .data import check_datasets, register_dataset
 from .evaluation import coco_evaluation
 from .hooks import AlphaLogHook, SparsityHook
-from .inference import predictor
+from .inference import class_names, draw, evaluate, load_detector, predict, publish_detector
 from .lazy import common_config
 from .optim import build_optimizer
 from .trainer import Trainer
@@ -38,9 +38,14 @@ __all__ = [
     "build_toponet_fpn_backbone",
     "check_datasets",
     "check_detector",
+    "class_names",
     "coco_evaluation",
     "common_config",
+    "draw",
+    "evaluate",
     "load_config",
-    "predictor",
+    "load_detector",
+    "predict",
+    "publish_detector",
     "register_dataset",
 ]

@@ -47,7 +47,7 @@ def export_detector(
     where there are any, as [N, 1, 28, 28] within their boxes). Score threshold and suppression are part of it.
 
     Args:
-        predictor: of a Faster, Mask, Cascade R-CNN or RetinaNet, see `topodet.detectron2.predictor`.
+        predictor: of a Faster, Mask, Cascade R-CNN or RetinaNet, see `topodet.detectron2.load_detector`.
         image: RGB, [H, W, 3] uint8; the detector must find something in it.
         path: of the file; the JSON is NAME.ts.json or NAME.onnx.json.
         format: "torchscript" (read with torch and torchvision) or "onnx".

@@ -1,4 +1,4 @@
-"""Detectors as files: publish a trained one, and predict with one that others published."""
+"""Detectors as files: load one, predict, draw, evaluate; publish a trained one."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.colormap import colormap
 from torch import nn
 
-from .. import weights
+from .. import detections, weights
+from ..detections import Detections, check_threshold
 from ..errors import ConfigError, WeightsError
 from ..frameworks import require_framework
 from .check import backbones, check_detector
@@ -29,7 +31,7 @@ from .config import backbone_node, head_name, load_config, merge_options
 
 def publish_detector(
     checkpoint: str | os.PathLike,
-    config_file: str | os.PathLike,
+    config: str | os.PathLike,
     folder: str | os.PathLike,
     *,
     name: str | None = None,
@@ -37,11 +39,11 @@ def publish_detector(
     licence: str = "Apache-2.0",
     notes: str = "",
 ) -> Path:
-    """Turn a training's checkpoint and config into one file that `predictor` takes.
+    """Turn a training's checkpoint and config into one file that `load_detector` takes.
 
     Args:
         checkpoint: e.g. RUN/model_final.pth; only its model is published.
-        config_file: the RUN/config.yaml that the training wrote.
+        config: the RUN/config.yaml that the training wrote.
         folder: where the file goes.
         name: stem before the hash; the name of the checkpoint's folder when omitted.
         classes: names, by index; or one path of the training's COCO annotations (.json), which holds them. May be
@@ -53,11 +55,11 @@ def publish_detector(
         the path of NAME-<hash>.pth.
 
     Raises:
-        ConfigError: a config of another kind, class names that are missing or too many, or images that no `predictor`
+        ConfigError: a config of another kind, class names that are missing or too many, or images that no predictor
             reads.
         WeightsError: a checkpoint that is damaged, unsafe, or does not fill the config's model whole.
     """
-    cfg = _load_yaml(config_file)
+    cfg = _load_yaml(config)
     names = _class_names(cfg, classes)
     file = weights.read(checkpoint)
     # What a reader of the file cannot have, and what is no part of the detector.
@@ -76,67 +78,53 @@ def publish_detector(
         notes=notes,
     )
     try:
-        predictor(path, device="cpu")  # as its readers will, with all their checks
+        load_detector(path, device="cpu")  # as its readers will, with all their checks
     except BaseException:
         path.unlink()  # what nobody can read is not published
         raise
     return path
 
 
-def predictor(
-    source: str | os.PathLike,
+def load_detector(
+    source: str | os.PathLike | weights.WeightsFile,
     *,
-    score_threshold: float = 0.5,
+    config: str | os.PathLike | CfgNode | None = None,
+    classes: Sequence[str] = (),
+    score_threshold: float | None = None,
     device: str | None = None,
     opts: Sequence[str] = (),
 ) -> DefaultPredictor:
-    """Return Detectron2's predictor for a published detector: BGR image [H, W, 3] uint8 to {"instances": ...}.
+    """Load a published detector, or the checkpoint of a training; every tensor or an error.
 
     Args:
-        source: path or URL; its hash is checked, and nothing in it can run code.
-        score_threshold: of the boxes to return, in 0..1.
+        source: path or URL of a published file, whose hash is checked and in which nothing can run code; or, with
+            `config`, of a checkpoint, e.g. RUN/model_final.pth. What `weights.read` returned will do as well.
+        config: the .yaml config of the checkpoint, or a config at hand, which stays as it is.
+        classes: see `publish_detector`; those that a published file names when omitted.
+        score_threshold: below which the detector itself returns nothing, in 0..1; the config's, usually 0.05, when
+            omitted. `predict` has one of its own.
         device: "cuda" or "cpu"; a GPU where there is one when omitted.
-        opts: pairs of KEY VALUE over the detector's config.
+        opts: pairs of KEY VALUE over the config.
 
     Returns:
-        the predictor; its `metadata.thing_classes` are the detector's. `topodet.models.fuse_for_inference(made.model)`
-        may take the place of its `model`.
+        Detectron2's predictor, from a BGR image [H, W, 3] uint8 to {"instances": ...}; its `metadata.thing_classes` are
+        the detector's. `topodet.models.fuse_for_inference(made.model)` may take the place of its `model`.
 
     Raises:
-        ConfigError: options that do not exist, a threshold, device or image format that cannot be.
-        WeightsError: no published Detectron2 detector, or a damaged one.
+        ConfigError: options that do not exist, a device or image format that cannot be, missing class names.
+        WeightsError: a file that is damaged or unsafe, no published Detectron2 detector where no config is given, or
+            one that does not fill the model whole.
     """
-    file = weights.read_detector(source, "detectron2")
-    cfg = _published_config(file)
-    return build_predictor(
-        cfg, file, classes=file.card["classes"], score_threshold=score_threshold, device=device, opts=opts
-    )
-
-
-def build_predictor(
-    cfg: CfgNode,
-    file: weights.WeightsFile,
-    *,
-    classes: Sequence[str] = (),
-    score_threshold: float = 0.5,
-    device: str | None = None,
-    opts: Sequence[str] = (),
-) -> DefaultPredictor:
-    """Return Detectron2's predictor for a config and a checkpoint, every tensor of the detector loaded or an error.
-
-    Args:
-        cfg: of the detector; unchanged.
-        file: what `weights.read` returned.
-        classes: see `publish_detector`.
-        score_threshold, device, opts: see `predictor`.
-
-    Raises:
-        ConfigError, WeightsError: see `predictor`.
-    """
+    if config is None:
+        file = weights.read_detector(source, "detectron2")
+        cfg, classes = _published_config(file), list(classes) or file.card["classes"]
+    else:
+        file = source if isinstance(source, weights.WeightsFile) else weights.read(source)
+        cfg = config if isinstance(config, CfgNode) else load_config(config)
     cfg = _on(cfg, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if not 0 <= score_threshold <= 1:
-        raise ConfigError(f"score_threshold={score_threshold} must lie in 0..1")
-    cfg.MODEL[head_name(cfg)].SCORE_THRESH_TEST = float(score_threshold)
+    if score_threshold is not None:
+        check_threshold(score_threshold)
+        cfg.MODEL[head_name(cfg)].SCORE_THRESH_TEST = float(score_threshold)
     merge_options(cfg, opts)
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but Detectron2's predictor reads only RGB and BGR")
@@ -148,6 +136,59 @@ def build_predictor(
     fill(made.model, file)
     made.cfg.MODEL.WEIGHTS = str(file.path)
     return made
+
+
+def class_names(detector: DefaultPredictor) -> list[str]:
+    """Return the names of a detector's classes, by their labels."""
+    return list(detector.metadata.thing_classes)
+
+
+def predict(detector: DefaultPredictor, image: np.ndarray, *, score_threshold: float = 0.5) -> Detections:
+    """Return what a detector finds in an image.
+
+    Args:
+        detector: what `load_detector` returned.
+        image: RGB, uint8 [H, W, 3].
+        score_threshold: of the objects to return, in 0..1. None lie below the config's own (`SCORE_THRESH_TEST`, 0.05).
+
+    Raises:
+        ConfigError: a threshold that cannot be.
+    """
+    instances = detector(image[:, :, ::-1])["instances"].to("cpu")  # the predictor reads BGR
+    masks = instances.pred_masks.numpy() if instances.has("pred_masks") else None
+    boxes, labels = instances.pred_boxes.tensor.numpy(), instances.pred_classes.numpy()
+    return Detections(boxes, instances.scores.numpy(), labels, masks).above(score_threshold)
+
+
+def draw(detector: DefaultPredictor, image: np.ndarray, found: Detections) -> np.ndarray:
+    """Return the picture with boxes (and masks, where there are any), class names and scores, uint8 [H, W, 3].
+
+    Args:
+        detector: what `load_detector` returned.
+        image: RGB, uint8 [H, W, 3].
+        found: in this image.
+
+    Raises:
+        ConfigError: OpenCV is not installed, which Detectron2 draws with.
+    """
+    require_framework("cv2")
+    from detectron2.utils.visualizer import ColorMode, Visualizer  # the only part that needs OpenCV
+
+    instances = Instances(image.shape[:2], scores=torch.from_numpy(found.scores))
+    instances.pred_boxes = Boxes(torch.from_numpy(found.boxes))
+    instances.pred_classes = torch.from_numpy(found.labels)
+    if found.masks is not None:
+        instances.pred_masks = torch.from_numpy(found.masks)
+    picture = Visualizer(image, detector.metadata, instance_mode=ColorMode.SEGMENTATION)  # a color a class
+    return picture.draw_instance_predictions(instances).get_image()
+
+
+def evaluate(
+    detector: DefaultPredictor, annotations: str | os.PathLike, images: str | os.PathLike, *, progress: bool = True
+) -> dict[str, float]:
+    """Return COCO's scores of a detector in percent, see `topodet.detections.evaluate`."""
+    find = partial(predict, detector, score_threshold=0)
+    return detections.evaluate(find, class_names(detector), annotations, images, progress=progress)
 
 
 def fill(model: nn.Module, file: weights.WeightsFile) -> weights.LoadReport:
@@ -162,24 +203,6 @@ def fill(model: nn.Module, file: weights.WeightsFile) -> weights.LoadReport:
         backbone.card = file.card
     check_detector(model)
     return report
-
-
-def draw(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndarray:
-    """Return the picture with boxes (and masks, where there are any), class names and scores.
-
-    Args:
-        image: RGB, [H, W, 3] uint8.
-        instances: a predictor's, on the CPU.
-        metadata: the predictor's.
-
-    Raises:
-        ConfigError: OpenCV is not installed, which Detectron2 draws with.
-    """
-    require_framework("cv2")
-    from detectron2.utils.visualizer import ColorMode, Visualizer  # the only part that needs OpenCV
-
-    picture = Visualizer(image, metadata, instance_mode=ColorMode.SEGMENTATION)  # a colour a class
-    return picture.draw_instance_predictions(instances).get_image()
 
 
 def _with_preprocessing(file: weights.WeightsFile, cfg: CfgNode) -> weights.WeightsFile:

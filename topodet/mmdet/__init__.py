@@ -5,6 +5,7 @@ from .check import check_detector
 from .connected_timm import ConnectedTimm
 from .evaluation import coco_evaluation
 from .hooks import AlphaLogHook, SparsityHook, TopoNetCheckHook
+from .inference import class_names, draw, evaluate, load_detector, predict, publish_detector
 
 __all__ = [
     "AlphaLogHook",
@@ -13,5 +14,11 @@ __all__ = [
     "TopoNet",
     "TopoNetCheckHook",
     "check_detector",
+    "class_names",
     "coco_evaluation",
+    "draw",
+    "evaluate",
+    "load_detector",
+    "predict",
+    "publish_detector",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from mmengine.runner import Runner
@@ -11,7 +12,7 @@ from ..errors import ConfigError
 
 
 def coco_evaluation(runner: Runner) -> Callable[[nn.Module], dict[str, float]]:
-    """Return what evaluates a detector on a runner's validation set: {"coco/bbox_mAP": 0.41, ...} with COCO's metric.
+    """Return what evaluates a detector on a runner's validation set: {"bbox/AP": 41.0, ...}, in percent.
 
         runner = Runner.from_cfg(config)  # with load_from=CHECKPOINT
         evaluate = coco_evaluation(runner)
@@ -33,8 +34,16 @@ def coco_evaluation(runner: Runner) -> Callable[[nn.Module], dict[str, float]]:
     def evaluate(model: nn.Module) -> dict[str, float]:
         before, runner.model = runner.model, model
         try:
-            return dict(runner.val_loop.run())
+            return dict(_in_percent(name, value) for name, value in runner.val_loop.run().items())
         finally:
             runner.model = before
 
     return evaluate
+
+
+def _in_percent(name: str, value: float) -> tuple[str, float]:
+    """Return a score of MMDetection's CocoMetric as Detectron2 names and scales it: NaN where there is no object."""
+    match = re.fullmatch(r"coco/(bbox|segm)_mAP(?:_(50|75|s|m|l))?", name)
+    if match is None:
+        return name, value
+    return f"{match[1]}/AP{match[2] or ''}", 100 * value if value >= 0 else float("nan")

@@ -1,56 +1,241 @@
-"""A trained MMDetection detector and one image."""
+"""Detectors as files: load one, predict, draw, evaluate; publish a trained one."""
 
 from __future__ import annotations
 
+import ast
 import os
+import pprint
 import warnings
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
+from mmcv.transforms import Compose
 from mmdet.apis import inference_detector, init_detector
+from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import DetDataSample
+from mmdet.utils import get_test_pipeline_cfg
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 from torch import nn
 
-from .. import weights
+from .. import detections, weights
+from ..detections import Detections, check_threshold
 from ..errors import ConfigError, WeightsError
 from .check import backbones, check_detector
 from .hooks import CARD
 
+# Steps of a test pipeline that compute on the image alone: what a stranger's file may ask for.
+_PIPELINE = {
+    "CenterCrop",
+    "FixScaleResize",
+    "FixShapeResize",
+    "LoadAnnotations",
+    "LoadImageFromFile",
+    "LoadImageFromNDArray",
+    "PackDetInputs",
+    "Pad",
+    "Resize",
+}
+# Operators of mmcv that a config names by type; they are in no registry.
+_OPERATORS = {"RoIAlign", "RoIPool", "nms", "nms_quadri", "nms_rotated", "soft_nms"}
+# What a config says of files that the detector would read.
+_FILES = ("checkpoint", "init_cfg", "pretrained")
 
-def build_detector(
-    config_file: str | os.PathLike,
-    checkpoint: str | os.PathLike,
+
+def load_detector(
+    source: str | os.PathLike | weights.WeightsFile,
     *,
-    device: str = "cpu",
+    config: str | os.PathLike | None = None,
+    classes: Sequence[str] = (),
+    score_threshold: float | None = None,
+    device: str | None = None,
     opts: Sequence[str] = (),
 ) -> nn.Module:
-    """Build a detector and load its checkpoint, every tensor or an error.
+    """Load a published detector, or the checkpoint of a training; every tensor or an error.
 
     Args:
-        config_file: a .py config, e.g. the one in the training's folder.
-        checkpoint: e.g. epoch_12.pth.
-        device: "cuda" or "cpu".
+        source: path or URL of a published file, whose hash is checked and in which nothing can run code; or, with
+            `config`, of a checkpoint, e.g. RUN/epoch_12.pth. What `weights.read` returned will do as well.
+        config: the .py config of the checkpoint, e.g. the one in the training's folder. It is run: use your own.
+        classes: names by index; those that the file names when omitted.
+        score_threshold: below which the detector itself returns nothing, in 0..1; the config's, usually 0.05, when
+            omitted. `predict` has one of its own.
+        device: "cuda" or "cpu"; a GPU where there is one when omitted.
         opts: KEY=VALUE each, over the config.
 
     Returns:
-        the detector; `dataset_meta["classes"]` names its classes.
+        MMDetection's detector, for inference; `dataset_meta["classes"]` names its classes.
 
     Raises:
-        ConfigError: no such config, an option of another form, a device that is not there.
-        WeightsError: a checkpoint that is damaged, unsafe, without class names, or does not fill the model whole.
+        ConfigError: no such config, an option of another form, another number of class names than the detector has.
+        WeightsError: a file that is damaged, unsafe, without class names, no published detector of MMDetection where no
+            config is given, or does not fill the model whole.
     """
-    path = Path(config_file)
+    if config is None:
+        file = weights.read_detector(source, "mmdetection")
+        made = _published_config(file)
+        names = list(classes) or file.card["classes"]
+    else:
+        made = _read_config(config)
+        file = source if isinstance(source, weights.WeightsFile) else weights.read_trained(source)
+        _describe_network(made, file)
+        names = list(classes) or _class_names(file)
+    if score_threshold is not None:
+        check_threshold(score_threshold)
+        for part in _dicts(made.model.get("test_cfg") or {}):
+            part.update({key: float(score_threshold) for key in part if key == "score_thr"})
+    made.merge_from_dict(_options(opts))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with warnings.catch_warnings(record=True):  # of a model without checkpoint: it is loaded below
+        model = init_detector(made, device=device)
+    weights.load(model, file, head=True)
+    for backbone in backbones(model):
+        backbone.card = weights.backbone_card(file.card) or _meta(file).get(CARD) or {}
+    check_detector(model)
+    _check_number_of_classes(model, names, file)
+    model.dataset_meta = {"classes": names, "palette": model.dataset_meta.get("palette", "random")}
+    pipeline = get_test_pipeline_cfg(model.cfg.copy())
+    pipeline[0].type = "mmdet.LoadImageFromNDArray"
+    model.test_pipeline = Compose(pipeline)
+    return model
+
+
+def class_names(detector: nn.Module) -> list[str]:
+    """Return the names of a detector's classes, by their labels."""
+    return list(detector.dataset_meta["classes"])
+
+
+def predict(detector: nn.Module, image: np.ndarray, *, score_threshold: float = 0.5) -> Detections:
+    """Return what a detector finds in an image.
+
+    Args:
+        detector: what `load_detector` returned.
+        image: RGB, uint8 [H, W, 3].
+        score_threshold: of the objects to return, in 0..1. None lie below the config's own (`score_thr`, 0.05).
+
+    Raises:
+        ConfigError: a threshold that cannot be.
+    """
+    pixels = np.ascontiguousarray(image[:, :, ::-1])  # MMDetection's pipelines read BGR
+    instances = inference_detector(detector, pixels, test_pipeline=detector.test_pipeline).pred_instances.cpu()
+    masks = instances.masks.numpy() if "masks" in instances else None
+    boxes, scores, labels = (instances[key].numpy() for key in ("bboxes", "scores", "labels"))
+    return Detections(boxes, scores, labels, masks).above(score_threshold)
+
+
+def draw(detector: nn.Module, image: np.ndarray, found: Detections) -> np.ndarray:
+    """Return the picture with boxes (and masks, where there are any), class names and scores, uint8 [H, W, 3].
+
+    Args:
+        detector: what `load_detector` returned.
+        image: RGB, uint8 [H, W, 3].
+        found: in this image.
+    """
+    fields = {"bboxes": found.boxes, "scores": found.scores, "labels": found.labels}
+    fields |= {} if found.masks is None else {"masks": found.masks}
+    sample = DetDataSample(pred_instances=InstanceData(**{key: torch.from_numpy(v) for key, v in fields.items()}))
+    visualizer = _visualizer()
+    visualizer.dataset_meta = detector.dataset_meta
+    visualizer.add_datasample("image", image, sample, draw_gt=False, pred_score_thr=0)
+    return visualizer.get_image()
+
+
+def evaluate(
+    detector: nn.Module, annotations: str | os.PathLike, images: str | os.PathLike, *, progress: bool = True
+) -> dict[str, float]:
+    """Return COCO's scores of a detector in percent, see `topodet.detections.evaluate`."""
+    find = partial(predict, detector, score_threshold=0)
+    return detections.evaluate(find, class_names(detector), annotations, images, progress=progress)
+
+
+def publish_detector(
+    checkpoint: str | os.PathLike,
+    config: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    name: str | None = None,
+    classes: Sequence[str] = (),
+    licence: str = "Apache-2.0",
+    notes: str = "",
+) -> Path:
+    """Turn a training's checkpoint and config into one file, which `load_detector` and MMDetection's tools take.
+
+    `DetInferencer(weights=FILE)` and image_demo.py read the config and the class names that stand in it.
+
+    Args:
+        checkpoint: e.g. RUN/epoch_12.pth; only its model is published.
+        config: the .py config that the training wrote into its folder.
+        folder: where the file goes.
+        name: stem before the hash; the name of the checkpoint's folder when omitted.
+        classes: names by index; those in the checkpoint when omitted.
+        licence: of the weights, as SPDX identifier.
+        notes: one line for the card, e.g. the data.
+
+    Returns:
+        the path of NAME-<hash>.pth.
+
+    Raises:
+        ConfigError: what `load_detector` raises.
+        WeightsError: a checkpoint that is damaged, unsafe, or does not fill the config's model whole; a config that
+            nobody should take from a stranger.
+    """
+    file = weights.read_trained(checkpoint)
+    model = load_detector(file, config=config, classes=classes, device="cpu")
+    made = _read_config(config)
+    _describe_network(made, file)
+    names = model.dataset_meta["classes"]
+    own = _without_files(
+        {"model": made.model.to_dict(), "test_pipeline": [step.to_dict() for step in _test_pipeline(made)]}
+    )
+    # What DetInferencer reads of a checkpoint: a config that it can run, and the names.
+    stock = Config({**own, "custom_imports": {"imports": ["topodet.mmdet"], "allow_failed_imports": False}})
+    stock.default_scope = "mmdet"
+    stock.visualizer = {"type": "DetLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}]}
+    stock.test_dataloader = {"dataset": {"type": "CocoDataset", "pipeline": own["test_pipeline"]}}
+    palette = model.dataset_meta["palette"]
+    meta = {"cfg": stock.pretty_text, "dataset_meta": {"classes": names, "palette": palette}}
+    card = {**_preprocessing(model), **weights.backbone_card(file.card), **(_meta(file).get(CARD) or {})}
+    path = weights.publish_detector(
+        weights.WeightsFile(file.path, file.state_dict, card, file.checkpoint),
+        folder,
+        name=name or file.path.resolve().parent.name or "detector",
+        framework="mmdetection",
+        config=pprint.pformat(own, width=120),
+        classes=names,
+        licence=licence,
+        notes=notes,
+        more={"state_dict": file.state_dict, "meta": meta},
+    )
+    try:
+        load_detector(path, device="cpu")  # as its readers will, with all their checks
+    except BaseException:
+        path.unlink()  # what nobody can read is not published
+        raise
+    return path
+
+
+@cache
+def _visualizer() -> DetLocalVisualizer:
+    return DetLocalVisualizer(name="topodet")
+
+
+def _read_config(path: str | os.PathLike) -> Config:
+    path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config file at {path} (working folder {Path.cwd()}); check --config")
-    config = Config.fromfile(path)
-    config.merge_from_dict(_options(opts))
-    file = weights.read_trained(checkpoint)
+    if path.suffix != ".py":
+        raise ConfigError(f"{path} is no config of MMDetection, whose names end in .py")
+    return Config.fromfile(path)
+
+
+def _describe_network(config: Config, file: weights.WeightsFile) -> None:
+    """Take out of a config what the training started from; a network that was a file's is described in its place."""
     backbone = config.model.get("backbone", {})
     if backbone.get("arch") == weights.PRETRAINED:
         network = weights.infer_architecture(weights.extract_backbone(file.state_dict))
@@ -59,36 +244,85 @@ def build_detector(
     elif backbone.get("edges") == weights.PRETRAINED:
         backbone.edges = list(weights.run_edges(file.state_dict).items())
     if "pretrained" in backbone:
-        backbone.pretrained = None  # what the training started from
-    meta = file.checkpoint.get("meta")
-    meta = meta if isinstance(meta, Mapping) else {}
-    classes = _class_names(file, meta)
-    with warnings.catch_warnings(record=True):  # of a model without checkpoint: it is loaded below
-        model = init_detector(config, device=device)
-    weights.load(model, file, head=True)
-    for backbone in backbones(model):
-        backbone.card = meta.get(CARD) or {}
-    check_detector(model)
-    model.dataset_meta = {"classes": classes, "palette": model.dataset_meta.get("palette", "random")}
-    return model
+        backbone.pretrained = None
 
 
-def predict(model: nn.Module, image: np.ndarray) -> DetDataSample:
-    """Return what a detector sees in an RGB image [H, W, 3] uint8, on the CPU."""
-    return inference_detector(model, np.ascontiguousarray(image[:, :, ::-1])).cpu()  # its pipelines read BGR
+def _test_pipeline(config: Config) -> list[dict[str, Any]]:
+    return [step for step in get_test_pipeline_cfg(config.copy()) if step["type"] != "LoadAnnotations"]
 
 
-def draw(model: nn.Module, image: np.ndarray, result: DetDataSample, score_threshold: float) -> np.ndarray:
-    """Return the RGB image with boxes (and masks, where there are any), class names and scores."""
-    visualizer = _visualizer()
-    visualizer.dataset_meta = model.dataset_meta
-    visualizer.add_datasample("image", image, result, draw_gt=False, pred_score_thr=score_threshold)
-    return visualizer.get_image()
+def _preprocessing(model: nn.Module) -> dict[str, Any]:
+    """Return what the images are that a detector shows its backbone, in a card's words."""
+    preprocessor = model.data_preprocessor
+    order = {"channel_order": "RGB" if preprocessor._channel_conversion else "BGR"}
+    if not preprocessor._enable_normalize:
+        return order
+    mean, std = (values.flatten() / 255 for values in (preprocessor.mean, preprocessor.std))
+    return {"mean": mean.tolist(), "std": std.tolist(), **order}
 
 
-@cache
-def _visualizer() -> DetLocalVisualizer:
-    return DetLocalVisualizer(name="topodet")
+def _without_files(value: Any) -> Any:
+    """Return plain types in which nothing names a file that a detector would read."""
+    if isinstance(value, Mapping):
+        return {key: None if key in _FILES else _without_files(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_without_files, value))
+    return value
+
+
+def _published_config(file: weights.WeightsFile) -> Config:
+    """Return the config in a published detector's card, read as data of a stranger.
+
+    Raises:
+        WeightsError: it is no config of a detector, or asks for more than one.
+    """
+    try:
+        content = ast.literal_eval(file.card["config"])
+        model, pipeline = content["model"], content["test_pipeline"]
+        steps = [step["type"] for step in pipeline]
+    except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError) as error:
+        raise WeightsError(
+            f"the config in {file.path} is no detector's ({error}); it was published with topodet "
+            f"{file.card.get('topodet')}: update topodet and MMDetection, or ask its author"
+        ) from error
+    # MMEngine imports what a type with dots in its name says, and opens what an init_cfg names.
+    asked = [f"type {kind!r}" for kind in _types(model) if not _is_registered(kind)]
+    asked += [f"{key} {value!r}" for key, value in _named_files(model)]
+    asked += [f"the step {step!r}" for step in steps if step not in _PIPELINE]
+    if asked:
+        raise WeightsError(
+            f"{file.path} is refused: its config asks for what no published detector needs: {', '.join(asked[:3])}"
+        )
+    backbone = model.get("backbone", {})
+    if backbone.get("type") == "ConnectedTimm":
+        weights.refuse_other_files(file, backbone.get("name", ""), backbone.get("options") or {})
+    dataset = {"type": "CocoDataset", "pipeline": pipeline}
+    return Config({"model": model, "test_dataloader": {"dataset": dataset}, "default_scope": "mmdet"})
+
+
+def _is_registered(kind: Any) -> bool:
+    if not isinstance(kind, str) or "." in kind:
+        return False
+    return kind in _OPERATORS or any(registry.get(kind) is not None for registry in (MODELS, TASK_UTILS))
+
+
+def _types(value: Any) -> Iterator[Any]:
+    for part in _dicts(value):
+        if "type" in part:
+            yield part["type"]
+
+
+def _named_files(value: Any) -> Iterator[tuple[str, Any]]:
+    for part in _dicts(value):
+        yield from ((key, part[key]) for key in _FILES if part.get(key))
+
+
+def _dicts(value: Any) -> Iterator[dict]:
+    if isinstance(value, dict):
+        yield value
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _dicts(item)
 
 
 def _options(opts: Sequence[str]) -> dict[str, Any]:
@@ -101,11 +335,33 @@ def _options(opts: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _class_names(file: weights.WeightsFile, meta: Mapping[str, Any]) -> list[str]:
+def _meta(file: weights.WeightsFile) -> Mapping[str, Any]:
+    meta = file.checkpoint.get("meta")
+    return meta if isinstance(meta, Mapping) else {}
+
+
+def _class_names(file: weights.WeightsFile) -> list[str]:
     # The spelling of MMDetection 3 is lower case; checkpoints of its early days have upper case.
-    data = {str(key).lower(): value for key, value in (meta.get("dataset_meta") or {}).items()}
+    data = {str(key).lower(): value for key, value in (_meta(file).get("dataset_meta") or {}).items()}
     if not data.get("classes"):
         raise WeightsError(
-            f"{file.path} does not name its classes (meta.dataset_meta): it is no checkpoint of MMDetection's training"
+            f"{file.path} does not name its classes (meta.dataset_meta): it is no checkpoint of MMDetection's own; "
+            "if it is yours, give --classes"
         )
     return [str(name) for name in data["classes"]]
+
+
+def _check_number_of_classes(model: nn.Module, names: Sequence[str], file: weights.WeightsFile) -> None:
+    counts = {
+        type(part).__name__: part.num_classes
+        for name, part in model.named_modules()
+        # An RPN tells objects from background, whatever their class.
+        if "head" in name and "rpn" not in name and isinstance(getattr(part, "num_classes", None), int)
+    }
+    wrong = {head: count for head, count in counts.items() if count != len(names)}
+    if wrong:
+        head, count = next(iter(wrong.items()))
+        raise ConfigError(
+            f"{file.path}: {head} has num_classes={count}, but {len(names)} classes are named "
+            f"({', '.join(names[:5])}); give the names in the order of their labels"
+        )

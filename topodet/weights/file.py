@@ -138,17 +138,17 @@ def read_checkpoint(source: str | os.PathLike) -> dict[str, Any]:
     return _read_torch(_fetch_checked(source, check_hash=True))
 
 
-def read_detector(source: str | os.PathLike, framework: str) -> WeightsFile:
+def read_detector(source: str | os.PathLike | WeightsFile, framework: str = "") -> WeightsFile:
     """Read and verify a published detector.
 
     Args:
-        source: path or URL.
-        framework: that the caller speaks for.
+        source: path or URL, or what `read` returned.
+        framework: that the caller speaks for; any when empty.
 
     Raises:
         WeightsError: what `read` raises; no published detector, or one for another framework.
     """
-    file = read(source)
+    file = source if isinstance(source, WeightsFile) else read(source)
     card = file.card
     if card.get("kind") != "detector":
         known = card.get("architecture") or STEM in file.state_dict
@@ -158,7 +158,7 @@ def read_detector(source: str | os.PathLike, framework: str) -> WeightsFile:
             f"{file.path} is {what}, not a published detector; make one of a training's output with "
             "tools/publish_model.py --detector CHECKPOINT --config CONFIG, or give --config where a tool takes it"
         )
-    if card.get("framework") != framework:
+    if framework and card.get("framework") != framework:
         raise WeightsError(f"{file.path} is a detector for {card.get('framework')!r}, not for {framework!r}")
     classes = card.get("classes")
     if not isinstance(card.get("config"), str) or not isinstance(classes, list) or not _all_text(classes):

@@ -115,6 +115,7 @@ def publish_detector(
     classes: Sequence[str],
     licence: str = "Apache-2.0",
     notes: str = "",
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a trained detector as `NAME-<hash>.pth`, without what only its training needed, and read it back.
 
@@ -127,6 +128,7 @@ def publish_detector(
         classes: names, by index.
         licence: of the weights, as SPDX identifier.
         notes: one line for the card, e.g. the data.
+        more: further entries of the file, for the framework's own tools.
 
     Returns:
         the path of the file.
@@ -154,7 +156,8 @@ def publish_detector(
         "topodet": __version__,
     }
     # No `matching_heuristics`: a detector's names are its own, and Detectron2 takes them as they are.
-    path = _save_hashed({"model": state_dict, "__author__": "topodet", "card": card}, Path(folder), name)
+    content = {"model": state_dict, "__author__": "topodet", "card": card, **(more or {})}
+    path = _save_hashed(content, Path(folder), name)
     back = read_detector(path, framework)
     if back.card != card or tensors_sha256(back.state_dict) != tensors_sha256(state_dict):
         raise WeightsError(f"{path} does not read back as it was written; do not use it, publish again")

@@ -1,0 +1,153 @@
+"""What a detector finds in an image, and its COCO scores: the same in both frameworks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from .datasets.images import read_image
+from .errors import ConfigError, DataError
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The objects in one image, N of them.
+
+    Attributes:
+        boxes: float32 [N, 4], left, top, right and bottom in pixels.
+        scores: float32 [N], in 0..1.
+        labels: int64 [N], the index of each one's class.
+        masks: bool [N, H, W]; None for a detector that has none.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def above(self, threshold: float) -> Detections:
+        """Return those whose score is at least `threshold`.
+
+        Raises:
+            ConfigError: it does not lie in 0..1.
+        """
+        check_threshold(threshold)
+        kept = self.scores >= threshold
+        masks = None if self.masks is None else self.masks[kept]
+        return Detections(self.boxes[kept], self.scores[kept], self.labels[kept], masks)
+
+    def as_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Return them as COCO's results have them, masks as run lengths: one dict an object.
+
+        Args:
+            image_id: of the image.
+            category_ids: by index of the class.
+        """
+        rows = [
+            {
+                "image_id": image_id,
+                "category_id": category_ids[label],
+                "bbox": [left, top, right - left, bottom - top],
+                "score": score,
+            }
+            for (left, top, right, bottom), score, label in zip(
+                self.boxes.tolist(), self.scores.tolist(), self.labels.tolist()
+            )
+        ]
+        if self.masks is not None and rows:
+            from pycocotools import mask
+
+            encoded = mask.encode(np.asfortranarray(self.masks.transpose(1, 2, 0), dtype=np.uint8))
+            for row, lengths in zip(rows, encoded):
+                row["segmentation"] = {**lengths, "counts": lengths["counts"].decode()}
+        return rows
+
+
+def check_threshold(score_threshold: float) -> None:
+    """Refuse what is no threshold of scores.
+
+    Raises:
+        ConfigError: it does not lie in 0..1.
+    """
+    if not 0 <= score_threshold <= 1:
+        raise ConfigError(f"score_threshold={score_threshold} must lie in 0..1")
+
+
+def evaluate(
+    predict: Callable[[np.ndarray], Detections],
+    classes: Sequence[str],
+    annotations: str | os.PathLike,
+    images: str | os.PathLike,
+    *,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Return COCO's scores of a detector, computed by pycocotools, in percent: {"bbox/AP": 41.0, "bbox/AP50": ...}.
+
+    Args:
+        predict: from an RGB image [H, W, 3] uint8 to all that the detector finds, without a threshold of its own.
+        classes: names by index, which must be those of the annotations' categories.
+        annotations: COCO JSON of the images.
+        images: folder that its file names are relative to.
+        progress: show a bar.
+
+    Returns:
+        "bbox/AP", "AP50", "AP75", "APs", "APm", "APl"; the same with "segm/" where there are masks. NaN where no object
+        of that size is annotated.
+
+    Raises:
+        DataError: the annotations or an image cannot be read.
+        ConfigError: a class that is none of the categories.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    path = Path(annotations)
+    try:
+        content = json.loads(path.read_text())
+        ids = {category["name"]: category["id"] for category in content["categories"]}
+        places = {image["id"]: Path(images) / image["file_name"] for image in content["images"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: no COCO annotations of images ({error!r})") from error
+    unknown = [name for name in classes if name not in ids]
+    if unknown:
+        raise ConfigError(
+            f"the detector's classes {', '.join(unknown[:5])} are no categories of {path}, which has {', '.join(ids)}"
+        )
+    category_ids = [ids[name] for name in classes]
+    found: list[dict[str, Any]] = []
+    for image_id, place in tqdm(places.items(), unit="image", disable=None if progress else True):
+        found += predict(read_image(place)).as_coco(image_id, category_ids)
+    kinds = ["bbox", "segm"] if found and "segmentation" in found[0] else ["bbox"]
+    if not found:
+        return dict.fromkeys((f"bbox/{name}" for name in METRICS), 0.0)
+    scores: dict[str, float] = {}
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its steps
+        truth = COCO()
+        truth.dataset = {"info": {}, **content}
+        truth.createIndex()
+        for kind in kinds:
+            # A mask's size is its own area, which pycocotools takes from the box where there is one.
+            left_out = {"bbox": "segmentation", "segm": "bbox"}[kind]
+            results = truth.loadRes([{key: row[key] for key in row if key != left_out} for row in found])
+            evaluation = COCOeval(truth, results, kind)
+            evaluation.params.catIds = category_ids
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            for name, value in zip(METRICS, evaluation.stats):
+                scores[f"{kind}/{name}"] = 100 * float(value) if value >= 0 else float("nan")
+    return scores
