@@ -69,7 +69,9 @@ def create_model(
     if trained is None:
         if args.initial_checkpoint:
             _load_initial(model, args.initial_checkpoint)
-        model = _choose_edges(args, model, source)
+        if source is not None:
+            _read_edges(model, source, args.edges_from)
+        model = _pruned(args, model)
     if args.freeze_alpha:
         connectivity.freeze(model)
         if args.sparsity != "none":
@@ -119,17 +121,24 @@ def _graphs(args: argparse.Namespace, source: Mapping[str, Tensor] | None) -> di
     return graphs
 
 
-def _choose_edges(args: argparse.Namespace, model: nn.Module, source: Mapping[str, Tensor] | None) -> nn.Module:
-    """Return the network with the edge weights of --edges-from, and without the edges that are to be pruned."""
-    if source is not None:
-        for name, wiring in connectivity.wirings(model).items():
-            own = {key: source.get(f"{name}.{key}") for key in wiring.state_dict()}
-            if any(value is None for value in own.values()):
-                raise WeightsError(f"--edges-from {args.edges_from!r} has no {name}: it is of another kind of network")
-            wiring.load_state_dict(own)
+def _read_edges(model: nn.Module, source: Mapping[str, Tensor], path: str) -> None:
+    """Give a network the edge weights of a state dict, in place.
+
+    Raises:
+        WeightsError: names `path` and the wiring that it lacks.
+    """
+    for name, wiring in connectivity.wirings(model).items():
+        own = {key: source.get(f"{name}.{key}") for key in wiring.state_dict()}
+        if any(value is None for value in own.values()):
+            raise WeightsError(f"--edges-from {path!r} has no {name}: it is of another kind of network")
+        wiring.load_state_dict(own)
+
+
+def _pruned(args: argparse.Namespace, model: nn.Module) -> nn.Module:
+    """Return the network without the edges that are to be pruned; itself if none are."""
     if args.prune_threshold is None and args.prune_keep is None:
         return model
-    if source is None and not (args.initial_checkpoint or args.pretrained):
+    if not (args.edges_from or args.initial_checkpoint or args.pretrained):
         raise ConfigError(
             "pruning needs edge weights that were trained: give --initial-checkpoint FILE, or --edges-from FILE to "
             "train the pruned graphs from scratch"

@@ -6,9 +6,10 @@ import contextlib
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad
 from torch import Tensor, nn
 
 from topodet import connectivity
-from topodet.errors import DataError, TopodetError
+from topodet.errors import DataError, TopodetError, WeightsError
 from topodet.pretrain.group import Group
 from topodet.pretrain.loader import Loader
 from topodet.pretrain.log import Progress, RunLogger
@@ -70,6 +71,31 @@ class Training:
         """Optimiser steps of an epoch."""
         return self.loader.batches // self.grad_accum_steps
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a run needs to go on exactly after an epoch, under the keys of timm's checkpoints."""
+        state = {"state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.model_ema is not None:
+            state["state_dict_ema"] = self.model_ema.module.state_dict()
+        if self.scaler is not None:
+            state[self.scaler.state_dict_key] = self.scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the state of `state_dict`; other entries are passed over. The schedule follows from the epoch.
+
+        Raises:
+            WeightsError: it does not fit the model or the optimiser.
+        """
+        try:
+            self.model.load_state_dict(state["state_dict"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.model_ema is not None:
+                self.model_ema.module.load_state_dict(state["state_dict_ema"])
+            if self.scaler is not None and self.scaler.state_dict_key in state:
+                self.scaler.load_state_dict(state[self.scaler.state_dict_key])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise WeightsError(f"the state does not fit the model or the optimiser: {error}") from error
+
 
 def seed_all(*numbers: int) -> None:
     """Seed every random generator of this process from a few numbers, the same way each time."""
@@ -88,16 +114,14 @@ def autocast_context(
     return partial(torch.autocast, device_type=device.type, dtype=dtype)
 
 
-def train_epoch(
-    training: Training, epoch: int, progress: Progress, run_logger: RunLogger | None, last_checkpoint: str
-) -> dict[str, float]:
+def train_epoch(training: Training, epoch: int, progress: Progress, run_logger: RunLogger | None) -> dict[str, float]:
     """Train one epoch, which depends on the weights, the seed and `epoch` alone.
 
     Returns:
         train_loss, penalty (already weighted), train_top1 in percent, lr of the last update, images_per_s, bad_images.
 
     Raises:
-        DivergedError: the loss is no finite number; names the update and `last_checkpoint`.
+        DivergedError: the loss is no finite number; names the update.
         DataError: an image cannot be read and the run is to stop then.
     """
     seed_all(training.seed, epoch, training.group.rank)
@@ -110,7 +134,7 @@ def train_epoch(
     training.scheduler.step(epoch)
 
     updates = training.updates_per_epoch
-    watch = _Watch(training, epoch, progress, run_logger, last_checkpoint)
+    watch = _Watch(training, epoch, progress, run_logger)
     batches = _unwrapped(training.loader)
     progress.start_epoch(epoch)
     try:
@@ -210,14 +234,11 @@ def _backward(training: Training, loss: Tensor, step: bool) -> None:
 class _Watch:
     """Gathers what the updates of an epoch yield, and looks at it only at reports, so that a GPU need not wait."""
 
-    def __init__(
-        self, training: Training, epoch: int, progress: Progress, run_logger: RunLogger | None, last_checkpoint: str
-    ) -> None:
+    def __init__(self, training: Training, epoch: int, progress: Progress, run_logger: RunLogger | None) -> None:
         self.training = training
         self.epoch = epoch
         self.progress = progress
         self.run_logger = run_logger
-        self.last_checkpoint = last_checkpoint
         self._pending: list[Tensor] = []
         self._lrs: list[float] = []
         self._rows: list[list[float]] = []
@@ -271,26 +292,25 @@ class _Watch:
         updates = self.training.updates_per_epoch
         raise DivergedError(
             f"the loss is {row[0] + row[1]} in epoch {self.epoch}, update {update} of {updates} (update "
-            f"{self.epoch * updates + update} of the run) at learning rate {lr:.3g}. {self.last_checkpoint}. "
+            f"{self.epoch * updates + update} of the run) at learning rate {lr:.3g}. "
             "Try a lower --lr, a longer --warmup-epochs or --clip-grad 1, and --amp-dtype bfloat16 with --amp"
         )
 
 
-def check_finite(model: nn.Module, epoch: int, last_checkpoint: str) -> None:
+def check_finite(model: nn.Module, epoch: int) -> None:
     """Refuse to go on, and so to save, when a weight or buffer of the model is no finite number.
 
     Raises:
-        DivergedError: names the tensor and `last_checkpoint`.
+        DivergedError: names the tensor.
     """
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise DivergedError(
-                f"{name!r} holds a value that is not finite after the last update of epoch {epoch}. {last_checkpoint}. "
+                f"{name!r} holds a value that is not finite after the last update of epoch {epoch}. "
                 "Try a lower --lr, a longer --warmup-epochs or --clip-grad 1"
             )
 
 
-@torch.no_grad()
 def evaluate(training: Training, forward: nn.Module, loader: Loader) -> dict[str, float]:
     """Return loss, top1 and top5 (percent) over every image of the dataset once, in any number of processes.
 
@@ -298,26 +318,16 @@ def evaluate(training: Training, forward: nn.Module, loader: Loader) -> dict[str
         DataError: an image cannot be read and the run is to stop then, or none can.
     """
     group = training.group
-    forward.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=group.device)
-    place = group.rank
-    for images, targets in _unwrapped(loader):
-        images, targets = images.to(group.device), targets.to(group.device)
-        if training.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        with training.autocast():
-            logits = forward(images)
-        # The sampler repeats images so that each process has as many; images that stand in for others count neither.
-        places = place + group.world_size * torch.arange(len(targets), device=group.device)
-        place += group.world_size * len(targets)
-        counts = targets != NO_TARGET
-        if loader.count is not None:
-            counts &= places < loader.count
-        sums += _scores(logits.float(), targets, counts)
-    loss, top1, top5, count = group.sum(sums).tolist()
-    if not count:
-        raise DataError("no image of the validation split can be read")
-    return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
+    sums = _sums(
+        forward.eval(),
+        _unwrapped(loader),
+        group.device,
+        # The sampler repeats images so that each process has as many.
+        places=range(group.rank, loader.count, group.world_size) if loader.count is not None else None,
+        channels_last=training.channels_last,
+        autocast=training.autocast,
+    )
+    return _means(group.sum(sums), "no image of the validation split can be read")
 
 
 def accuracy(batches: Iterable[tuple[Tensor, Tensor]]) -> Callable[[nn.Module], dict[str, float]]:
@@ -328,19 +338,49 @@ def accuracy(batches: Iterable[tuple[Tensor, Tensor]]) -> Callable[[nn.Module], 
             -1 do not count.
     """
 
-    @torch.no_grad()
     def evaluate(model: nn.Module) -> dict[str, float]:
-        device = next(model.parameters()).device
-        sums = torch.zeros(4, dtype=torch.float64, device=device)
-        for images, targets in batches:
-            targets = targets.to(device)
-            sums += _scores(model(images.to(device)).float(), targets, targets != NO_TARGET)
-        loss, top1, top5, count = sums.tolist()
-        if not count:
-            raise DataError("there is no image to evaluate on")
-        return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count}
+        means = _means(_sums(model, batches, next(model.parameters()).device), "there is no image to evaluate on")
+        return {name: means[name] for name in ("top1", "top5", "loss")}  # the first one names a damage
 
     return evaluate
+
+
+@torch.no_grad()
+def _sums(
+    forward: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    *,
+    places: range | None = None,
+    channels_last: bool = False,
+    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> Tensor:
+    """Return the sums of `_scores` over all batches.
+
+    Args:
+        places: of this process's images in the dataset; what comes after the last one does not count.
+    """
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    seen = 0
+    for images, targets in batches:
+        images, targets = images.to(device), targets.to(device)
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast():
+            logits = forward(images)
+        counts = targets != NO_TARGET  # images that stand in for others
+        if places is not None:
+            counts &= torch.arange(seen, seen + len(targets), device=device) < len(places)
+        seen += len(targets)
+        sums += _scores(logits.float(), targets, counts)
+    return sums
+
+
+def _means(sums: Tensor, nothing: str) -> dict[str, float]:
+    loss, top1, top5, count = sums.tolist()
+    if not count:
+        raise DataError(nothing)
+    return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
 
 
 def _scores(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:

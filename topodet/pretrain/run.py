@@ -18,7 +18,7 @@ from topodet.errors import ConfigError, TopodetError, WeightsError
 from topodet.files import atomic_write
 from topodet.models import check_timm_name
 from topodet.pretrain import build, data
-from topodet.pretrain.engine import Training, check_finite, evaluate, seed_all, train_epoch
+from topodet.pretrain.engine import DivergedError, Training, check_finite, evaluate, seed_all, train_epoch
 from topodet.pretrain.group import Group, join
 from topodet.pretrain.loader import Loader
 from topodet.pretrain.log import Progress, RunLogger, logging_to_stderr
@@ -77,10 +77,7 @@ def _run(args: argparse.Namespace, group: Group) -> list[dict]:
     history: list[dict] = [] if checkpoint is None else checkpoint["history"]
     saver = Saver(
         folder,
-        model,
-        training.optimizer,
-        training.model_ema,
-        training.scaler,
+        training,
         facts={
             "arch": args.model,
             "args": options,
@@ -96,7 +93,10 @@ def _run(args: argparse.Namespace, group: Group) -> list[dict]:
     start = 0
     if checkpoint is not None:
         start = checkpoint["epoch"] + 1
-        _load_state(training, checkpoint, path)
+        try:
+            training.load_state_dict(checkpoint)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
         saver.load_state((row["epoch"], row["metric"]) for row in history[:-1] if row["metric"] is not None)
     if not group.primary:
         _epochs(args, training, val_loader, saver, None, start, epochs)
@@ -138,9 +138,12 @@ def _epochs(
     progress = Progress(epochs, updates, start * updates, show=group.primary)
     for epoch in range(start, epochs):
         began = time.monotonic()
-        last = f"The last good checkpoint is {saver.last}" if epoch else "There is no checkpoint yet"
-        row = {"epoch": epoch, **train_epoch(training, epoch, progress, run_logger, last)}
-        check_finite(training.model, epoch, last)
+        try:
+            row = {"epoch": epoch, **train_epoch(training, epoch, progress, run_logger)}
+            check_finite(training.model, epoch)
+        except DivergedError as error:
+            last = f"The last good checkpoint is {saver.last}" if epoch else "There is no checkpoint yet"
+            raise DivergedError(f"{error}. {last}") from error
         if group.world_size > 1 and args.dist_bn and not args.sync_bn:
             distribute_bn(training.model, group.world_size, args.dist_bn == "reduce")
             if training.model_ema is not None and not args.model_ema_force_cpu:
@@ -213,18 +216,6 @@ def _find_checkpoint(args: argparse.Namespace, folder: Path, group: Group) -> tu
         if path is not None:
             state = read_checkpoint(path)
     return group.share((path, state))
-
-
-def _load_state(training: Training, checkpoint: dict, path: Path) -> None:
-    try:
-        training.model.load_state_dict(checkpoint["state_dict"])
-        training.optimizer.load_state_dict(checkpoint["optimizer"])
-        if training.model_ema is not None:
-            training.model_ema.module.load_state_dict(checkpoint["state_dict_ema"])
-        if training.scaler is not None and training.scaler.state_dict_key in checkpoint:
-            training.scaler.load_state_dict(checkpoint[training.scaler.state_dict_key])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise WeightsError(f"the state in {path} does not fit the model or the optimiser: {error}") from error
 
 
 def _tell(

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler
+from timm.utils import CheckpointSaver
 
 from topodet.errors import WeightsError
 from topodet.files import atomic_torch_save
+from topodet.pretrain.engine import Training
 
 LAST = "last.pth.tar"
 
@@ -24,7 +25,7 @@ class Saver(CheckpointSaver):
 
     Args:
         folder: where the files go.
-        model: the bare model, without wrappers.
+        training: whose state is saved.
         facts: what every checkpoint of the run holds besides the training state: arch, args, data_config and so on.
         history: the rows of all finished epochs; the caller appends to this very list.
         decreasing: a lower metric is better.
@@ -34,10 +35,7 @@ class Saver(CheckpointSaver):
     def __init__(
         self,
         folder: Path,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        model_ema: ModelEmaV3 | None,
-        amp_scaler: NativeScaler | None,
+        training: Training,
         *,
         facts: Mapping,
         history: list[dict],
@@ -45,15 +43,16 @@ class Saver(CheckpointSaver):
         max_history: int,
     ) -> None:
         super().__init__(
-            model,
-            optimizer,
-            model_ema=model_ema,
-            amp_scaler=amp_scaler,
+            training.model,
+            training.optimizer,
+            model_ema=training.model_ema,
+            amp_scaler=training.scaler,
             checkpoint_dir=str(folder),
             recovery_dir=str(folder),
             decreasing=decreasing,
             max_history=max_history,
         )
+        self.training = training
         self.facts = dict(facts)
         self.history = history
 
@@ -88,14 +87,9 @@ class Saver(CheckpointSaver):
             **self.facts,
             "epoch": epoch,
             "version": 2,
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.training.state_dict(),
             "history": self.history,
         }
-        if self.model_ema is not None:
-            state["state_dict_ema"] = self.model_ema.module.state_dict()
-        if self.amp_scaler is not None:
-            state[self.amp_scaler.state_dict_key] = self.amp_scaler.state_dict()
         if metric is not None:
             state["metric"] = metric
         return state
