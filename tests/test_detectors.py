@@ -20,6 +20,7 @@ def train_mmdet(folder, coco, nano):
 
     options = {
         "train_cfg.max_epochs": 1,
+        "custom_hooks": [{"type": "TopoNetCheckHook"}],
         "model.backbone.pretrained": str(nano.pth),
         "model.roi_head.bbox_head.num_classes": 2,
         "metainfo": {"classes": CLASSES},
@@ -42,6 +43,7 @@ def train_detectron2(folder, coco, nano):
     return code.replace("epoch_12.pth", "model_final.pth").replace("config.py", "config.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [train_mmdet, train_detectron2])
 def test_the_same_lines(train, tmp_path, monkeypatch, capsys):
     coco = write_coco(tmp_path / "set", CLASSES)

@@ -112,6 +112,7 @@ def test_a_wrong_import_is_found(tmp_path):
     assert [part_of(name) for _, name in found] == ["weights", "errors", "", "related"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [

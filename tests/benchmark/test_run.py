@@ -50,6 +50,7 @@ def test_memory_is_the_median_of_processes(monkeypatch):
     assert measure.process_memory(make_settings(**TINY), "model") == {"baseline_mb": 1.0, "eval_peak_mb": 3.0}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose malloc this is about")
 @pytest.mark.parametrize("kept", [True, False])
 def test_freed_memory_is_kept(kept):

@@ -242,6 +242,7 @@ def test_the_stock_script_can_save_a_lazy_config(name, tmp_path):
     assert saved.dataloader.test.mapper.image_format == config.model.input_format
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_small_configs_train_a_step(name, coco, nano):
     cfg = yaml_config(name, "MODEL.TOPONET.PRETRAINED", nano.pth)
@@ -343,6 +344,7 @@ def test_a_pair_reads_the_same_images(pair, coco):
         assert one["instances"].has("gt_masks") == other["instances"].has("gt_masks") == ("mask" in pair.name)
 
 
+@pytest.mark.slow
 def test_a_pair_trains_the_same_step(pair, coco):
     cfg, models, optimizers = pair.cfg, pair.models, pair.optimizers
     models[1].load_state_dict(models[0].state_dict())
@@ -400,6 +402,7 @@ def test_a_small_config_detects_as_mmdetections_does(small_pair, nano):
     assert torch.equal(found.pred_classes, expected.labels)
 
 
+@pytest.mark.slow
 def test_a_small_config_trains_as_mmdetections_does(small_pair):
     from mmengine.optim import LinearLR, MultiStepLR
 

@@ -91,6 +91,7 @@ def parallel_steps(rank, address, results):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_train_together(tmp_path):
     torch.multiprocessing.spawn(parallel_steps, (f"file://{tmp_path}/rendezvous", tmp_path), nprocs=2)
     for freeze_at, features in CASES:

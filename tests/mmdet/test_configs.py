@@ -53,6 +53,7 @@ def test_the_list_of_configs():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_trains_a_step_as_shipped(name, coco, backbone_files, tmp_path):
     # Not the records of the edges, which other tests make: pictures take longer than the step.

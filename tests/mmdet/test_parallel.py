@@ -1,5 +1,6 @@
 """Freezing and data-parallel training: two processes, gloo, without `find_unused_parameters`."""
 
+import pytest
 import torch
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
@@ -30,6 +31,7 @@ def steps(rank, address, results):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_train_together(tmp_path):
     torch.multiprocessing.spawn(steps, (f"file://{tmp_path}/rendezvous", tmp_path), nprocs=2)
     for frozen, _ in CASES:

@@ -41,6 +41,7 @@ def first_epoch(digits, nano, tmp_path_factory):
     return work_dir, options, output
 
 
+@pytest.mark.slow
 def test_training_says_what_it_loaded_and_leaves_its_record(first_epoch, nano):
     work_dir, _, output = first_epoch
     tensors = len(torch.load(nano.pth, weights_only=True)["state_dict"])
@@ -52,6 +53,7 @@ def test_training_says_what_it_loaded_and_leaves_its_record(first_epoch, nano):
     assert list(work_dir.glob("*/vis_data/events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_testing_needs_the_weights_file_no_more(first_epoch, tmp_path):
     work_dir, options, _ = first_epoch
     options = {**options, "model.backbone.pretrained": None}
@@ -68,6 +70,7 @@ def test_a_checkpoint_remembers_its_preprocessing(first_epoch, digits, tmp_path)
         runner.test()
 
 
+@pytest.mark.slow
 def test_resuming(first_epoch):
     work_dir, options, _ = first_epoch
     code, output = call("train.py", "--work-dir", work_dir, "--resume", options={**options, "train_cfg.max_epochs": 2})

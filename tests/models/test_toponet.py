@@ -239,6 +239,7 @@ def test_wrong_arguments_are_named(arguments, error, message):
         TopoNet(**arguments)
 
 
+@pytest.mark.slow
 def test_registration_does_not_depend_on_the_order_of_imports():
     for first, second in (("topodet", "timm"), ("timm", "topodet"), ("topodet.models", "timm")):
         code = f"import {first}, {second}, timm; timm.create_model('toponet_nano')"

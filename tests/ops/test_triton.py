@@ -18,6 +18,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed: torch br
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_under_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/ops/interpreted_triton.py"]
     done = subprocess.run(

@@ -11,6 +11,7 @@ from topodet.pretrain.group import join
 from .helpers import curve, load, options, start, train
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(images, tmp_path):
     # Normalisation within each image: batch statistics would depend on how a batch is divided.
     more = ("--no-aug", "--model-kwargs", "norm_layer=groupnorm1", "--sparsity", "adaptive", "--model-ema")

@@ -176,6 +176,7 @@ class TestRun:
         with pytest.raises(ConfigError, match="--cutout 8 -> 4"):
             train(arrays, tmp_path / "killed", *more, "--cutout", "4", "--resume", "auto")
 
+    @pytest.mark.slow
     def test_two_processes_equal_one(self, arrays, tmp_path):
         more = (*FAST, "--model-kwargs", "norm_layer=groupnorm1", "--lr", "0.01", "--epochs", "1")
         rows = train(arrays, tmp_path / "one", *more)

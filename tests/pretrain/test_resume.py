@@ -39,6 +39,7 @@ def assert_same_run(left, right):
     assert_same_tensors(best[0]["state_dict"], best[1]["state_dict"])
 
 
+@pytest.mark.slow
 def test_killed_from_outside(images, tmp_path):
     more = (*MORE, "--workers", "1", "--reprob", "0.3", "--mixup", "0.2")
     train(images, tmp_path / "whole", *more)
@@ -54,6 +55,7 @@ def test_killed_from_outside(images, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_killed_at_every_step(images, tmp_path):
     """Each process kills itself one step later than the one before; steps are updates, renames and links of files."""
     train(images, tmp_path / "whole", *MORE)

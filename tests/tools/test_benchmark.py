@@ -53,6 +53,7 @@ def test_the_record_says_what_was_measured_and_on_what(record):
             assert ratio == rows["model"]["median_ms"] / rows[other]["median_ms"]
 
 
+@pytest.mark.slow
 def test_memory_is_of_processes_of_their_own(tmp_path, capsys):
     path = tmp_path / "a.json"
     assert benchmark.main([*TINY, "--contestants", "model", "chain", "--memory-runs", "1", "--json", str(path)]) == 0

@@ -8,6 +8,7 @@ from tools import quickstart
 KEYS = {"ap", "ap50", "ap50_random_init", "tensors_loaded", "tensors_total", "edges_near_zero", "minutes"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", quickstart.FRAMEWORKS)
 def test_every_step_on_a_few_images(framework, tmp_path, capfd):
     """The whole way, too short to learn anything: what it must leave behind is there."""
