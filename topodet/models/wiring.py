@@ -28,6 +28,7 @@ class Wiring(nn.Module):
         edge_weights: "learned" makes alpha a parameter, "fixed" a buffer. Both start at 1.
         numbers: what the nodes are called in `edges`, ascending; 0, 1, ... by default. What is left of a larger graph
             can keep its numbers.
+        device, dtype: of alpha; the edges lie on the same device.
 
     Raises:
         ConfigError: another `edge_weights`.
@@ -37,22 +38,29 @@ class Wiring(nn.Module):
     alternate = True  # see `ops.Graph`
 
     def __init__(
-        self, topology: Topology, edge_weights: EdgeWeights = "learned", *, numbers: Sequence[int] | None = None
+        self,
+        topology: Topology,
+        edge_weights: EdgeWeights = "learned",
+        *,
+        numbers: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         self.topology = topology
         self.numbers = tuple(range(topology.num_nodes) if numbers is None else numbers)
-        alpha = torch.ones(topology.num_edges)
+        alpha = torch.ones(topology.num_edges, device=device, dtype=dtype)
         if edge_weights == "learned":
             self.alpha = nn.Parameter(alpha)
         elif edge_weights == "fixed":
             self.register_buffer("alpha", alpha)
         else:
             raise ConfigError(unknown_name("edge_weights", edge_weights, ("learned", "fixed")))
-        self.register_buffer("edges", torch.tensor(self._numbered(), dtype=torch.int64))
+        self.register_buffer("edges", torch.tensor(self._numbered(), dtype=torch.int64, device=device))
         # Of the same graph as `edges`: a file with another one is refused.
         self.graph = Graph(topology.predecessors, alternate=self.alternate)
-        self.register_buffer("order", torch.tensor(self.graph.order, dtype=torch.int64), persistent=False)
+        order = torch.tensor(self.graph.order, dtype=torch.int64, device=device)
+        self.register_buffer("order", order, persistent=False)
 
     @property
     def learned(self) -> bool:
@@ -60,8 +68,14 @@ class Wiring(nn.Module):
         return isinstance(self.alpha, nn.Parameter) and self.alpha.requires_grad
 
     def reset_parameters(self) -> None:
-        """Set every edge weight to 1, as the paper does."""
+        """Set every edge weight to 1, as the paper does, and the edges, which `to_empty` leaves undefined."""
         nn.init.ones_(self.alpha)
+        self._fill("edges", self._numbered())
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Set what no file has and `to_empty` leaves undefined; transformers calls it by this name of timm's."""
+        self._fill("order", self.graph.order)
 
     @torch.no_grad()
     def subset(self, edges: Collection[Edge], *, renumber: bool) -> Wiring:
@@ -95,10 +109,23 @@ class Wiring(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # Raised here and not collected, because frameworks that load with strict=False only log what is collected.
+        # The buffer is no truth to compare with: what was built on the meta device holds no values yet.
         edges = state_dict.get(f"{prefix}edges")
-        if edges is not None and (edges.shape != self.edges.shape or not torch.equal(edges.cpu(), self.edges.cpu())):
+        if edges is not None and not edges.is_meta and edges.tolist() != [list(edge) for edge in self._numbered()]:
             raise WeightsError(self._describe_mismatch(prefix, edges))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if edges is None:
+            self._fill("edges", self._numbered())
+        self.init_non_persistent_buffers()
+
+    @torch.no_grad()
+    def _fill(self, name: str, values: Sequence[Sequence[int]]) -> None:
+        """Set a buffer, on the device of alpha; in place where it is there, for those who hold it."""
+        tensor = torch.tensor(values, dtype=torch.int64, device=self.alpha.device)
+        if getattr(self, name).device == tensor.device:
+            getattr(self, name).copy_(tensor)
+        else:
+            setattr(self, name, tensor)
 
     def _numbered(self) -> list[Edge]:
         return [(self.numbers[j], self.numbers[i]) for j, i in self.topology.edges]

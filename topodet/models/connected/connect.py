@@ -259,7 +259,7 @@ def _unfold(container: nn.Module, kinds: Mapping[str, Residual], edge_weights: E
     for run in runs:
         first = container.get_submodule(next(iter(run)))
         output = next(reversed(run.values())).end
-        first.wiring = ResidualWiring(complete(output + 1), edge_weights).to(device).train(first.training)
+        first.wiring = ResidualWiring(complete(output + 1), edge_weights, device=device).train(first.training)
     chain = ConnectedSequential(container, {key: link for run in runs for key, link in run.items()})
     for attribute, value in vars(container).items():
         if "_hooks" in attribute:  # what looks at a stage looks at its chain

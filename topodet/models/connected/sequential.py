@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import compress, pairwise
 from typing import Any
 
+import torch
 from timm.models import checkpoint_seq
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ...errors import ConfigError
 from ...ops import WeightedSums
@@ -34,12 +35,16 @@ class ResidualWiring(Wiring):
         nodes = self.topology.num_nodes
         return self.numbers == tuple(range(nodes)) and self.topology.num_edges == nodes * (nodes - 1) // 2
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+    def add_missing(self, state_dict: dict[str, Tensor], prefix: str, device: torch.device) -> None:
+        """Put weights 1 and the edges into a state dict, in place, that knows nothing of them."""
         if self.complete and f"{prefix}alpha" not in state_dict and f"{prefix}edges" not in state_dict:
             state_dict |= {
-                f"{prefix}alpha": self.alpha.detach().new_ones(self.alpha.shape),
-                f"{prefix}edges": self.edges,
+                f"{prefix}alpha": torch.ones(self.alpha.shape, dtype=self.alpha.dtype, device=device),
+                f"{prefix}edges": torch.tensor(self._numbered(), dtype=torch.int64, device=device),
             }
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        self.add_missing(state_dict, prefix, self.alpha.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -212,6 +217,15 @@ class ConnectedSequential(nn.Module):
             if not links[following].opens:  # who reads the sum activates it
                 links[name] = replace(links[name], activation=None)
         return links
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        # A network built on the meta device has no device yet: that of the file's tensors, of which a wiring that the
+        # file does not know will see none.
+        device = next((tensor.device for key, tensor in state_dict.items() if key.startswith(prefix)), None)
+        for name, link in self.links.items():
+            if link.begins and name in self._modules and self._modules[name].wiring.alpha.is_meta and device:
+                self._modules[name].wiring.add_missing(state_dict, f"{prefix}{name}.wiring.", device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def rewired(self) -> bool:
