@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from timm.layers import get_norm_layer
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import ConfigError
 from ..ops.memory_format import from_fast_format, to_fast_format
@@ -17,6 +17,10 @@ from .stage import NormLayer, TopoStage
 from .wiring import EdgeWeights
 
 TopologySpec = str | Mapping[str, Any] | Topology
+
+# What they do depends on the tensor: torch.fx records the calls and does not look into them.
+fx.wrap("to_fast_format")
+fx.wrap("from_fast_format")
 
 # What differs between the named networks; everything else has one default.
 ARCHITECTURE_ARGUMENTS = ("nodes", "width", "topology", "edge_weights", "seed")
@@ -74,11 +78,10 @@ class Trunk(nn.Module):
 
     def stage_features(self, x: Tensor) -> Iterator[Tensor]:
         """Yield each stage's feature map in turn; a caller that stops early computes no more than it read."""
-        fast = to_fast_format(x)
-        features = self.stem(fast)
+        features = self.stem(to_fast_format(x))
         for stage in self.stages:
             features = stage(features)
-            yield features if fast is x else from_fast_format(features)
+            yield from_fast_format(features, x)
 
     def frozen_modules(self, frozen_stages: int) -> list[nn.Module]:
         """Return what `frozen_stages` freezes: -1 nothing, 0 the stem, k the stem and the first k stages.

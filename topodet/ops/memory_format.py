@@ -18,15 +18,19 @@ def to_fast_format(x: Tensor) -> Tensor:
     result back, at each convolution; torch's compiler makes the same choice. Elsewhere `x` itself is returned: on GPUs,
     in float64, where something traces.
     """
+    return x.contiguous(memory_format=torch.channels_last) if _has_slow_format(x) else x
+
+
+def from_fast_format(x: Tensor, given: Tensor) -> Tensor:
+    """Return a feature map that was computed of `to_fast_format(given)`: in torch's own format where `given` has it."""
+    return _FromFastFormat.apply(x) if _has_slow_format(given) else x
+
+
+def _has_slow_format(x: Tensor) -> bool:
     maps = x.device.type == "cpu" and x.ndim == 4 and x.dtype != torch.float64
     if maps and _has_onednn and not is_traced(x) and (torch.compiler.is_dynamo_compiling() or onednn.enabled):
-        return x.contiguous(memory_format=torch.channels_last)
-    return x
-
-
-def from_fast_format(x: Tensor) -> Tensor:
-    """Return a feature map that was computed in another format than was given, in torch's own."""
-    return _FromFastFormat.apply(x)
+        return not x.is_contiguous(memory_format=torch.channels_last)
+    return False
 
 
 class _FromFastFormat(torch.autograd.Function):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, library
+from torch import Tensor, fx, library
 
 from .dispatch import Kernel, accumulation_dtype, kernel, triton_works
 
@@ -66,14 +66,17 @@ class WeightedSums:
         self.sources, self.readers = graph.sources, graph.readers
         self.kernel = kernel(like)
         self.backward = torch.is_grad_enabled() and self.kernel != "plain"
+        # What each node reads of each of its sources.
+        self.views: list[dict[int, Tensor]] = [{} for _ in self.sources]
+        self.graph, self.alpha, self.recorded = graph, alpha, isinstance(like, fx.Proxy)
+        if self.recorded:
+            return
         if self.kernel == "plain":  # nothing but the sums in what is traced
             self.sources, incoming = graph.predecessors, alpha
         else:
             incoming = alpha[order[0]].detach()
         self.incoming = incoming.split([len(row) for row in self.sources])
         self.outgoing = alpha[order[1]].split([len(row) for row in self.readers]) if self.backward else None
-        # What each node reads of each of its sources.
-        self.views: list[dict[int, Tensor]] = [{} for _ in self.sources]
 
     def put(self, j: int, feature: Tensor, start: int = 0, stop: int | None = None) -> None:
         """Take the feature of node j, [B, C, H, W], for its readers `start:stop`; for all of them by default."""
@@ -89,6 +92,9 @@ class WeightedSums:
         terms = [self.views[i][j] for j in self.sources[i]]
         if not torch.is_grad_enabled():
             self.views[i].clear()  # a feature goes with its last reader
+        if self.recorded:
+            start = sum(map(len, self.graph.predecessors[:i]))
+            return recorded_sum(terms, self.alpha, start, self.sources[i] != self.graph.predecessors[i])
         if self.backward:
             return _Sum.apply(self.kernel, self.incoming[i], *terms)
         return _ADD_UP[self.kernel](terms, self.incoming[i])
@@ -127,6 +133,22 @@ class _Read(torch.autograd.Function):
             return None, _ADD_UP[kernel](gradients, weights), None
         total, products = _ADD_UP_AND_DOT[kernel](gradients, weights, *feature)
         return None, total if ctx.needs_input_grad[1] else None, products.to(weights.dtype)
+
+
+@fx.wrap
+def recorded_sum(terms: Sequence[Tensor], alpha: Tensor, start: int, descending: bool) -> Tensor:
+    """Return the sum of one node in a graph of torch.fx: it records this call, and the kernel is chosen when it runs.
+
+    Args:
+        terms: what the node reads.
+        alpha: [E]; the weights of the terms begin at `start`.
+        descending: whether the terms come in the order opposite to that of their weights.
+    """
+    weights = alpha[start : start + len(terms)]
+    weights = weights.flip(0) if descending else weights
+    if torch.is_grad_enabled():
+        return weighted_sum(terms, weights)
+    return _ADD_UP[kernel(terms[0])](terms, weights)
 
 
 def weighted_sum(terms: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import compress, pairwise
 from typing import Any
 
@@ -330,7 +331,11 @@ class _Step:
         self.place = place
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.state(self.block, self.link, self.place, x, *args, **kwargs)
+        run = partial(self.state, self.block, self.link, self.place)
+        if isinstance(x, fx.Proxy) and not x.tracer.is_leaf_module(self.block, ""):
+            # In a graph of torch.fx the sum is the output of the block, as the addition of the original is.
+            return x.tracer.call_module(self.block, run, (x, *args), kwargs)
+        return run(x, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name in self.__slots__:
