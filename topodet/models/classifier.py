@@ -23,13 +23,16 @@ class StagedClassifier(nn.Module, ABC):
     Attributes:
         head: pools, drops out and classifies.
         num_classes: outputs of the classifier.
-        num_features: channels of the last stage.
+        in_chans: channels of the image.
+        num_features, head_hidden_size: channels of the last stage.
         feature_info: what timm wants to know of each stage: channels, stride, name of the module.
     """
 
     head: ClassifierHead
+    in_chans: int
     num_classes: int
     num_features: int
+    head_hidden_size: int
     feature_info: list[dict[str, Any]]
 
     @abstractmethod
@@ -81,11 +84,16 @@ class StagedClassifier(nn.Module, ABC):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last of `indices`, and the classifier if `prune_head`; return the indices."""
-        take, last = feature_take_indices(len(self.feature_info), indices)
+        """Drop the stages after the last of `indices`, and the classifier if `prune_head`; return the indices.
+
+        Where stages go, the classifier goes in any case: what it read is gone. A new one reads the last stage left.
+        """
+        stages = len(self.feature_info)
+        take, last = feature_take_indices(stages, indices)
         self.feature_info = self.feature_info[: last + 1]
         self.keep_stages(last + 1)
-        if prune_head:
+        self.num_features = self.head_hidden_size = self.feature_info[-1]["num_chs"]
+        if prune_head or last + 1 < stages:
             self.reset_classifier(0, "")
         return take
 
@@ -95,7 +103,14 @@ class StagedClassifier(nn.Module, ABC):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier with `num_classes` outputs in place of the old one."""
+        """Put a new classifier with `num_classes` outputs in place of the old one, on the network's device and dtype.
+
+        `global_pool` is timm's pooling type; None keeps what there is.
+        """
+        like = next(self.parameters())
         self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=global_pool)
+        self.head.in_features = self.num_features
+        with torch.device(like.device):
+            self.head.reset(num_classes, pool_type=global_pool)
         init_weights(self.head)
+        self.head.to(dtype=like.dtype)

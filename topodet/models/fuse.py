@@ -106,11 +106,12 @@ class FusedStage(nn.Module):
         edges: those of it that are still read, sorted as they were.
         alpha: their weights.
         out_chs: channels of the output.
+        stride: of the first node.
     """
 
     def __init__(self, stage: TopoStage):
         super().__init__()
-        self.topology, self.out_chs = stage.topology, stage.out_chs
+        self.topology, self.out_chs, self.stride = stage.topology, stage.out_chs, stage.stride
         last = self.topology.num_nodes - 1
         alpha = dict(zip(self.topology.edges, stage.wiring.alpha.tolist()))
         inputs = [[j for j in sources if alpha[j, i]] for i, sources in enumerate(self.topology.predecessors)]
@@ -130,8 +131,9 @@ class FusedStage(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the last node's output, [B, out_chs, ceil(H / 2), ceil(W / 2)]."""
-        size = x.shape[0], self.out_chs, (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
+        """Return the last node's output, [B, out_chs, ceil(H / stride), ceil(W / stride)]."""
+        height, width = ((side + self.stride - 1) // self.stride for side in (x.shape[2], x.shape[3]))
+        size = x.shape[0], self.out_chs, height, width
         sums = None
         for k, (name, node) in enumerate(self.nodes.items()):
             if name == "0":

@@ -53,12 +53,17 @@ def _build(
         raise ConfigError(f"depths must give the blocks of MobileNetV2's {len(_STAGES)} stages, got {tuple(depths)}")
     blocks = decode_arch_def([[stage.format(depth)] for stage, depth in zip(_STAGES, depths)])
     model = kind(blocks, act_layer=nn.ReLU6, **kwargs)
-    return connect(model, edge_weights=edge_weights) if connected else model
+    if not connected:
+        return model
+    return connect(model, edge_weights=edge_weights).to(dtype=kwargs.get("dtype"))  # the edge weights as well
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    # As timm does it for EfficientNets: their feature extractor is a class of its own, with the same names.
-    features = kwargs.pop("features_only", False)
+    # As timm does it for EfficientNets: their feature extractor is a class of its own, with the same names, unless
+    # `feature_cls` asks for another one around the classifier.
+    features = kwargs.get("features_only", False) and not {"feature_cls", "feature_cfg"} & set(kwargs)
+    if features:
+        del kwargs["features_only"]
     model = build_model_with_cfg(
         partial(_build, EfficientNetFeatures if features else EfficientNet, connected=variant.endswith("_connected")),
         variant,

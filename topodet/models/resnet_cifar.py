@@ -32,7 +32,7 @@ from ..errors import ConfigError
 from .classifier import StagedClassifier
 from .connected.connect import rewire
 from .stage import NormLayer
-from .trunk import init_weights
+from .trunk import dilated, given, init_weights
 from .wiring import EdgeWeights
 
 
@@ -50,9 +50,12 @@ class ResNetCifar(StagedClassifier):
         num_classes: outputs of the classifier; 0 leaves it out and returns pooled features.
         global_pool: timm's pooling type.
         drop_rate: dropout before the classifier.
+        output_stride: 1 or 2: stages beyond it do not stride, and are dilated instead. Larger ones, of timm's, change
+            nothing: the last stage has stride 4.
+        device, dtype: of the parameters.
 
     Raises:
-        ConfigError: a depth that is not 6n + 2.
+        ConfigError: a depth that is not 6n + 2, or another `output_stride`.
     """
 
     def __init__(
@@ -64,23 +67,34 @@ class ResNetCifar(StagedClassifier):
         num_classes: int = 100,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        output_stride: int = 32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        factory = given(device=device, dtype=dtype)
         blocks, rest = divmod(depth - 2, 6)
         if blocks < 1 or rest:
             raise ConfigError(f"a ResNet for CIFAR has 6n + 2 layers: 8, 14, 20 and so on, got depth={depth}")
+        if output_stride not in (1, 2, 4, 8, 16, 32):
+            raise ConfigError(f"output_stride={output_stride!r}: use 1, 2 or 4 (no dilation); 8, 16 and 32 are as 4")
         norm = get_norm_layer(norm_layer) if isinstance(norm_layer, str) else norm_layer
-        self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
-        self.bn1 = norm(16)
+        self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False, **factory)
+        self.bn1 = norm(16, **factory)
         self.act1 = nn.ReLU(inplace=True)
-        self.layer1 = _stage(16, 16, blocks, stride=1, norm_layer=norm)
-        self.layer2 = _stage(16, 32, blocks, stride=2, norm_layer=norm)
-        self.layer3 = _stage(32, 64, blocks, stride=2, norm_layer=norm)
+        plan = dilated((1, 2, 2), output_stride)
+        self.layer1 = _stage(16, 16, blocks, norm_layer=norm, **plan[0], **factory)
+        self.layer2 = _stage(16, 32, blocks, norm_layer=norm, **plan[1], **factory)
+        self.layer3 = _stage(32, 64, blocks, norm_layer=norm, **plan[2], **factory)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = 64
-        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
-        self.feature_info = [{"num_chs": 16 * 2**k, "reduction": 2**k, "module": f"layer{k + 1}"} for k in range(3)]
+        self.head = ClassifierHead(
+            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **factory
+        )
+        self.feature_info = [
+            {"num_chs": 16 * 2**k, "reduction": min(2**k, output_stride), "module": f"layer{k + 1}"} for k in range(3)
+        ]
         self.grad_checkpointing = False
         init_weights(self)
 
@@ -106,18 +120,21 @@ class ResNetCifar(StagedClassifier):
         return {"stem": r"^conv1|^bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
 
-def _stage(in_chs: int, out_chs: int, blocks: int, *, stride: int, norm_layer: NormLayer) -> nn.Sequential:
+def _stage(
+    in_chs: int, out_chs: int, blocks: int, *, stride: int, first_dilation: int, dilation: int, **options: Any
+) -> nn.Sequential:
     downsample = None
     if in_chs != out_chs:
-        downsample = downsample_conv(in_chs, out_chs, 1, stride=stride, norm_layer=norm_layer)
+        downsample = downsample_conv(in_chs, out_chs, 1, stride=stride, **options)
     return nn.Sequential(
-        BasicBlock(in_chs, out_chs, stride, downsample, norm_layer=norm_layer),
-        *(BasicBlock(out_chs, out_chs, norm_layer=norm_layer) for _ in range(blocks - 1)),
+        BasicBlock(in_chs, out_chs, stride, downsample, first_dilation=first_dilation, dilation=dilation, **options),
+        *(BasicBlock(out_chs, out_chs, dilation=dilation, **options) for _ in range(blocks - 1)),
     )
 
 
 def _connected(*, edge_weights: EdgeWeights = "learned", **kwargs: Any) -> ResNetCifar:
-    return rewire(ResNetCifar(**kwargs), edge_weights=edge_weights)
+    model = rewire(ResNetCifar(**kwargs), edge_weights=edge_weights)
+    return model.to(dtype=kwargs.get("dtype"))  # the edge weights as well
 
 
 DEPTHS = (20, 32, 44, 56, 110)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,14 +15,14 @@ from ..topology.graph import Edge
 from ..topology.paths import check_paths
 from .wiring import EdgeWeights, Wiring
 
-NormLayer = Callable[[int], nn.Module]
+NormLayer = Callable[..., nn.Module]  # of channels; of device and dtype too where they are given
 
 
 class Node(nn.Module):
     """The operation o_i: ReLU, 3x3 depthwise, 1x1 pointwise, normalisation.
 
     Maps [B, in_chs, H, W] to [B, out_chs, ceil(H / stride), ceil(W / stride)]; with `inplace` the ReLU overwrites
-    its input.
+    its input. `factory` is the device and dtype of the parameters, where they are given.
     """
 
     def __init__(
@@ -30,14 +31,18 @@ class Node(nn.Module):
         out_chs: int,
         *,
         stride: int = 1,
+        dilation: int = 1,
         norm_layer: NormLayer = nn.BatchNorm2d,
         inplace: bool = False,
+        **factory: Any,
     ):
         super().__init__()
         self.inplace = inplace
-        self.conv_dw = nn.Conv2d(in_chs, in_chs, 3, stride=stride, padding=1, groups=in_chs, bias=False)
-        self.conv_pw = nn.Conv2d(in_chs, out_chs, 1, bias=False)
-        self.norm = norm_layer(out_chs)
+        self.conv_dw = nn.Conv2d(
+            in_chs, in_chs, 3, stride=stride, padding=dilation, dilation=dilation, groups=in_chs, bias=False, **factory
+        )
+        self.conv_pw = nn.Conv2d(in_chs, out_chs, 1, bias=False, **factory)
+        self.norm = norm_layer(out_chs, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the node on the sum of its inputs."""
@@ -50,7 +55,7 @@ class Node(nn.Module):
 class TopoStage(nn.Module):
     """The nodes of one graph; node 0 halves the resolution and changes the width, the last one is the output.
 
-    Maps [B, in_chs, H, W] to [B, out_chs, ceil(H / 2), ceil(W / 2)].
+    Maps [B, in_chs, H, W] to [B, out_chs, ceil(H / stride), ceil(W / stride)].
 
     "The change of filters is implied by the first calculation node in each graph" (section 4). Every node computes:
     of the possible readings this is the one nearest to the paper's 23.23M parameters and 3.95G multiply-adds.
@@ -61,6 +66,9 @@ class TopoStage(nn.Module):
         topology: the graph.
         edge_weights: "learned" or "fixed", see `Wiring`.
         norm_layer: from channels to a normalisation module.
+        stride: of node 0.
+        first_dilation, dilation: of the 3x3 convolutions of node 0, and of the others.
+        factory: device and dtype of the parameters; `norm_layer` gets those that are given too.
     """
 
     def __init__(
@@ -71,17 +79,22 @@ class TopoStage(nn.Module):
         *,
         edge_weights: EdgeWeights = "learned",
         norm_layer: NormLayer = nn.BatchNorm2d,
+        stride: int = 2,
+        first_dilation: int = 1,
+        dilation: int = 1,
+        **factory: Any,
     ):
         super().__init__()
-        self.wiring = Wiring(topology, edge_weights)
+        self.wiring = Wiring(topology, edge_weights, **factory)
         self.nodes = nn.ModuleList(
             # Sums belong to the node that reads them, the input of a stage is also a feature map that others read.
-            Node(out_chs, out_chs, norm_layer=norm_layer, inplace=True)
+            Node(out_chs, out_chs, dilation=dilation, norm_layer=norm_layer, inplace=True, **factory)
             if i
-            else Node(in_chs, out_chs, stride=2, norm_layer=norm_layer)
+            else Node(in_chs, out_chs, stride=stride, dilation=first_dilation, norm_layer=norm_layer, **factory)
             for i in range(topology.num_nodes)
         )
         self.out_chs = out_chs
+        self.stride = stride
         self.grad_checkpointing = False
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, unknown_name
 from .classifier import StagedClassifier
 from .stage import NormLayer
-from .trunk import EdgeWeights, TopologySpec, Trunk, build_blocks, init_weights
+from .trunk import EdgeWeights, TopologySpec, Trunk, build_blocks, given, init_weights
 
 
 class TopoNet(Trunk, StagedClassifier):
@@ -26,10 +26,11 @@ class TopoNet(Trunk, StagedClassifier):
     As in Eq. 1 a stage ends in its last node's normalisation; the next node's ReLU, or the pooling, reads that.
 
     Args:
-        nodes, width, topology, edge_weights, seed, in_chans, norm_layer: see `build_blocks`.
+        nodes, width, topology, edge_weights, seed, in_chans, norm_layer, output_stride: see `build_blocks`.
         num_classes: outputs of the classifier; 0 leaves it out and returns pooled features.
         global_pool: timm's pooling type.
         drop_rate: dropout before the classifier.
+        device, dtype: of the parameters.
     """
 
     def __init__(
@@ -45,7 +46,11 @@ class TopoNet(Trunk, StagedClassifier):
         num_classes: int = 1000,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        output_stride: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
+        factory = given(device=device, dtype=dtype)
         blocks = build_blocks(
             nodes=nodes,
             width=width,
@@ -54,11 +59,16 @@ class TopoNet(Trunk, StagedClassifier):
             seed=seed,
             in_chans=in_chans,
             norm_layer=norm_layer,
+            output_stride=output_stride,
+            **factory,
         )
         super().__init__(*blocks)
+        self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.stage_channels[-1]
-        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        self.head = ClassifierHead(
+            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **factory
+        )
         init_weights(self.head)
         self.feature_info = [
             {"num_chs": channels, "reduction": stride, "module": f"stages.{k}"}
@@ -84,7 +94,7 @@ class TopoNetFeatures(Trunk):
 
     Args:
         model: the network whose blocks are used.
-        out_indices: stages to return, 0 at stride 4.
+        out_indices: stages to return, in this order, 0 at stride 4.
     """
 
     def __init__(self, model: TopoNet, out_indices: Sequence[int] = (0, 1, 2, 3)):
@@ -93,13 +103,15 @@ class TopoNetFeatures(Trunk):
         indices, last = feature_take_indices(len(model.stages), list(out_indices))
         self.stem = model.stem
         self.stages = model.stages[: last + 1]
+        self.in_chans = model.in_chans
         self.out_indices = tuple(indices)
         self.feature_info = FeatureInfo(model.feature_info, self.out_indices)
         self.register_load_state_dict_pre_hook(_drop_unread)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the feature maps of `out_indices`, [B, channels, H / stride, W / stride] each."""
-        return [x for k, x in enumerate(self.stage_features(x)) if k in self.out_indices]
+        maps = {k: x for k, x in enumerate(self.stage_features(x)) if k in self.out_indices}
+        return [maps[k] for k in self.out_indices]
 
 
 def _drop_unread(module: Trunk, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

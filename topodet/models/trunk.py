@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -32,10 +34,10 @@ class Stem(nn.Module):
     The activation belongs to the first node.
     """
 
-    def __init__(self, in_chans: int, width: int, *, norm_layer: NormLayer = nn.BatchNorm2d):
+    def __init__(self, in_chans: int, width: int, *, norm_layer: NormLayer = nn.BatchNorm2d, **factory: Any):
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, width, 7, stride=2, padding=3, bias=False)
-        self.norm = norm_layer(width)
+        self.conv = nn.Conv2d(in_chans, width, 7, stride=2, padding=3, bias=False, **factory)
+        self.norm = norm_layer(width, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised convolution."""
@@ -43,14 +45,14 @@ class Stem(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Stem and stages in series, with feature maps by stage at strides 4, 8, 16, 32.
+    """Stem and stages in series, with feature maps by stage at strides 4, 8, 16, 32, or as far as they stride.
 
     Subclasses add a head, or the interface of a framework; parameter names are the same in all of them, so that one
     weights file serves all.
 
     Args:
         stem: from the image to stride 2.
-        stages: each halves the resolution and has `out_chs`.
+        stages: each has `stride` and `out_chs`.
     """
 
     network_prefix = ""  # what names have here that a weights file does not
@@ -69,7 +71,7 @@ class Trunk(nn.Module):
     @property
     def stage_strides(self) -> tuple[int, ...]:
         """Stride of each stage's feature map with respect to the image."""
-        return tuple(4 * 2**k for k in range(len(self.stages)))
+        return tuple(accumulate((stage.stride for stage in self.stages), operator.mul, initial=2))[1:]
 
     @property
     def topologies(self) -> tuple[Topology, ...]:
@@ -133,6 +135,8 @@ def build_blocks(
     in_chans: int = 3,
     norm_layer: str | NormLayer = "batchnorm2d",
     num_stages: int | None = None,
+    output_stride: int | None = None,
+    **factory: Any,
 ) -> tuple[Stem, list[TopoStage]]:
     """Build the blocks of a network from its hyper-parameters; the defaults are the paper's network.
 
@@ -145,21 +149,28 @@ def build_blocks(
         in_chans: channels of the image.
         norm_layer: a name that timm knows, or a callable from channels to a module.
         num_stages: build only so many stages, for a reader that needs no more.
+        output_stride: 8, 16 or 32. Stages beyond it do not stride, and are dilated instead (see `dilated`); None
+            dilates nothing.
+        factory: device and dtype of the parameters, those that are given; `norm_layer` gets them too.
 
     Raises:
-        ConfigError: a width or number of nodes that makes no network, or as many topologies as there are not stages.
+        ConfigError: a width or number of nodes that makes no network, as many topologies as there are not stages, or
+            another `output_stride`.
         TopologyError: a topology that cannot be made.
     """
     if isinstance(nodes, int) or not nodes:
         raise ConfigError(f"nodes must list the nodes of each stage, e.g. (14, 20, 26, 14), got {nodes!r}")
     if width < 1 or in_chans < 1:
         raise ConfigError(f"width and in_chans must be positive, got width={width}, in_chans={in_chans}")
+    if output_stride not in (None, 8, 16, 32):
+        raise ConfigError(f"output_stride={output_stride!r}: use 8, 16 or 32 (four stages without dilation)")
     # A single spec is a name, a mapping or a Topology; anything else lists one for each stage.
     specs = [topology] * len(nodes) if isinstance(topology, str | Mapping | Topology) else list(topology)
     if len(specs) != len(nodes):
         raise ConfigError(f"{len(specs)} topologies for {len(nodes)} stages; give one for all stages or one each")
     norm = get_norm_layer(norm_layer) if isinstance(norm_layer, str) else norm_layer
-    stem = Stem(in_chans, width, norm_layer=norm)
+    stem = Stem(in_chans, width, norm_layer=norm, **factory)
+    plan = dilated([2] * len(nodes), output_stride, reached=2)
     stages = [
         TopoStage(
             width * 2**k,
@@ -167,10 +178,38 @@ def build_blocks(
             make_topology(specs[k], nodes[k], seed=seed + k),
             edge_weights=edge_weights,
             norm_layer=norm,
+            **plan[k],
+            **factory,
         )
         for k in range(len(nodes) if num_stages is None else num_stages)
     ]
     return stem, stages
+
+
+def dilated(strides: Sequence[int], output_stride: int | None, *, reached: int = 1) -> list[dict[str, int]]:
+    """Return for each stage its stride and dilations when the network is to stride no further than `output_stride`.
+
+    A stride beyond that is left out, and what comes after its convolution is dilated by it (as timm's ResNet does): at
+    the places that the network would have kept, it computes the same.
+
+    Args:
+        strides: of the stages.
+        output_stride: of the last stage, at most; None for as much as it is.
+        reached: stride of what the first stage is given.
+    """
+    plan, dilation = [], 1
+    for stride in strides:
+        first = dilation
+        if output_stride is not None and reached >= output_stride:
+            dilation, stride = dilation * stride, 1
+        reached *= stride
+        plan.append({"stride": stride, "first_dilation": first, "dilation": dilation})
+    return plan
+
+
+def given(**factory: Any) -> dict[str, Any]:
+    """Return of device and dtype those that are given: not every `norm_layer` takes them."""
+    return {name: value for name, value in factory.items() if value is not None}
 
 
 def init_weights(module: nn.Module) -> None:
