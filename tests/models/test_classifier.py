@@ -39,17 +39,16 @@ def test_device_and_dtype(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ["fx", "getter", "hook"])
+@pytest.mark.parametrize("kind", ["fx", "getter", "hook", "list", "dict"])
 def test_extractors_of_timm(name, kind):
-    model = create(name).eval()
-    outputs = len(model.feature_info)
-    reader = timm.create_model(
-        name, **NETWORKS[name], features_only=True, feature_cls=kind, out_indices=tuple(range(outputs))
-    ).eval()
-    inner = reader.get_submodule({"fx": "graph_module", "getter": "model", "hook": "body"}[kind])
-    assert inner.load_state_dict(model.state_dict(), strict=False).missing_keys == []
-    x = image()
-    maps = reader(x)
+    torch.manual_seed(1)
+    model = timm.create_model(name, **NETWORKS[name]).double().eval()
+    torch.manual_seed(1)
+    outputs = tuple(range(len(model.feature_info)))
+    reader = timm.create_model(name, **NETWORKS[name], features_only=True, feature_cls=kind, out_indices=outputs)
+    x = image(dtype=torch.float64)
+    maps = reader.double().eval()(x)
+    maps = list(maps.values()) if kind == "dict" else maps
     for y, expected in zip(maps, model.forward_intermediates(x, intermediates_only=True), strict=True):
         torch.testing.assert_close(y, expected)
     assert [y.shape[1] for y in maps] == reader.feature_info.channels()

@@ -12,7 +12,9 @@ from topodet.models import TopoNet
 from topodet.weights import hub
 
 
-@pytest.mark.parametrize("changed", [{}, {"topology": "residual", "width": 4, "edge_weights": "fixed"}])
+@pytest.mark.parametrize(
+    "changed", [{}, {"topology": "residual", "width": 4, "edge_weights": "fixed"}, {"output_stride": 8}]
+)
 def test_timm_reads_back_what_would_be_uploaded(tmp_path, changed):
     """The hub's own folder, written by timm and opened by timm from disk."""
     model = timm.create_model("toponet_nano", num_classes=5, **changed).eval()

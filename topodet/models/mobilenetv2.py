@@ -64,6 +64,8 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     features = kwargs.get("features_only", False) and not {"feature_cls", "feature_cfg"} & set(kwargs)
     if features:
         del kwargs["features_only"]
+    elif "feature_cls" in kwargs:  # timm's "list" and "dict" find the stages so
+        kwargs["feature_cfg"] = {"flatten_sequential": True, **kwargs.get("feature_cfg", {})}
     model = build_model_with_cfg(
         partial(_build, EfficientNetFeatures if features else EfficientNet, connected=variant.endswith("_connected")),
         variant,

@@ -187,11 +187,14 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> TopoNet | TopoNetFeatures:
+    feature_cfg: dict[str, Any] = {"out_indices": (0, 1, 2, 3), "feature_cls": TopoNetFeatures}
+    if "feature_cls" in kwargs:  # timm's "list" and "dict" find the stages so
+        feature_cfg["flatten_sequential"] = True
     return build_model_with_cfg(
         TopoNet,
         variant,
         pretrained,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": TopoNetFeatures},
+        feature_cfg=feature_cfg,
         **{**ARCHITECTURES[variant], **kwargs},
     )
 

@@ -60,7 +60,7 @@ class Trunk(nn.Module):
     def __init__(self, stem: nn.Module, stages: Sequence[TopoStage]):
         super().__init__()
         self.stem = stem
-        self.stages = nn.ModuleList(stages)
+        self.stages = nn.Sequential(*stages)
         init_weights(self)
 
     @property

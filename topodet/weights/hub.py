@@ -16,6 +16,7 @@ from . import PublishedFiles, WeightsFile
 
 # Timm's interpolation and crop are not always known; it has defaults for them.
 _DATA_KEYS = ("mean", "std", "input_size", "interpolation", "crop_pct")
+_ARGUMENTS = ("nodes", "width", "topology", "edge_weights", "norm_layer", "output_stride")
 
 
 def timm_model(file: WeightsFile) -> tuple[nn.Module, dict[str, Any]]:
@@ -33,7 +34,7 @@ def timm_model(file: WeightsFile) -> tuple[nn.Module, dict[str, Any]]:
         rebuilt = weights.build(file)
         named = timm.create_model(name, num_classes=0)
         if str(named) != str(rebuilt) or named.topologies != rebuilt.topologies:
-            arguments = {key: file.card[key] for key in ("nodes", "width", "topology", "edge_weights", "norm_layer")}
+            arguments = {key: file.card[key] for key in _ARGUMENTS if key in file.card}
     model = timm.create_model(name, num_classes=0, **arguments)
     if wiring not in (None, "none") and not connectivity.wirings(model):
         raise WeightsError(f"{file.path}: timm does not connect {name}, so the hub cannot serve it; publish the files")

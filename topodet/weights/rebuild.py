@@ -184,10 +184,12 @@ def build_network(file: WeightsFile, design: Mapping[str, Any], **arguments: Any
 
 def _arguments(file: WeightsFile) -> dict[str, Any]:
     """Return the arguments of `TopoNet` that rebuild a file's network."""
+    output_stride = _trained_argument(file, "output_stride", None)
     return {
         **infer_architecture(file.state_dict),
         "edge_weights": _edge_weights(file),
         "norm_layer": _trained_argument(file, "norm_layer", "batchnorm2d"),
+        **({} if output_stride is None else {"output_stride": output_stride}),
     }
 
 
@@ -210,7 +212,7 @@ def refuse_other_files(file: WeightsFile, name: str, options: Collection[str]) -
         raise WeightsError(f"{file.path} is refused: its network {name} asks for other files {asked or ''}")
 
 
-def _trained_argument(file: WeightsFile, name: str, default: str) -> str:
+def _trained_argument(file: WeightsFile, name: str, default: Any) -> Any:
     """Return an argument that the tensors do not tell: as the training set it, or as the named network has it."""
     given = file.card or file.checkpoint.get("args", {}).get("model_kwargs") or {}
     return given.get(name, ARCHITECTURES.get(file.checkpoint.get("arch"), {}).get(name, default))
