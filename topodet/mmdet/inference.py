@@ -194,7 +194,8 @@ def publish_detector(
         {"model": made.model.to_dict(), "test_pipeline": [step.to_dict() for step in _test_pipeline(made)]}
     )
     # What DetInferencer reads of a checkpoint: a config that it can run, and the names.
-    stock = Config({**own, "custom_imports": {"imports": ["topodet.mmdet"], "allow_failed_imports": False}})
+    imports = {"imports": ["topodet.mmdet"], "allow_failed_imports": False}
+    stock = Config({**own, "custom_imports": imports}, format_python_code=False)  # which takes seconds
     stock.default_scope = "mmdet"
     stock.visualizer = {"type": "DetLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}]}
     stock.test_dataloader = {"dataset": {"type": "CocoDataset", "pipeline": own["test_pipeline"]}}
