@@ -1,5 +1,7 @@
 """Every network as a graph of torch.fx, as timm's feature extractors make it of them."""
 
+import pickle
+
 import pytest
 import timm
 import torch
@@ -28,6 +30,7 @@ def test_extraction_by_torch_fx(name):
         if name.startswith("toponet"):
             fused = fuse_for_inference(model)
             assert torch.equal(fx.symbolic_trace(fused)(x), fused(x))
+    graph = pickle.loads(pickle.dumps(graph))
     last = x.contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(graph(last), model(last))
 

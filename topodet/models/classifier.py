@@ -1,7 +1,6 @@
 """What timm asks of a classifier whose stages are in series, the same for every network of this package."""
 
-from __future__ import annotations
-
+# Without `annotations` of __future__: torch.fx writes those of `forward` into its graphs, and pickles types, not words.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any

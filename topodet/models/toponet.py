@@ -1,7 +1,6 @@
 """TopoNet as a timm model (ECCV 2020, arXiv 2008.08261), and the networks of the paper by name."""
 
-from __future__ import annotations
-
+# Without `annotations` of __future__: torch.fx writes those of `forward` into its graphs, and pickles types, not words.
 from collections.abc import Sequence
 from typing import Any
 
