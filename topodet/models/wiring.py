@@ -74,7 +74,7 @@ class Wiring(nn.Module):
         self.init_non_persistent_buffers()
 
     def init_non_persistent_buffers(self) -> None:
-        """Set what no file has and `to_empty` leaves undefined; transformers calls it by this name of timm's."""
+        """Set what no file has and `to_empty` leaves undefined, under the name that timm's modules have for this."""
         self._fill("order", self.graph.order)
 
     @torch.no_grad()
