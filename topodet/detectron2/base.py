@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.modeling import Backbone
 from torch import Tensor
 
 from .. import weights
-from ..errors import ConfigError, WeightsError, unknown_name
+from ..errors import ConfigError, unknown_name
 
 # Under Detectron2's own logger, so that its console and log.txt show it.
 logger = logging.getLogger("detectron2.topodet")
@@ -97,35 +97,30 @@ class TopodetBackbone(Backbone):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
-        own = {name: tensor for name, tensor in self.state_dict().items() if not weights.is_update_counter(name)}
-        given = {name[len(prefix) :] for name in state_dict if name.startswith(prefix)}
-        # The checkpointer leaves what has another shape without the prefix, as it came.
-        given |= {self.network_prefix + name for name in unexpected_keys}
-        for name in weights.missing_wiring_keys(self, given):
-            del own[name]
-        filled = [name for name in own if _shape(state_dict.get(prefix + name)) == own[name].shape]
-        graphs = [name for name in own if name.endswith("wiring.edges") and prefix + name in state_dict]
-        if len(filled) < len(own) and all(name in filled for name in graphs):
-            absent = [name for name in own if name not in filled]
-            raise WeightsError(
-                f"the checkpoint fills {len(filled)}/{len(own)} tensors of the backbone {self.arch}; missing, or of "
-                f"another shape: {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}. It is for another "
-                f"backbone: choose the network it was trained with ({self.config_node}, model.backbone.bottom_up), or "
-                "another file"
-            )
+        filled, total = weights.check_filled(
+            self,
+            state_dict,
+            prefix,
+            # The checkpointer leaves what has another shape without the prefix, as it came.
+            also=[self.network_prefix + name for name in unexpected_keys],
+            remedy=f"It is for another backbone: choose the network it was trained with ({self.config_node}, "
+            "model.backbone.bottom_up), or another file",
+        )
         # A published file holds counters that frozen normalisation has no use for, and what nobody here reads.
-        unexpected_keys[:] = [name for name in unexpected_keys if not self._is_unread(name, own)]
+        unexpected_keys[:] = [name for name in unexpected_keys if not self._is_unread(name)]
         self._has_weights = True
         if prefix:
-            logger.info(f"topodet: {len(filled)}/{len(own)} tensors of the backbone are in the checkpoint")
+            logger.info(f"topodet: {filled}/{total} tensors of the backbone are in the checkpoint")
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _is_unread(self, name: str, own: Collection[str]) -> bool:
+    def _is_unread(self, name: str) -> bool:
         """Whether a key that the checkpointer found no place for is one that this backbone passes over on purpose."""
         norm = self.network_prefix + name.rpartition(".")[0]
-        return self.ignores(name) or (weights.is_update_counter(name) and f"{norm}.running_mean" in own)
+        return self.ignores(name) or (
+            weights.is_update_counter(name) and f"{norm}.running_mean" in dict(self.named_buffers())
+        )
 
     def _warn_of_random_weights(self) -> None:
         advice = []
@@ -138,10 +133,6 @@ class TopodetBackbone(Backbone):
             f"{type(self).__name__} ({self.arch}) starts from RANDOM weights{useless}. A published backbone is given "
             f"by {self.config_node}.PRETRAINED PATH or MODEL.WEIGHTS PATH (model.backbone.bottom_up.pretrained=PATH)"
         )
-
-
-def _shape(tensor: Tensor | None) -> Any:
-    return None if tensor is None else tensor.shape
 
 
 def number_of_stages(out_features: Sequence[str], total: int, config_node: str) -> int:

@@ -85,6 +85,19 @@ class TopodetBackbone(BaseModule):
                     module.eval()
         return self
 
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        # Under every loader of MMEngine, which log what is missing and train on: `load_from`, `resume`, any `init_cfg`.
+        filled, total = weights.check_filled(
+            self,
+            state_dict,
+            prefix,
+            remedy="`load_from`, `resume` and an `init_cfg` with a prefix take the checkpoint of a detector with this "
+            "backbone; a published backbone is given by model.backbone.pretrained=PATH",
+        )
+        if prefix:
+            print_log(f"topodet: {filled}/{total} tensors of the backbone are in the checkpoint", logger="current")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _warn_of_random_weights(self) -> None:
         advice = []
         if self.frozen_stages >= 0:

@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.hooks import RemovableHandle
 
-from .. import connectivity
+from .. import connectivity, weights
 from ..errors import ConfigError
 from ..visualization import save_figures
 from .check import backbones, check_detector
@@ -48,7 +48,8 @@ class TopoNetCheckHook(Hook):
             checkpoint["meta"][CARD] = cards[0]
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        card = checkpoint.get("meta", {}).get(CARD)
+        # What a training with this hook wrote, or a published detector's own.
+        card = checkpoint.get("meta", {}).get(CARD) or weights.backbone_card(checkpoint.get("card") or {})
         if card:
             for backbone in backbones(runner.model):
                 backbone.card = card

@@ -2,7 +2,7 @@
 
 from .card import backbone_card, preprocessing_problems
 from .file import WeightsFile, fetch, read, read_checkpoint, read_detector, read_trained
-from .load import LoadReport, is_update_counter, load, missing_wiring_keys, other_network
+from .load import LoadReport, check_filled, is_update_counter, load, missing_wiring_keys, other_network
 from .publish import FORMAT, PublishedFiles, publish, publish_detector
 from .rebuild import (
     PRETRAINED,
@@ -25,6 +25,7 @@ __all__ = [
     "backbone_arguments",
     "backbone_card",
     "build",
+    "check_filled",
     "extract_backbone",
     "fetch",
     "from_timm",

@@ -85,6 +85,41 @@ def load(
     return report
 
 
+def check_filled(
+    backbone: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *, also: Collection[str] = (), remedy: str = ""
+) -> tuple[int, int]:
+    """Refuse a state dict that does not fill a detector's backbone whole; for its `_load_from_state_dict`.
+
+    Called there, it holds under every loader of a framework, also those that load with strict=False and log what is
+    missing. A wiring that has other edges in the file passes: it refuses them itself, edge by edge.
+
+    Args:
+        backbone: a trunk with `arch`, its network's name.
+        state_dict, prefix: as `_load_from_state_dict` gets them.
+        also: names, within the backbone, that the loader has put aside.
+        remedy: what to do about it, in the framework's words.
+
+    Returns:
+        how many tensors of the backbone the state dict fills, and how many there are.
+
+    Raises:
+        WeightsError: names the tensors that are missing or have another shape.
+    """
+    own = {name: tensor for name, tensor in backbone.state_dict().items() if not is_update_counter(name)}
+    given = {name[len(prefix) :] for name in state_dict if name.startswith(prefix)} | set(also)
+    for name in missing_wiring_keys(backbone, given):
+        del own[name]
+    filled = [name for name in own if getattr(state_dict.get(prefix + name), "shape", None) == own[name].shape]
+    graphs = [name for name in own if name.endswith("wiring.edges") and prefix + name in state_dict]
+    if len(filled) < len(own) and all(name in filled for name in graphs):
+        absent = [name for name in own if name not in filled]
+        raise WeightsError(
+            f"the checkpoint fills {len(filled)}/{len(own)} tensors of the backbone {backbone.arch}; missing, or of "
+            f"another shape: {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}. {remedy}"
+        )
+    return len(filled), len(own)
+
+
 def other_network(model: nn.Module, card: Mapping[str, Any]) -> list[str]:
     """Return, as a sentence, that a card's network computes something else than a backbone of the same tensors."""
     theirs, ours = card.get("rewire"), getattr(model, "rewire", None)
