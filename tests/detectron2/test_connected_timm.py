@@ -252,7 +252,7 @@ def test_random_weights_are_said_once(plain, log):
 
 def test_every_wiring_has_a_histogram_of_its_own(tmp_path):
     model = nn.ModuleDict({"backbone": ConnectedTimm("mobilenetv4_conv_small_050")})
-    hook = AlphaLogHook(tmp_path, period=1)
+    hook = AlphaLogHook(1, folder=tmp_path)
     hook.trainer = type("Trainer", (), {"model": model, "start_iter": 0})
     with EventStorage() as storage:
         hook.before_train()
@@ -280,7 +280,7 @@ def test_a_training(coco, connected, tmp_path):
     assert isinstance(trainer.optimizer, torch.optim.AdamW)
     trainer.train()
     hooks = {type(hook): hook for hook in trainer._hooks}
-    assert (hooks[SparsityHook].kind, hooks[SparsityHook].weight, hooks[AlphaLogHook].period) == ("uniform", 0.01, 7)
+    assert (hooks[SparsityHook].kind, hooks[SparsityHook].weight, hooks[AlphaLogHook].interval) == ("uniform", 0.01, 7)
     assert metrics(tmp_path)[-1]["edges/below_0.01"] == connectivity.sparsity(trainer.model)["below_0.01"]
     # And the whole detector as one file.
     (tmp_path / "config.yaml").write_text(cfg.dump())

@@ -129,13 +129,13 @@ def test_the_record_of_the_edges(tmp_path):
     model = Task()
     with torch.no_grad():
         model.backbone.stages[0].wiring.alpha[:3] = 1e-4
-    hook = AlphaLogHook(tmp_path / "alpha", period=3)
+    hook = AlphaLogHook(3, thresholds=(0.001, 0.5), folder=tmp_path / "alpha")
     hook.trainer = type("Trainer", (), {"model": model, "start_iter": 0, "max_iter": 4, "iter": 0})
     with EventStorage() as storage:
         hook.before_train()
         for hook.trainer.iter in range(4):
             hook.after_step()
-        shares = connectivity.sparsity(model)
+        shares = connectivity.sparsity(model, (0.001, 0.5))
         assert {name: value for name, (value, _) in storage.latest().items()} == {
             f"edges/{name}": pytest.approx(share) for name, share in shares.items()
         }

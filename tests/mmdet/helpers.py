@@ -91,10 +91,13 @@ class Task(BaseModel):
         return {"loss": loss}
 
 
-VISUALIZER = {
-    "type": "Visualizer",
-    "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
-}
+def visualizer(**options: str) -> dict:
+    """Return the config of a visualizer with TensorBoard, a new one: MMEngine writes into what it is given."""
+    return {
+        "type": "Visualizer",
+        "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
+        **options,
+    }
 
 
 def build(arch="toponet_nano", **options):

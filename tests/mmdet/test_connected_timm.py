@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tests.mmdet.helpers import VISUALIZER, load
+from tests.mmdet.helpers import load, visualizer
 from tests.models.connected.helpers import randomize
 from topodet import connectivity, weights
 from topodet.errors import ConfigError, WeightsError
@@ -230,7 +230,7 @@ def test_the_hooks_penalise_record_and_remember(connected, tmp_path):
         optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.05}},
         train_cfg={"by_epoch": True, "max_epochs": 1},
         custom_hooks=[TopoNetCheckHook(), SparsityHook("adaptive", 0.01), AlphaLogHook()],
-        visualizer={**copy.deepcopy(VISUALIZER), "name": name},  # MMEngine writes into what it is given
+        visualizer=visualizer(name=name),
         experiment_name=name,
     )
     runner.train()

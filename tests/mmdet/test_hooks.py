@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from tests.mmdet.helpers import VISUALIZER, Task
+from tests.mmdet.helpers import Task, visualizer
 from topodet import connectivity
 from topodet.errors import ConfigError
 from topodet.mmdet import AlphaLogHook, SparsityHook
@@ -128,7 +128,7 @@ def test_edges_are_recorded_by_epoch(tmp_path):
     with torch.no_grad():
         model.backbone.stages[0].wiring.alpha.zero_()
     train_cfg = {"by_epoch": True, "max_epochs": 3}
-    run(model, tmp_path, [AlphaLogHook(interval=2, thresholds=(0.5,))], train_cfg=train_cfg, visualizer=VISUALIZER)
+    run(model, tmp_path, [AlphaLogHook(interval=2, thresholds=(0.5,))], train_cfg=train_cfg, visualizer=visualizer())
     assert sorted(p.name for p in (tmp_path / "alpha").iterdir()) == [
         "adjacency_epoch000.png",
         "adjacency_epoch002.png",
@@ -140,8 +140,13 @@ def test_edges_are_recorded_by_epoch(tmp_path):
     assert [row["step"] for row in rows] == [0, 2 * STEPS]
     # The first stage has 6 edges, all of weight 0 before training; the second has 10 between -1 and 1.
     assert 6 / 16 <= rows[0]["edges/below_0.5"] < 1
-    events = EventAccumulator(str(next(tmp_path.glob("*/vis_data/events*")))).Reload()
+    everything = {"histograms": 0, "images": 0}
+    events = EventAccumulator(str(next(tmp_path.glob("*/vis_data/events*"))), size_guidance=everything).Reload()
     assert [event.step for event in events.Scalars("edges/below_0.5")] == [0, 2 * STEPS]
+    for stage, edges in enumerate((6, 10)):
+        histograms = events.Histograms(f"alpha/backbone.stages.{stage}.wiring")
+        assert [(event.step, event.histogram_value.num) for event in histograms] == [(0, edges), (2 * STEPS, edges)]
+    assert [event.step for event in events.Images("adjacency")] == [0, 2 * STEPS]
 
 
 def test_edges_are_recorded_by_iteration_where_there_are_no_epochs(tmp_path):

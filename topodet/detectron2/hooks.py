@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.engine import HookBase
@@ -53,33 +54,41 @@ class SparsityHook(HookBase):
 
 
 class AlphaLogHook(HookBase):
-    """Record the edge weights before training, every `period` iterations and at the end.
+    """Record the edge weights before training, every `interval` iterations and at the end.
 
     Writes to the event storage, and so to TensorBoard: scalars `edges/below_0.01`, ... (shares in [0, 1]), a histogram
     `alpha/NAME` for each wiring and the image `adjacency` of heat maps. Writes `adjacency_*.png` and `alpha_*.png` to
     `folder`. A model without wirings is passed over.
 
     Args:
-        folder: where the pictures go.
-        period: iterations from one record to the next.
+        interval: iterations from one record to the next.
+        thresholds: an edge counts as near zero when |alpha| is below.
+        folder: where the pictures go; `alpha` in the trainer's OUTPUT_DIR when omitted.
     """
 
-    def __init__(self, folder: str | Path, period: int = 1000):
-        self.folder = Path(folder)
-        self.period = period
+    def __init__(
+        self,
+        interval: int = 1000,
+        thresholds: Sequence[float] = connectivity.THRESHOLDS,
+        *,
+        folder: str | Path | None = None,
+    ):
+        self.interval = interval
+        self.thresholds = tuple(thresholds)
+        self.folder = folder
 
     def before_train(self) -> None:
         self._record(self.trainer.start_iter)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if done % self.period == 0 or done == self.trainer.max_iter:
+        if done % self.interval == 0 or done == self.trainer.max_iter:
             self._record(done)
 
     def _record(self, iterations: int) -> None:
         model = self.trainer.model
         model = model.module if isinstance(model, DistributedDataParallel) else model
-        shares = connectivity.sparsity(model)
+        shares = connectivity.sparsity(model, self.thresholds)
         if not shares or not comm.is_main_process():
             return
         storage = get_event_storage()
@@ -88,5 +97,6 @@ class AlphaLogHook(HookBase):
             storage.put_histogram(f"alpha/{name}", wiring.alpha.detach().float().cpu(), bins=50)
         tag = f"iter{iterations:07d}"
         storage.put_image("adjacency", figure_pixels(adjacency_figure(model, title=tag)).transpose(2, 0, 1))
-        save_figures(model, self.folder, tag)
+        folder = Path(self.trainer.cfg.OUTPUT_DIR, "alpha") if self.folder is None else Path(self.folder)
+        save_figures(model, folder, tag)
         logger.info(f"edges with |alpha| at iteration {iterations}: {connectivity.describe_sparsity(shares)}")

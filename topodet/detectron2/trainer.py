@@ -89,7 +89,7 @@ class Trainer(DefaultTrainer):
         node = backbone_node(self.cfg)
         own = [SparsityHook(node.SPARSITY, node.SPARSITY_WEIGHT)]
         if node.LOG_PERIOD > 0:
-            own.append(AlphaLogHook(Path(self.cfg.OUTPUT_DIR) / "alpha", node.LOG_PERIOD))
+            own.append(AlphaLogHook(node.LOG_PERIOD))
         # Before the writers, which come last and write what the others have put into the storage.
         place = next((k for k, hook in enumerate(hooks) if isinstance(hook, PeriodicWriter)), len(hooks))
         return [*hooks[:place], *own, *hooks[place:]]

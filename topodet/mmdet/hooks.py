@@ -11,11 +11,12 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.visualization import TensorboardVisBackend
 from torch.utils.hooks import RemovableHandle
 
 from .. import connectivity, weights
 from ..errors import ConfigError
-from ..visualization import save_figures
+from ..visualization import adjacency_figure, figure_pixels, save_figures
 from .check import backbones, check_detector
 
 CARD = "topodet_card"
@@ -107,8 +108,9 @@ class AlphaLogHook(Hook):
 
     In iteration-based training, which has no epochs, every `interval` times `val_interval` iterations.
 
-    Writes scalars `edges/below_0.01`, ... (shares in [0, 1]) where the visualizer writes (TensorBoard, scalars.json)
-    and pictures to WORK_DIR/alpha: `adjacency_*.png` (a heat map for each stage) and `alpha_*.png` (a histogram).
+    Writes scalars `edges/below_0.01`, ... (shares in [0, 1]) where the visualizer writes (TensorBoard, scalars.json),
+    to TensorBoard a histogram `alpha/NAME` for each wiring and the image `adjacency` of heat maps, and pictures to
+    WORK_DIR/alpha: `adjacency_*.png` (a heat map for each stage) and `alpha_*.png` (a histogram).
 
     Args:
         interval: epochs from one record to the next.
@@ -145,6 +147,12 @@ class AlphaLogHook(Hook):
         tag = f"epoch{epochs:03d}" if _counts_epochs(runner) else f"iter{iterations:06d}"
         runner.visualizer.add_scalars({f"edges/{name}": share for name, share in shares.items()}, step=iterations)
         runner.logger.info(f"edges with |alpha| at {tag}: {connectivity.describe_sparsity(shares)}")
+        for backend in runner.visualizer._vis_backends.values():
+            if isinstance(backend, TensorboardVisBackend):
+                for name, wiring in connectivity.wirings(model).items():
+                    alpha = wiring.alpha.detach().float().cpu()
+                    backend.experiment.add_histogram(f"alpha/{name}", alpha, iterations)
+                backend.add_image("adjacency", figure_pixels(adjacency_figure(model, title=tag)), iterations)
         save_figures(model, Path(runner.work_dir) / "alpha", tag)
 
 
