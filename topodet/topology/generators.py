@@ -29,7 +29,8 @@ def residual(num_nodes: int, interval: int = 2) -> Topology:
     The N-2 nodes between input and output form blocks of `interval` (the last one may be shorter). The first node
     of a block reads the input node and the last node of every earlier block, the others read the one before them,
     and the output node reads the input node and the last node of every block. Where `interval` l divides N-2 this
-    is (N-2)(l-1)/l + C((N-2)/l + 2, 2) edges; l = 1 is the complete graph.
+    is (N-2)(l-1)/l + C((N-2)/l + 2, 2) edges; l = 1 is the complete graph. The formula printed in the paper's Table 3,
+    (N-2)/l + C((N-2)/l + 2, 2), agrees for l = 2 alone, and gives more edges than a complete graph has for l = 1.
 
     Raises:
         TopologyError: `interval` below 1.
