@@ -105,8 +105,12 @@ def check_filled(
     Raises:
         WeightsError: names the tensors that are missing or have another shape.
     """
-    own = {name: tensor for name, tensor in backbone.state_dict().items() if not is_update_counter(name)}
     given = {name[len(prefix) :] for name in state_dict if name.startswith(prefix)} | set(also)
+    own = {
+        name: tensor
+        for name, tensor in backbone.state_dict().items()
+        if name in given or not is_update_counter(name)  # which a file may lack
+    }
     for name in missing_wiring_keys(backbone, given):
         del own[name]
     filled = [name for name in own if getattr(state_dict.get(prefix + name), "shape", None) == own[name].shape]
