@@ -17,8 +17,8 @@ _GUIDES = {
 }
 
 
-# The package to import, and topodet's own.
-_PACKAGES = {"mmdetection": ("mmdet", "topodet.mmdet"), "detectron2": ("detectron2", "topodet.detectron2")}
+# By the name that records and cards have: the package to import, and topodet's own.
+PACKAGES = {"mmdetection": ("mmdet", "topodet.mmdet"), "detectron2": ("detectron2", "topodet.detectron2")}
 
 
 def import_framework(name: str) -> ModuleType:
@@ -30,9 +30,9 @@ def import_framework(name: str) -> ModuleType:
     Raises:
         ConfigError: another name, or the framework is not installed.
     """
-    if name not in _PACKAGES:
-        raise ConfigError(unknown_name("framework", name, _PACKAGES))
-    package, own = _PACKAGES[name]
+    if name not in PACKAGES:
+        raise ConfigError(unknown_name("framework", name, PACKAGES))
+    package, own = PACKAGES[name]
     require_framework(package)
     return importlib.import_module(own)
 

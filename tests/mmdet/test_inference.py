@@ -69,6 +69,8 @@ def test_it_predicts_as_mmdetection_does(published, stock, trained):
     detector = load_detector(published, device="cpu")
     for path in sorted((trained / "set" / "images").iterdir()):
         theirs = inference_detector(stock, str(path)).pred_instances
+        by_path = inference_detector(detector, str(path)).pred_instances  # by its own config, which stays as it was
+        assert torch.equal(by_path.bboxes, theirs.bboxes)
         found = predict(detector, read_image(path), score_threshold=0)
         assert len(found) == len(theirs) > 0
         assert np.array_equal(found.boxes, theirs.bboxes.numpy())

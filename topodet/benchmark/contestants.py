@@ -14,7 +14,7 @@ from torchvision.models import resnet50
 
 from ..connectivity import wirings
 from ..errors import ConfigError, unknown_name
-from ..frameworks import require_framework
+from ..frameworks import PACKAGES, require_framework
 from ..models import FusedStage, TopoNet, TopoStage, architecture_arguments, fuse_for_inference, init_weights
 from ..models.calibrate import calibrate_batchnorm
 from ..topology import Topology, make_topology
@@ -27,8 +27,6 @@ NUM_CLASSES = 1000
 MODES = ("train", "eval")
 # The floor, by memory format.
 CHAINS = {"chain": torch.contiguous_format, "chain_channels_last": torch.channels_last}
-# Name of the package to import, and of topodet's own.
-_PACKAGES = {"mmdetection": ("mmdet", "mmdet"), "detectron2": ("detectron2", "detectron2")}
 _BACKBONES = ("toponet50", "r50")
 
 
@@ -118,7 +116,7 @@ def build(settings: Settings, name: str) -> Contestant:
 
 def detectors(framework: str) -> Any:
     """Import what builds the detectors of a framework: by name, because imports run from here to there."""
-    return importlib.import_module(f"topodet.{_PACKAGES[framework][1]}.benchmark")
+    return importlib.import_module(f"{PACKAGES[framework][1]}.benchmark")
 
 
 def topologies(settings: Settings) -> list[Topology]:
@@ -131,8 +129,8 @@ def topologies(settings: Settings) -> list[Topology]:
 
 def _frameworks(settings: Settings) -> Sequence[str]:
     for framework in settings.frameworks:
-        require_framework(_PACKAGES[framework][0])
-    found = [name for name in FRAMEWORKS if importlib.util.find_spec(_PACKAGES[name][0])]
+        require_framework(PACKAGES[framework][0])
+    found = [name for name in FRAMEWORKS if importlib.util.find_spec(PACKAGES[name][0])]
     if not found:
         require_framework("mmdet")
     return settings.frameworks or found

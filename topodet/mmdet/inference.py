@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import os
 import pprint
 import warnings
@@ -100,7 +101,7 @@ def load_detector(
     check_detector(model)
     _check_number_of_classes(model, names, file)
     model.dataset_meta = {"classes": names, "palette": model.dataset_meta.get("palette", "random")}
-    pipeline = get_test_pipeline_cfg(model.cfg.copy())
+    pipeline = get_test_pipeline_cfg(copy.deepcopy(model.cfg))  # MMDetection's own functions read images by the config
     pipeline[0].type = "mmdet.LoadImageFromNDArray"
     model.test_pipeline = Compose(pipeline)
     return model
