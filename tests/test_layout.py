@@ -12,7 +12,7 @@ PACKAGE = ROOT / "topodet"
 
 # From low to high. A module belongs to the entry with the longest matching name.
 FLOORS = [
-    ("errors", "files", "frameworks"),
+    ("errors", "files", "frameworks", "parse"),
     ("topology", "ops", "datasets"),
     ("models",),
     ("connectivity",),

@@ -6,8 +6,68 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import WeightsError
+
 # What a detector's card says of its backbone, besides its name.
 OF_THE_BACKBONE = ("architecture", "mean", "std", "channel_order")
+
+_TYPES = {
+    **dict.fromkeys(("name", "architecture", "kind", "framework", "backbone", "channel_order", "wiring"), str),
+    **dict.fromkeys(("norm_layer", "edge_weights", "weights", "interpolation"), str),
+    **dict.fromkeys(("options", "metrics", "recipe", "sparsity", "pruned"), Mapping),
+    **dict.fromkeys(("in_chans", "parameters", "tensors", "output_stride"), int),
+    "rewire": bool,
+    "topology": list,
+}
+
+
+def check_card(card: Any) -> dict[str, Any]:
+    """Return a card whose entries have the types that they are read as.
+
+    Raises:
+        WeightsError: names the entry that has another.
+    """
+    if not isinstance(card, Mapping) or not all(isinstance(key, str) for key in card):
+        raise WeightsError(f"its card is a {type(card).__name__}, not a dict of named entries; it is damaged")
+    for key, value in card.items():
+        kind = _TYPES.get(key, object)
+        if value is not None and not isinstance(value, kind):
+            raise WeightsError(f"its card is damaged: {key} is a {type(value).__name__}, not a {kind.__name__}")
+        if key in ("mean", "std") and value is not None and not _are_numbers(value):
+            raise WeightsError(f"its card is damaged: {key} is {str(value)[:80]}, not a number for each channel")
+    return dict(card)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(
+        isinstance(value, int | float) and math.isfinite(value) for value in values
+    )
+
+
+def images(data_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return, in a card's words, what images a training's `data_config` has shown the network."""
+    return {
+        "mean": plain(data_config.get("mean")),
+        "std": plain(data_config.get("std")),
+        "channel_order": "RGB",
+        "input_size": plain(data_config.get("input_size")),
+        "interpolation": data_config.get("interpolation"),
+        "crop_pct": data_config.get("crop_pct"),
+    }
+
+
+def card_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the card of a torch file's content: its own, or of a training checkpoint what its options tell."""
+    if checkpoint.get("card") or not isinstance(checkpoint.get("data_config"), Mapping):
+        return check_card(checkpoint.get("card") or {})
+    options = checkpoint.get("args")
+    options = options if isinstance(options, Mapping) else {}
+    card = {
+        "architecture": checkpoint.get("arch"),
+        "rewire": options.get("rewire") is not None,
+        **images(checkpoint["data_config"]),
+    }
+    return check_card({key: value for key, value in card.items() if value is not None})
 
 
 def backbone_card(card: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,11 @@ A published backbone is three files of one stem, `NAME-<first 8 digits of the .p
 - `.pth`: a dict of tensors and plain types that loads with `weights_only=True`. The tensors stand under `model`
   (where Detectron2 looks, with `matching_heuristics` and `__author__`) and `state_dict` (where MMDetection and timm
   look), without the classifier; the card stands under `card`.
-- `.safetensors`: the same tensors, the card and a hash over the tensors in its metadata.
-- `.json`: the card by itself, with the hashes of both files.
+- `.safetensors`: the same tensors; the card and the digests of both in its metadata.
+- `.json`: the card by itself, with its digest and the hashes of both files.
+
+Each states digests over its tensors and its card, as the checkpoints of `topodet.pretrain` do over all they hold; files
+of earlier versions have none, and read as before.
 
 A published detector is the `.pth` alone. Its card has `kind: detector`, the framework, the framework's config as text
 and the names of the classes, so that a picture and this file are all that a prediction needs.
@@ -18,15 +21,15 @@ for non-finite values, and against the network it is loaded into.
 from __future__ import annotations
 
 import hashlib
-import json
+import http.client
 import os
-import pickle
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import safetensors
 import torch
@@ -34,11 +37,26 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..files import sha256
-from .safe_load import CAN_SKIP, skip_unknown_globals
+from ..parse import parse_json
+from .card import card_of, check_card
+from .digest import check_digests, digest
+from .safe_load import check_extent, load_torch
 
 # A tensor that every TopoNet has, and no other network.
 STEM = "stem.conv.weight"
-_NAME_HASH = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt)$")
+# Also of a copy, as browsers and file managers call them.
+_NAME_HASH = re.compile(r"-([0-9a-f]{8,64})(?:[ _-]?(?:\(\d+\)|copy(?: \d+)?))?\.(?:pth|pt)$")
+_KEYS = ("state_dict_ema", "state_dict", "model")
+# What DDP, torch.compile and Lightning put before the names of a network's tensors.
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+_DTYPES = frozenset(
+    [
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    ]
+)
+# What is read of a training checkpoint beside its tensors; of another type it is somebody else's, and left out.
+_OF_TRAINING = {"args": Mapping, "data_config": Mapping, "meta": Mapping, "history": list, "arch": str, "epoch": int}
 
 
 @dataclass(frozen=True)
@@ -50,12 +68,19 @@ class WeightsFile:
         state_dict: the tensors, on the CPU; the averaged (EMA) ones where a training checkpoint has both.
         card: what is known about them (see `publish`); empty for a checkpoint without.
         checkpoint: everything else that a training checkpoint held.
+        prefix: of a wrapper, which was taken off all names ("module." of DDP, say); "" if there was none.
     """
 
     path: Path
     state_dict: dict[str, Tensor]
     card: dict[str, Any]
     checkpoint: dict[str, Any] = field(default_factory=dict, repr=False)
+    prefix: str = ""
+
+    @property
+    def images_card(self) -> dict[str, Any]:
+        """The card; of a training checkpoint, which has none, what its options tell of the images it was shown."""
+        return self.card or card_of(self.checkpoint)
 
 
 def fetch(source: str | os.PathLike) -> Path:
@@ -65,23 +90,27 @@ def fetch(source: str | os.PathLike) -> Path:
         WeightsError: no such file, or the download failed.
     """
     text = os.fspath(source)
-    url = urlparse(text)
-    if url.scheme == "file":
-        return fetch(url.path)
-    if url.scheme not in ("http", "https"):
-        path = Path(text).expanduser()
-        if not path.is_file():
-            raise WeightsError(f"no weights file at {path} (working folder {Path.cwd()}); check the path")
-        return path
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url.path).name
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        match = _NAME_HASH.search(path.name)
-        try:
+    try:
+        url = urlparse(text)
+        if url.scheme == "file":
+            return fetch(url2pathname(url.path))
+        if url.scheme not in ("http", "https"):
+            path = Path(text).expanduser()
+            if not path.is_file():
+                raise WeightsError(f"no weights file at {path} (working folder {Path.cwd()}); check the path")
+            return path
+        # Each address has a folder: two of them may end in the same name.
+        folder = Path(torch.hub.get_dir(), "checkpoints", f"topodet-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
+        path = folder / (Path(url.path).name or "weights.pth")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            match = _NAME_HASH.search(path.name)
             # Writes to a temporary file and renames it once the hash agrees.
             torch.hub.download_url_to_file(text, str(path), hash_prefix=match and match[1])
-        except (OSError, RuntimeError) as error:
-            raise WeightsError(f"could not download {text}: {error}") from error
+    except WeightsError:
+        raise
+    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+        raise WeightsError(f"could not download or open {text[:200]!r}: {error}") from error
     return path
 
 
@@ -90,52 +119,48 @@ def read(source: str | os.PathLike, *, check_hash: bool = True) -> WeightsFile:
 
     Args:
         source: path or URL of a .pth, .pth.tar or .safetensors.
-        check_hash: compare the bytes with the hash in a published file's name.
+        check_hash: compare the bytes with the hash in a published file's name, and what it holds with its digests.
 
     Raises:
-        WeightsError: missing, truncated, a pickle that would run code, other bytes than its hash says, no tensors in
-            it, or a value that is not finite.
+        WeightsError: missing, truncated, a pickle that would run code, other bytes than its hash or digest says, no
+            tensors in it, a value that is not finite, or one that is no float or integer.
     """
-    path = _fetch_checked(source, check_hash)
-    if path.suffix == ".safetensors":
-        content, card = _read_safetensors(path, check_hash)
-        state_dict, rest = content, {}
-    else:
-        state_dict, rest = _find_state_dict(path, _read_torch(path))
-        card = rest.pop("card", {})
-    for name, tensor in state_dict.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
-            raise WeightsError(
-                f"{path}: {name} has {count} value(s) that are NaN or infinite; the training that wrote it diverged, "
-                "use an earlier checkpoint"
-            )
-    return WeightsFile(path, state_dict, card, rest)
+    return _read(source, check_hash)
 
 
 def read_trained(source: str | os.PathLike) -> WeightsFile:
-    """Read what `read` does, and checkpoints that hold more: MMEngine's log, for one, is left out unread (torch 2.6).
+    """Read what `read` does, and checkpoints that hold more: MMEngine's log, for one, is left out unread.
 
     Raises:
         WeightsError: what `read` raises.
     """
-    path = fetch(source)
-    try:
-        with skip_unknown_globals(path):
-            return read(path)
-    except WeightsError as error:
-        if CAN_SKIP:
-            raise
-        raise WeightsError(f"{error}. MMEngine's need torch 2.6 or later, this is {torch.__version__}") from error
+    return _read(source, True, skip_objects=True)
 
 
 def read_checkpoint(source: str | os.PathLike) -> dict[str, Any]:
-    """Return all that a .pth file holds, its hash checked and nothing unpickled that could run code.
+    """Return all that a .pth file holds, its hash and digests checked and nothing unpickled that could run code.
 
     Raises:
-        WeightsError: missing, truncated, a pickle that would run code, or other bytes than its name's hash says.
+        WeightsError: missing, truncated, a pickle that would run code, or other bytes than its hash or digest says.
     """
-    return _read_torch(_fetch_checked(source, check_hash=True))
+    return _read_torch(_fetch_checked(source, True), True)
+
+
+def _read(source: str | os.PathLike, check_hash: bool, *, skip_objects: bool = False) -> WeightsFile:
+    path = _fetch_checked(source, check_hash)
+    if path.suffix == ".safetensors":
+        state_dict, card = _read_safetensors(path, check_hash)
+        rest: dict[str, Any] = {}
+    else:
+        state_dict, rest = _find_state_dict(path, _read_torch(path, check_hash, skip_objects=skip_objects))
+        card = rest.pop("card", None) or {}
+    try:
+        card = check_card(card)
+        prefix, state_dict = _unwrapped(state_dict)
+        _check_tensors(state_dict)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return WeightsFile(path, state_dict, card, rest, prefix)
 
 
 def read_detector(source: str | os.PathLike | WeightsFile, framework: str = "") -> WeightsFile:
@@ -181,23 +206,15 @@ def _fetch_checked(source: str | os.PathLike, check_hash: bool) -> Path:
     return path
 
 
-def _read_torch(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own message advises to switch the protection off; for a file of others that is the wrong advice.
-        reason = next((line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line), "")
-        raise WeightsError(
-            f"{path} is refused: it is no file of plain tensors, it holds pickled Python objects or damaged bytes, and "
-            f"unpickling could run code. Nothing of it was executed. {reason} Ask for a published file or .safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated or no torch file ({error}); "
-            "fetch or save it again"
-        ) from error
+def _read_torch(path: Path, check_hash: bool, *, skip_objects: bool = False) -> dict[str, Any]:
+    content = load_torch(path, skip_objects=skip_objects).content
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected a state dict or a checkpoint")
+    if check_hash:
+        try:
+            check_digests(content)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
     return content
 
 
@@ -206,33 +223,61 @@ def _read_safetensors(path: Path, check_hash: bool) -> tuple[dict[str, Tensor], 
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        card = json.loads(metadata.get("card", "{}"))
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+    except Exception as error:  # of safetensors, of torch for dtypes it has not, of the operating system
         raise WeightsError(
             f"{path} ({path.stat().st_size} bytes) is truncated or damaged ({error}); fetch it again"
         ) from error
+    card = parse_json(metadata.get("card", "{}"), f"the card of {path}", WeightsError)
+    check_extent(card)
     expected = metadata.get("tensors_sha256")
     if check_hash and expected and tensors_sha256(state_dict) != expected:
         raise WeightsError(
             f"{path} is damaged or was changed: its tensors do not have the hash it states; fetch it again"
         )
+    expected = metadata.get("card_sha256")
+    if check_hash and expected and digest(card) != expected:
+        raise WeightsError(f"{path} is damaged or was changed: its card has not the digest it states; fetch it again")
     return state_dict, card
 
 
 def _find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of a checkpoint and what else it holds, the names of its state dicts under `held`."""
-    keys = ("state_dict_ema", "state_dict", "model")
-    held = [key for key in keys if isinstance(content.get(key), Mapping)]
+    held = [key for key in _KEYS if isinstance(content.get(key), Mapping)]
     state_dict = content[held[0]] if held else content
     if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
         odd = next(
             (f"{key!r} is a {type(v).__name__}" for key, v in state_dict.items() if not isinstance(v, Tensor)), "empty"
         )
         raise WeightsError(
-            f"{path} has no state dict ({odd}); expected tensors under one of {keys}, or nothing but tensors"
+            f"{path} has no state dict ({odd}); expected tensors under one of {_KEYS}, or nothing but tensors"
         )
-    rest = {key: value for key, value in content.items() if key not in keys} if held else {}
+    rest = {key: value for key, value in content.items() if key not in _KEYS} if held else {}
+    rest = {key: value for key, value in rest.items() if isinstance(value, _OF_TRAINING.get(key, object))}
     return dict(state_dict), {**rest, "held": held}
+
+
+def _unwrapped(state_dict: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """Return what wrappers have put before all names, and the tensors by the names without it."""
+    for name in state_dict:
+        if not isinstance(name, str) or not name.isprintable():
+            raise WeightsError(f"its tensors have names that are none: {str(name)[:80]!r}")
+    taken = ""
+    while prefix := next((word for word in _WRAPPERS if all(name.startswith(word) for name in state_dict)), ""):
+        state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+        taken += prefix
+    return taken, state_dict
+
+
+def _check_tensors(state_dict: Mapping[str, Tensor]) -> None:
+    for name, tensor in state_dict.items():
+        if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
+            raise WeightsError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}: weights are floats or integers")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise WeightsError(
+                f"{name} has {count} value(s) that are NaN or infinite; the training that wrote it diverged, "
+                "use an earlier checkpoint"
+            )
 
 
 def tensors_sha256(state_dict: Mapping[str, Tensor]) -> str:

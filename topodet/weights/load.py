@@ -18,16 +18,35 @@ from .file import WeightsFile, of_detector, read
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How many of the network's tensors a file filled, and the file's card."""
+    """How many of the network's tensors a file filled, and the file's card.
+
+    Attributes:
+        loaded, total: tensors that the file filled, and that the network has.
+        left_out: what kept its initial values, by module.
+        card: of the file, or what the options of a training checkpoint tell.
+        prefix: of a wrapper, taken off the file's names.
+    """
 
     loaded: int
     total: int
     left_out: tuple[str, ...]
     card: dict[str, Any] = field(repr=False)
+    prefix: str = ""
 
     def __str__(self) -> str:
         rest = f" (left at their initial values: {', '.join(self.left_out)})" if self.left_out else ""
-        return f"{self.loaded}/{self.total} tensors{rest}"
+        wrapper = f" (their names without {self.prefix!r}, a wrapper's)" if self.prefix else ""
+        return f"{self.loaded}/{self.total} tensors{rest}{wrapper}"
+
+    @property
+    def doubt(self) -> str:
+        """What the file leaves open about the images it was trained on, as a sentence; "" if it tells."""
+        if self.card.get("mean") and self.card.get("std"):
+            return ""
+        return (
+            "the file does not tell what images it was trained on, so that mean, std and channel order of the detector "
+            "are compared with nothing: publish it with tools/publish_model.py, or see to them yourself"
+        )
 
 
 def load(
@@ -60,14 +79,15 @@ def load(
     }
     wanted = {name for name in own if not ignored(name) and (name in offered or not is_update_counter(name))}
     wanted -= missing_wiring_keys(network, offered)
-    problems = _differences(own, wanted, offered) + other_network(model, file.card)
+    card = file.images_card
+    problems = _differences(own, wanted, offered) + other_network(model, card)
     if problems and not head and of_detector(offered):
         raise WeightsError(
             f"{file.path} is a whole detector, not a backbone: load it with MODEL.WEIGHTS (Detectron2) or load_from "
             "(MMDetection), in the framework it was trained with, or give a backbone's file here"
         )
-    known = f" ({file.card['architecture']})" if file.card.get("architecture") else ""
-    misfit = f"{file.path}{known} does not fit {type(model).__name__}: {_other_architecture(model, file.card)}"
+    known = f" ({card['architecture']})" if card.get("architecture") else ""
+    misfit = f"{file.path}{known} does not fit {type(model).__name__}: {_other_architecture(model, card)}"
     if problems:
         raise WeightsError(
             f"{misfit}{'; '.join(problems)}. Choose the architecture, norm and classes that the file was trained with "
@@ -79,7 +99,7 @@ def load(
     except WeightsError as error:  # another topology, which the wiring reports edge by edge
         raise WeightsError(f"{misfit}{error}") from error
     left_out = tuple(sorted({name.rpartition(".")[0] for name in own.keys() - wanted if not is_update_counter(name)}))
-    report = LoadReport(len(offered), len(wanted), left_out, file.card)
+    report = LoadReport(len(offered), len(wanted), left_out, card, file.prefix)
     if not quiet and _first_process():
         print(f"topodet: {report} loaded from {file.path}", flush=True)
     return report
@@ -103,7 +123,7 @@ def check_filled(
         how many tensors of the backbone the state dict fills, and how many there are.
 
     Raises:
-        WeightsError: names the tensors that are missing or have another shape.
+        WeightsError: names the tensors that are missing or have another shape or dtype.
     """
     given = {name[len(prefix) :] for name in state_dict if name.startswith(prefix)} | set(also)
     own = {
@@ -113,15 +133,19 @@ def check_filled(
     }
     for name in missing_wiring_keys(backbone, given):
         del own[name]
-    filled = [name for name in own if getattr(state_dict.get(prefix + name), "shape", None) == own[name].shape]
+    filled = [name for name in own if _fits(state_dict.get(prefix + name), own[name])]
     graphs = [name for name in own if name.endswith("wiring.edges") and prefix + name in state_dict]
     if len(filled) < len(own) and all(name in filled for name in graphs):
         absent = [name for name in own if name not in filled]
         raise WeightsError(
             f"the checkpoint fills {len(filled)}/{len(own)} tensors of the backbone {backbone.arch}; missing, or of "
-            f"another shape: {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}. {remedy}"
+            f"another shape or dtype: {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}. {remedy}"
         )
     return len(filled), len(own)
+
+
+def _fits(theirs: Any, ours: Tensor) -> bool:
+    return isinstance(theirs, Tensor) and theirs.shape == ours.shape and not other_dtype(theirs, ours)
 
 
 def other_network(model: nn.Module, card: Mapping[str, Any]) -> list[str]:
@@ -173,6 +197,11 @@ def _differences(own: Mapping[str, Tensor], wanted: set[str], offered: Mapping[s
         # A graph of another size is another topology, which the wiring itself reports edge by edge.
         if name in wanted and tensor.shape != own[name].shape and not name.endswith(("wiring.edges", "wiring.alpha"))
     ]
+    dtypes = [
+        f"{name} is {_word(tensor.dtype)} in the file and {_word(own[name].dtype)} in the model"
+        for name, tensor in offered.items()
+        if name in wanted and other_dtype(tensor, own[name])
+    ]
     problems = []
     if missing:
         problems.append(f"missing in the file: {some(missing)}")
@@ -180,7 +209,18 @@ def _differences(own: Mapping[str, Tensor], wanted: set[str], offered: Mapping[s
         problems.append(f"unknown to the model: {some(unexpected)}")
     if shapes:
         problems.append(some(shapes))
+    if dtypes:
+        problems.append(some(dtypes))
     return problems
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def other_dtype(theirs: Tensor, ours: Tensor) -> bool:
+    """Whether a tensor cannot stand for one of the network: floats of any width can for floats, nothing else."""
+    return theirs.dtype != ours.dtype and not (theirs.is_floating_point() and ours.is_floating_point())
 
 
 def _other_architecture(model: nn.Module, card: Mapping[str, Any]) -> str:

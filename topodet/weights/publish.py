@@ -16,9 +16,11 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from .. import __version__, connectivity
-from ..errors import WeightsError
+from ..errors import ConfigError, WeightsError
 from ..files import atomic_json, atomic_write, sha256
-from .card import OF_THE_BACKBONE, plain
+from ..parse import check_file_name
+from .card import OF_THE_BACKBONE, images, plain
+from .digest import digest, with_digests
 from .file import WeightsFile, read, read_detector, tensors_sha256
 from .load import ignored_by, load
 from .rebuild import build_network, network_design
@@ -62,9 +64,11 @@ def publish(
 
     Raises:
         WeightsError: what `read` and `load` raise.
-        ConfigError: what `connectivity.prune` raises.
+        ConfigError: what `connectivity.prune` raises, or a name that is a path.
         OSError: the files could not be written; nothing half-written is left.
     """
+    if name is not None:
+        check_file_name(name, "the name to publish under", ConfigError)
     file = read(checkpoint)
     model = build_network(file, network_design(file, architecture), num_classes=0)
     ignored = ignored_by(model, head=False)
@@ -84,12 +88,7 @@ def publish(
         "topology": [json.loads(topology.to_json()) for topology in graphs.values()],
         "parameters": sum(p.numel() for p in model.parameters()),
         "tensors": len(state_dict),
-        "mean": plain(data.get("mean")),
-        "std": plain(data.get("std")),
-        "channel_order": "RGB",
-        "input_size": plain(data.get("input_size")),
-        "interpolation": data.get("interpolation"),
-        "crop_pct": data.get("crop_pct"),
+        **images(data),
         "weights": file.card.get("weights")
         or ("ema" if "state_dict_ema" in file.checkpoint.get("held", ()) else "last"),
         "epoch": file.checkpoint.get("epoch", file.card.get("epoch")),
@@ -134,9 +133,11 @@ def publish_detector(
         the path of the file.
 
     Raises:
+        ConfigError: a name that is a path.
         WeightsError: the file does not read back as it was written.
         OSError: it could not be written; nothing half-written is left.
     """
+    check_file_name(name, "the name to publish under", ConfigError)
     state_dict = {key: tensor.contiguous() for key, tensor in file.state_dict.items()}
     card = {
         "format": FORMAT,
@@ -174,10 +175,17 @@ def _write(folder: Path, state_dict: dict[str, Tensor], card: dict[str, Any]) ->
     }
     pth = _save_hashed(content, folder, card["name"])
     stem = pth.stem
-    metadata = {"format": "pt", "card": json.dumps(card), "tensors_sha256": tensors_sha256(state_dict)}
+    metadata = {
+        "format": "pt",
+        "card": json.dumps(card),
+        "tensors_sha256": tensors_sha256(state_dict),
+        "card_sha256": digest(card),
+    }
     twin = atomic_write(folder / f"{stem}.safetensors", safetensors_bytes(state_dict, metadata))
     hashes = {path.name: sha256(path) for path in (pth, twin)}
-    files = PublishedFiles(pth, twin, atomic_json(folder / f"{stem}.json", {**card, "sha256": hashes}))
+    files = PublishedFiles(
+        pth, twin, atomic_json(folder / f"{stem}.json", {**card, "card_sha256": digest(card), "sha256": hashes})
+    )
     for path in (files.pth, files.safetensors):
         back = read(path)
         if back.card != card or tensors_sha256(back.state_dict) != metadata["tensors_sha256"]:
@@ -186,8 +194,9 @@ def _write(folder: Path, state_dict: dict[str, Tensor], card: dict[str, Any]) ->
 
 
 def _save_hashed(content: dict[str, Any], folder: Path, name: str) -> Path:
+    check_file_name(name, "the name, which is the architecture's,", WeightsError)
     # Into memory first: the hash is part of the name, and the archive must not contain a temporary name.
     buffer = io.BytesIO()
-    torch.save(content, buffer)
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    return atomic_write(folder / f"{name}-{digest[:8]}.pth", buffer.getvalue())
+    torch.save(with_digests(content), buffer)
+    hash_ = hashlib.sha256(buffer.getvalue()).hexdigest()
+    return atomic_write(folder / f"{name}-{hash_[:8]}.pth", buffer.getvalue())

@@ -1,43 +1,215 @@
-"""Torch files that hold objects beside tensors and plain types, read without making these objects."""
+"""A reader of torch files that runs nothing of them: what they hold is tensors and plain types, or they are refused.
+
+`torch.load(weights_only=True)` keeps code out, but trusts sizes: an expanded tensor asks for any memory, and a storage
+that states more than its bytes is read beyond them. Here each size is compared with the bytes that are there, and each
+byte of a zip archive with its checksum.
+"""
 
 from __future__ import annotations
 
+import io
 import os
-import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 
-CAN_SKIP = hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint")  # torch 2.6
+from ..errors import WeightsError
+from .plain_pickle import MAX_PICKLE, PlainUnpickler, Storage, pickled_objects, storage_of, width
+
+# Far above what any checkpoint has, and walked through in less than a second.
+MAX_OBJECTS = 500_000  # values, a shared one counted wherever it stands
+MAX_DEPTH = 50
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of torch before 1.6
 
 
-class _Skipped:
-    """In the place of an object that a file holds beside tensors and plain types."""
+@dataclass(frozen=True)
+class TorchFile:
+    """What a torch file holds, and the names of the types in it that were passed over."""
 
-    def __new__(cls, *_: Any) -> _Skipped:
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any):
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
+    content: Any
+    skipped: frozenset[str]
 
 
-@contextmanager
-def skip_unknown_globals(path: str | os.PathLike) -> Iterator[None]:
-    """Within it `torch.load(path, weights_only=True)` passes over such objects instead of refusing the whole file.
+def load_torch(path: str | os.PathLike, *, skip_objects: bool = False) -> TorchFile:
+    """Read a torch file without running anything of it. Tensors are on the CPU and share memory as they did.
 
-    Nothing of theirs is imported or called. Before torch 2.6, which cannot tell their names, nothing changes.
+    Args:
+        path: what `torch.save` wrote, of any version but torch 0.1's.
+        skip_objects: pass over objects beside tensors and plain types (`Skipped` stands for them); else they are
+            refused.
+
+    Raises:
+        WeightsError: no torch file, a damaged one, objects in it, or one that asks for more than its bytes.
     """
-    if not CAN_SKIP:
-        yield
-        return
+    path = Path(path)
     try:
-        objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError):
-        objects = []  # no torch file: who reads it says so
-    with torch.serialization.safe_globals([(_Skipped, name) for name in objects]):
-        yield
+        with open(path, "rb") as file:
+            _refuse_other_kinds(path, file.read(256))
+            read = _read_zip if zipfile.is_zipfile(file) else _read_legacy
+            file.seek(0)
+            found = read(file, path.stat().st_size, skip_objects)
+            check_extent(found.content)
+            return found
+    except WeightsError as error:
+        raise WeightsError(f"{path} is refused: {error}") from error
+    except MemoryError as error:
+        raise WeightsError(f"{path} asks for more memory than there is") from error
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # whatever bytes that are no torch file make the standard library raise
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise WeightsError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged or no torch file "
+            f"({reason[:200]}); fetch or save it again"
+        ) from error
+
+
+def check_extent(content: Any) -> None:
+    """Refuse content that cannot be walked through, written or printed; a shared part is counted each time.
+
+    Raises:
+        WeightsError: names the limit, or the text.
+    """
+    count, todo = 0, [(content, 0)]
+    while todo:
+        value, depth = todo.pop()
+        count += 1
+        if depth > MAX_DEPTH:
+            raise WeightsError(f"its content is nested deeper than {MAX_DEPTH} levels; no checkpoint is")
+        if count > MAX_OBJECTS:
+            raise WeightsError(f"its content unfolds to more than {MAX_OBJECTS:,} values; no checkpoint does")
+        if isinstance(value, str):
+            _check_text(value)
+        elif isinstance(value, Mapping):
+            todo += ((part, depth + 1) for part in value)
+            todo += ((part, depth + 1) for part in value.values())
+        elif isinstance(value, list | tuple | set):
+            todo += ((part, depth + 1) for part in value)
+
+
+def _refuse_other_kinds(path: Path, head: bytes) -> None:
+    """Say what a file is that is certainly no weights file."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        raise WeightsError("it is empty (0 bytes): a download or copy that failed; fetch it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsError("it is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise WeightsError(
+            "it is a web page (HTML), not a weights file: the address leads to a page, or to a login or an error; "
+            "fetch it from the address of the file itself"
+        )
+    for magic, kind in (
+        (b"\x1f\x8b", "gzip archive: unpack it"),
+        (b"\x89HDF", "HDF5 file"),
+        (b"\x93NUMPY", "numpy array"),
+        (b"\x89PNG", "PNG image"),
+        (b"\xff\xd8\xff", "JPEG image"),
+        (b"%PDF", "PDF"),
+    ):
+        if head.startswith(magic):
+            raise WeightsError(f"it is a {kind}, and no weights file of torch")
+    if head[8:10] == b'{"':
+        raise WeightsError("it is a .safetensors file under another name: rename it")
+    if text.startswith((b"{", b"[")):
+        raise WeightsError(f"it is text (JSON?), and no weights file of torch; {path.suffix} files hold tensors")
+
+
+def _read_zip(file: IO[bytes], size: int, skip_objects: bool) -> TorchFile:
+    with zipfile.ZipFile(file) as archive:
+        entries = {info.filename: info for info in archive.infolist()}
+        pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(pickles) != 1:
+            raise WeightsError(f"it is a zip archive without torch's data.pkl ({', '.join(list(entries)[:3])})")
+        folder = pickles[0].removesuffix("data.pkl")
+        if f"{folder}constants.pkl" in entries:
+            raise WeightsError("it is a TorchScript program, not weights: save its state_dict() instead")
+        if any(i.compress_type != zipfile.ZIP_STORED or i.compress_size != i.file_size for i in entries.values()):
+            raise WeightsError("its archive is compressed, which torch.save never does")
+        if sum(info.file_size for info in entries.values()) > size:
+            raise WeightsError("the entries of its archive are larger than the file")
+        order = f"{folder}byteorder"
+        if order in entries and archive.read(order) != b"little":
+            raise WeightsError("it was written on a big-endian machine: load and save it there as .safetensors")
+
+        storages: dict[str, Storage] = {}
+
+        def storage(kind: str, key: str, numel: int) -> Storage:
+            if key not in storages:
+                entry = entries.get(f"{folder}data/{key}")
+                if entry is None:
+                    raise WeightsError(f"the bytes of tensor data {key!r} are missing: it is damaged, fetch it again")
+                storages[key] = storage_of(kind, bytearray(archive.read(entry)), numel)
+            return storages[key]
+
+        if entries[pickles[0]].file_size > MAX_PICKLE:
+            raise WeightsError(f"its pickle has more than {MAX_PICKLE >> 20} MB beside the tensors")
+        interpreter = PlainUnpickler(storage, skip_objects, size)
+        content = interpreter.run(io.BytesIO(archive.read(pickles[0])))
+        return TorchFile(content, frozenset(interpreter.skipped))
+
+
+def _read_legacy(file: IO[bytes], size: int, skip_objects: bool) -> TorchFile:
+    """Read the format before torch 1.6: five pickles, then the bytes of each storage."""
+    if file.read(1) != b"\x80":
+        raise ValueError("neither a zip archive nor a pickle")
+    file.seek(0)
+
+    def plain(kind: str, key: str, numel: int) -> Storage:
+        raise WeightsError("tensors where the head of the file should be")
+
+    # First without bytes: what the storages hold, and where each begins, is known at the end of the pickles.
+    kinds: dict[str, str] = {}
+
+    def note(kind: str, key: str, numel: int) -> Storage:
+        kinds[key] = kind
+        return Storage(torch.empty(0, dtype=torch.uint8), None)
+
+    # Not the magic number: a pickle that no torch wrote.
+    first = PlainUnpickler(plain, skip_objects, size)
+    magic = first.run(file)
+    if magic != _LEGACY_MAGIC:
+        if first.skipped:
+            raise WeightsError(pickled_objects(sorted(first.skipped)[0]))
+        raise WeightsError("it is a pickle that torch did not write: save it with torch.save")
+    for _ in range(2):  # version of the protocol, sizes of C's types
+        PlainUnpickler(plain, False, size).run(file)
+    begin = file.tell()
+    PlainUnpickler(note, skip_objects, size, check_sizes=False).run(file)
+    keys = PlainUnpickler(plain, False, size).run(file)
+    if not isinstance(keys, list) or set(keys) != set(kinds):
+        raise ValueError("the list of storages is not that of the tensors")
+    places = {}
+    for key in keys:
+        numel = int.from_bytes(file.read(8), "little", signed=True)
+        bytes_ = numel * width(kinds[key])
+        if not 0 <= bytes_ <= size - file.tell():
+            raise ValueError("a storage goes beyond the end of the file")
+        places[key] = (file.tell(), bytes_)
+        file.seek(bytes_, os.SEEK_CUR)
+
+    storages: dict[str, Storage] = {}
+
+    def storage(kind: str, key: str, numel: int) -> Storage:
+        if key not in storages:
+            here = file.tell()
+            file.seek(places[key][0])
+            storages[key] = storage_of(kind, bytearray(file.read(places[key][1])), numel)
+            file.seek(here)
+        return storages[key]
+
+    file.seek(begin)
+    interpreter = PlainUnpickler(storage, skip_objects, size)
+    return TorchFile(interpreter.run(file), frozenset(interpreter.skipped))
+
+
+def _check_text(value: str) -> None:
+    # A NUL ends a name for the operating system, and half of a surrogate pair cannot be written.
+    if "\0" in value:
+        raise WeightsError(f"it holds text with a NUL character ({value[:40]!r})")
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise WeightsError(f"it holds text that is no Unicode ({value[:40]!r})")

@@ -1,0 +1,156 @@
+"""Text of others as plain types: JSON and YAML, with limits, so that what is malformed ends in one error and soon."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import DataError, TopodetError
+
+MAX_JSON = 2**28  # bytes; the annotations of COCO, which `datasets.coco` reads, are larger
+MAX_YAML = 2**19  # bytes
+MAX_VALUES = 100_000  # of YAML, a shared one counted wherever it stands
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,127}")
+# libyaml's parser where PyYAML has it: the same results, ten times as fast.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def parse_json(text: str | bytes, what: str, error: type[TopodetError] = DataError) -> Any:
+    """Return the content of JSON.
+
+    Args:
+        text: of the file.
+        what: it is, for the error.
+        error: to raise.
+
+    Raises:
+        TopodetError: `error`, for text that is too long, no JSON or no Unicode, nested too deep for Python, or with an
+            integer of thousands of digits.
+    """
+    if len(text) > MAX_JSON:
+        raise error(f"{what} has more than {MAX_JSON >> 20} MB of JSON")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as cause:
+        raise error(f"{what} is no JSON that can be read: {_reason(cause)}") from cause
+
+
+def read_json(path: str | os.PathLike, error: type[TopodetError] = DataError) -> Any:
+    """Return the content of a JSON file, see `parse_json`.
+
+    Raises:
+        TopodetError: `error`, also for a file that is not there.
+    """
+    return parse_json(_read(path, MAX_JSON, error), str(path), error)
+
+
+def parse_yaml(text: str | bytes, what: str, error: type[TopodetError] = DataError) -> Any:
+    """Return the content of YAML: plain types; a tag that asks for a Python object is refused.
+
+    Args:
+        text: of the file.
+        what: it is, for the error.
+        error: to raise.
+
+    Raises:
+        TopodetError: `error`, for text that is too long, no YAML, asks for objects, or unfolds to more than
+            `MAX_VALUES` by its aliases.
+    """
+    if len(text) > MAX_YAML:
+        raise error(f"{what} has more than {MAX_YAML >> 10} KB of YAML")
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _extent(node) > MAX_VALUES:
+            raise error(f"{what} unfolds to more than {MAX_VALUES:,} values by its aliases (&, *)")
+        return loader.construct_document(node)
+    except TopodetError:
+        raise
+    except yaml.constructor.ConstructorError as cause:
+        raise error(
+            f"{what} is refused: {cause.problem}. Only plain types are read: a tag like !!python/... could run code, "
+            "nothing of it was executed"
+        ) from cause
+    except Exception as cause:  # PyYAML lets through what a wrong date, number or key makes Python raise
+        raise error(f"{what} is no YAML that can be read: {_reason(cause)}") from cause
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def read_yaml(path: str | os.PathLike, error: type[TopodetError] = DataError) -> Any:
+    """Return the content of a YAML file, see `parse_yaml`.
+
+    Raises:
+        TopodetError: `error`, also for a file that is not there.
+    """
+    return parse_yaml(_read(path, MAX_YAML, error), str(path), error)
+
+
+def check_file_name(name: Any, what: str, error: type[TopodetError]) -> str:
+    """Return a name that becomes that of a file, and no path.
+
+    Raises:
+        TopodetError: `error`, for other characters than letters, digits and ._+=@-, or for one that is too long.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise error(
+            f"{what} {str(name)[:80]!r} cannot be the name of a file: use letters, digits, '.', '_', '-', '+', '=' and "
+            "'@', at most 128, the first a letter or digit"
+        )
+    return name
+
+
+def _read(path: str | os.PathLike, limit: int, error: type[TopodetError]) -> bytes:
+    path = Path(path)
+    try:
+        if path.stat().st_size > limit:
+            raise error(f"{path} has more than {limit >> 10} KB")
+        return path.read_bytes()
+    except FileNotFoundError as cause:
+        raise error(f"no file at {path} (working folder {Path.cwd()}); check the path") from cause
+    except OSError as cause:
+        raise error(f"cannot read {path}: {cause.strerror or cause}") from cause
+
+
+def _extent(root: yaml.Node) -> int:
+    """Return the number of values of a graph of nodes, a shared one counted wherever it stands."""
+    sizes: dict[int, int] = {}
+    # Twice on the way: to open a node, and to add up what is in it.
+    todo, opened = [(root, False)], set()
+    while todo:
+        node, inside = todo.pop()
+        if inside:
+            sizes[id(node)] = min(1 + sum(sizes[id(part)] for part in _parts(node)), MAX_VALUES + 1)
+            opened.discard(id(node))
+        elif id(node) not in sizes:
+            if id(node) in opened:  # an alias within what it stands for
+                return MAX_VALUES + 1
+            opened.add(id(node))
+            todo.append((node, True))
+            todo += ((part, False) for part in _parts(node))
+    return sizes[id(root)]
+
+
+def _parts(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield key
+            yield value
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,94 @@
+"""Digests of what topodet writes: a tensor or a word of the card that changed is noticed, whatever the file's name.
+
+A digest tells damage and mistakes from what was written. It is no signature: who changes a file on purpose can write
+another digest too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import WeightsError
+
+# The entry of a torch file that holds them, one for each other entry.
+DIGESTS = "sha256"
+
+
+def with_digests(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a torch file is to hold with the SHA-256 of each entry beside it."""
+    return {**content, DIGESTS: _digests(content)}
+
+
+def check_digests(content: Mapping[str, Any]) -> None:
+    """Compare each entry of a torch file with its digest; files without any pass, as those of earlier versions.
+
+    Raises:
+        WeightsError: names the entry that differs or is missing.
+    """
+    stated = content.get(DIGESTS)
+    if stated is None:
+        return
+    if not isinstance(stated, Mapping):
+        raise WeightsError(f"its digests are a {type(stated).__name__}: it is damaged, fetch it again")
+    ours = _digests({key: content[key] for key in stated if key in content})
+    wrong = [str(key) for key in stated if ours.get(key) != stated[key]]
+    if wrong:
+        raise WeightsError(
+            f"it is damaged or was changed: {', '.join(wrong[:3])} {'has' if len(wrong) == 1 else 'have'} not the "
+            "digest that the file states; fetch it again"
+        )
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 over a value of tensors and plain types, as 64 hexadecimal digits.
+
+    Lists and tuples count as the same, as JSON has them; dicts keep their order.
+    """
+    return _digests({"": value})[""]
+
+
+def _digests(content: Mapping[str, Any]) -> dict[str, str]:
+    known: dict[int, bytes] = {}  # published files hold their tensors twice, under two names
+    found = {}
+    for key, value in content.items():
+        sum_ = hashlib.sha256()
+        _add(sum_, value, known)
+        found[key] = sum_.hexdigest()
+    return found
+
+
+def _add(sum_: Any, value: Any, known: dict[int, bytes]) -> None:
+    """Add a value to a digest, its type and length first, so that no two values read the same."""
+    if isinstance(value, Tensor):
+        if id(value) not in known:
+            known[id(value)] = _of_tensor(value)
+        sum_.update(b"t" + known[id(value)])
+    elif isinstance(value, Mapping):
+        sum_.update(f"d{len(value)};".encode())
+        for key, item in value.items():
+            _add(sum_, key, known)
+            _add(sum_, item, known)
+    elif isinstance(value, list | tuple):
+        sum_.update(f"l{len(value)};".encode())
+        for item in value:
+            _add(sum_, item, known)
+    elif isinstance(value, set):
+        _add(sum_, sorted(value, key=repr), known)
+    elif isinstance(value, float):
+        sum_.update(b"f" + struct.pack("<d", value))
+    else:
+        data = value if isinstance(value, bytes | bytearray) else str(value).encode("utf-8", "surrogatepass")
+        sum_.update(f"{type(value).__name__}{len(data)};".encode() + data)
+
+
+def _of_tensor(tensor: Tensor) -> bytes:
+    tensor = tensor.detach().cpu().contiguous()
+    sum_ = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)};".encode())
+    sum_.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return sum_.digest()
