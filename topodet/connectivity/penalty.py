@@ -59,7 +59,7 @@ def penalty(model: nn.Module, kind: PenaltyKind) -> Tensor:
 def _log_in_degree(wiring: Wiring) -> Tensor:
     """Return log(delta_i) of each edge's target, float32 [E]."""
     # From the edges on their device: numbers that come from the host would make every step wait for it.
-    targets = wiring.edges[:, 1]
+    targets = wiring.edges[:, 1].to(wiring.alpha.device)
     degrees = torch.zeros(wiring.numbers[-1] + 1, device=targets.device)
     degrees.index_add_(0, targets, torch.ones(len(targets), device=targets.device))
     return degrees.log()[targets]

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
 from ..ops import Graph, WeightedSums
+from .fixed_tensors import FixedTensors
 from .stage import Node, TopoStage
 from .trunk import Stem
 
@@ -95,7 +96,7 @@ class FusedNode(nn.Module):
         return self.norm(x)
 
 
-class FusedStage(nn.Module):
+class FusedStage(FixedTensors):
     """A `TopoStage` after `fuse_for_inference`; the nodes that are left have the names they had.
 
     Args:
@@ -127,7 +128,7 @@ class FusedStage(nn.Module):
         self.graph = Graph(tuple(tuple(kept.index(j) for j, target in self.edges if target == i) for i in kept))
         like = stage.nodes[last].conv_dw.weight
         self.register_buffer("alpha", like.new_tensor([alpha[edge] for edge in self.edges]))
-        self.register_buffer("order", torch.tensor(self.graph.order, dtype=torch.int64), persistent=False)
+        self.register_fixed("order", torch.tensor(self.graph.order, dtype=torch.int64), persistent=False)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ class FusedStage(nn.Module):
             else:
                 feature = node(x.new_zeros(size))
             if k + 1 < len(self.nodes):
-                sums = sums or WeightedSums(self.graph, self.alpha, self.order, feature)
+                sums = sums or WeightedSums(self.graph, self.alpha, self.order.to(self.alpha.device), feature)
                 sums.put(k, feature)
                 del feature  # so that it goes with its last reader
         return feature

@@ -13,11 +13,12 @@ from ..ops import Graph, WeightedSums
 from ..topology import Topology
 from ..topology.graph import Edge
 from ..topology.paths import subgraph
+from .fixed_tensors import FixedTensors
 
 EdgeWeights = Literal["learned", "fixed"]
 
 
-class Wiring(nn.Module):
+class Wiring(FixedTensors):
     """The edges of one stage and their weights alpha (Eq. 1), saved together.
 
     A state dict holds `alpha`, float [E], and `edges`, int64 [E, 2] of (source, target): a file tells its own
@@ -56,11 +57,11 @@ class Wiring(nn.Module):
             self.register_buffer("alpha", alpha)
         else:
             raise ConfigError(unknown_name("edge_weights", edge_weights, ("learned", "fixed")))
-        self.register_buffer("edges", torch.tensor(self._numbered(), dtype=torch.int64, device=device))
+        self.register_fixed("edges", torch.tensor(self._numbered(), dtype=torch.int64, device=device))
         # Of the same graph as `edges`: a file with another one is refused.
         self.graph = Graph(topology.predecessors, alternate=self.alternate)
         order = torch.tensor(self.graph.order, dtype=torch.int64, device=device)
-        self.register_buffer("order", order, persistent=False)
+        self.register_fixed("order", order, persistent=False)
 
     @property
     def learned(self) -> bool:
@@ -101,7 +102,8 @@ class Wiring(nn.Module):
 
     def sums(self, like: Tensor) -> WeightedSums:
         """Return the weighted sums of one pass, over features that have the dtype and device of `like`."""
-        return WeightedSums(self.graph, self.alpha, self.order, like)
+        # Not everything that moves parameters and buffers moves other tensors.
+        return WeightedSums(self.graph, self.alpha, self.order.to(self.alpha.device), like)
 
     def extra_repr(self) -> str:
         """Show the graph in the printed module."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, unknown_name
+from ...models.fixed_tensors import FixedTensors
 from .cells import nn_mass_of_cells
 
 # From (input channels, output channels, stride) to what computes a layer.
@@ -18,7 +19,7 @@ LayerFactory = Callable[[int, int, int], nn.Module]
 Fan = Literal["fan_in", "fan_out"]
 
 
-class SkipLayer(nn.Module):
+class SkipLayer(FixedTensors):
     """A layer that reads chosen channels of all earlier layers' outputs.
 
     Args:
@@ -29,7 +30,7 @@ class SkipLayer(nn.Module):
     def __init__(self, layer: nn.Module, reads: np.ndarray):
         super().__init__()
         self.layer = layer
-        self.register_buffer("reads", torch.from_numpy(reads))
+        self.register_fixed("reads", torch.from_numpy(reads))
 
     def forward(self, outputs: Sequence[Tensor]) -> Tensor:
         """Compute the layer on its channels of the `outputs` of all earlier layers, [B, width, ...] each."""

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import ConfigError, WeightsError
+from ...models.fixed_tensors import FixedTensors
 from .channels import ChannelGraph, layered
 
 # Names of what timm and torchvision put into the shortcut of a block.
@@ -154,7 +155,7 @@ class Read:
     last: bool
 
 
-class RetargetedConv2d(nn.Conv2d):
+class RetargetedConv2d(FixedTensors, nn.Conv2d):
     """A convolution that lacks some kernels and has others on channels of earlier layers.
 
     It has the `weight` and `bias` of the original, and a state dict holds besides
@@ -207,13 +208,13 @@ class RetargetedConv2d(nn.Conv2d):
             drawn = torch.randn(len(long_range), *self.kernel_size, generator=generator)
             scale = self.weight.detach().square().mean().sqrt()
             self.long_range_weight = nn.Parameter(drawn.to(self.weight) * scale)
-        self.register_buffer("mask", mask.to(device))
-        self.register_buffer("long_range", long_range.to(device))
-        self.register_buffer("channels", channels.to(device), persistent=False)
+        self.register_fixed("mask", mask.to(device))
+        self.register_fixed("long_range", long_range.to(device))
+        self.register_fixed("channels", channels.to(device), persistent=False)
         # The place of each kernel in the dense weight [out_channels * len(channels), kH, kW].
         column = torch.unique(long_range[:, 0], return_inverse=True)[1]
         place = long_range[:, 1] * len(channels) + column
-        self.register_buffer("place", place.to(device), persistent=False)
+        self.register_fixed("place", place.to(device), persistent=False)
         with torch.no_grad():
             self.weight.mul_(self._mask)
 
