@@ -25,7 +25,9 @@ AVERAGERS = {
     "ModelEmaV2": lambda model, decay: ModelEmaV2(model, decay=decay),
     "ModelEmaV3": lambda model, decay: ModelEmaV3(model, decay=decay),
     "ModelEmaV3, one by one": lambda model, decay: ModelEmaV3(model, decay=decay, foreach=False),
-    "AveragedModel": lambda model, decay: AveragedModel(model, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(decay)),
+    "AveragedModel": lambda model, decay: AveragedModel(
+        model, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(decay)
+    ),
     "AveragedModel, one by one": lambda model, decay: AveragedModel(
         model, use_buffers=True, avg_fn=get_ema_avg_fn(decay)
     ),
@@ -73,7 +75,11 @@ def test_they_are_saved_loaded_moved_and_copied_with_the_weights(name):
         torch.testing.assert_close(other(x.double()).float(), model(x), rtol=1e-4, atol=1e-4)
     for module, attribute in fixed:
         assert not getattr(module, attribute).is_floating_point()
-    assert all(getattr(m, a).is_meta for m in copy.deepcopy(model).to("meta").modules() for a in getattr(m, "fixed_tensors", ()))
+    assert all(
+        getattr(m, a).is_meta
+        for m in copy.deepcopy(model).to("meta").modules()
+        for a in getattr(m, "fixed_tensors", ())
+    )
     # What a state dict holds is no window into the network.
     before = copy.deepcopy(state)
     for tensor in state.values():

@@ -54,6 +54,4 @@ class FixedTensors(nn.Module):
                 setattr(self, name, theirs.clone())
             else:
                 ours.copy_(theirs)
-        super()._load_from_state_dict(
-            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.models.connected.helpers import NETWORKS
+from tests.models.connected.resnets import NETWORKS as RESNETS
 from tests.strategies import topologies
+from topodet import connectivity
 from topodet.errors import ConfigError
 from topodet.models import TopoNet, TopoStage
-from topodet.models.connected import connect
-from topodet.models.connected.sequential import ConnectedSequential
+from topodet.models.connected import connect, rewire
 from topodet.related.nn_mass.cells import nn_mass_of_cells
 from topodet.related.nn_mass.networks import nn_mass
 
@@ -83,29 +84,44 @@ def test_toponet50():
         assert cell.mass == pytest.approx(count * (edges - (n - 1)) / ((n - 1) * (n - 2) / 2))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_stream_of_connected_blocks_is_as_wide_as_what_they_read(name):
-    """A run has one node more than branches, each as wide as the tensors that its blocks get."""
-    small, edges = NETWORKS[name]
-    model = connect(timm.create_model(name, num_classes=5, **small)).eval()
-    streams = []
-    for module in model.modules():
-        for key in module.links if isinstance(module, ConnectedSequential) else ():
-            wiring = getattr(module._modules[key], "wiring", None)
-            if wiring is not None:
-                wiring.sums = lambda like, wiring=wiring: streams.append(like) or type(wiring).sums(wiring, like)
-    size = model.pretrained_cfg["input_size"][-1]
-    with torch.no_grad():
-        model(torch.zeros(1, 3, small.get("img_size", size), small.get("img_size", size)))
-    runs = [cell for cell in nn_mass(model).cells if cell.density == 1]
-    assert len(runs) == len(streams) == len(edges)
-    for cell, stream, count in zip(runs, streams, edges):
-        nodes = next(n for n in range(3, 50) if n * (n - 1) // 2 == count)
+def networks():
+    """Connected and rewired networks: what makes them, and the images they take."""
+    cases = [(connect, name, small) for name, (small, _) in NETWORKS.items()]
+    cases += [(rewire, name, RESNETS[name][0]) for name in ("resnet18", "resnet50", "test_byobnet", "res2net50_26w_4s")]
+    cases += [(rewire, name, {}) for name in ("resnet10t", "regnetx_002")]
+    # Convolutions whose weights are mixed of several: their tensor has another shape.
+    cases += [(connect, "tf_efficientnet_cc_b0_4e", {})]
+    return [pytest.param(*case, id=f"{case[0].__name__}-{case[1]}") for case in cases]
+
+
+@pytest.mark.parametrize(("make", "name", "small"), networks())
+def test_a_run_is_as_wide_as_what_its_nodes_compute(make, name, small):
+    """A run has one node more than branches, each as wide as the residuals that its output sums."""
+    model = make(timm.create_model(name, num_classes=5, **small)).eval()
+    made = []
+    for wiring in connectivity.wirings(model).values():
+        wiring.sums = lambda like, wiring=wiring: made.append(type(wiring).sums(wiring, like)) or made[-1]
+    size = small.get("img_size", model.pretrained_cfg["input_size"][-1])
+    model(torch.zeros(1, 3, size, size))
+    cells = [cell for cell in nn_mass(model).cells if cell.density == 1]
+    assert len(cells) == len(made)
+    for cell, sums in zip(cells, made):
+        nodes = len(sums.sources)
+        residuals = [feature for source, feature in sums.views[-1].items() if source]
         assert cell.channels % (nodes - 1) == 0
         width = cell.channels // (nodes - 1)
-        assert width in stream.shape[1:]
-        assert stream[0].numel() % width == 0
+        for residual in residuals:
+            assert width in residual.shape[1:]  # tokens have theirs last
+            assert residual[0].numel() % width == 0
         assert cell.possible == width * (nodes - 1) * (nodes - 2) // 2
+
+
+def test_a_run_that_was_pruned_is_as_wide_as_before():
+    model = rewire(timm.create_model("resnet10t", num_classes=2))
+    # Node 1 changes the width, and nothing reads the projection any more.
+    connectivity.prune_to_edges_(model, {"layer2.0.wiring": [(0, 1), (1, 3)]})
+    widths = {cell.name: cell.channels for cell in nn_mass(model).cells}
+    assert widths == {"layer1.0": 3 * 64, "layer2.0": 2 * 128, "layer3.0": 3 * 256, "layer4.0": 3 * 512}
 
 
 def test_a_connected_network_that_is_cut_counts_what_is_left():

@@ -244,7 +244,8 @@ def _unfold(container: nn.Module, kinds: Mapping[str, Residual], edge_weights: E
         if kind is None or begins:
             runs.append({})
         if kind is not None:
-            node = next(reversed(runs[-1].values())).end if runs[-1] else 1
+            before = next(reversed(runs[-1].values())) if runs[-1] else None
+            node = before.end if before else 1
             runs[-1][key] = Link(
                 kind.branches,
                 node,
@@ -253,6 +254,7 @@ def _unfold(container: nn.Module, kinds: Mapping[str, Residual], edge_weights: E
                 addition=_switch_off(block, kind),
                 activation=kind.activation,
                 shortcut=kind.shortcut if begins else None,
+                width=before.width if before else kind.stream_width(block),
             )
     runs = [run for run in runs if run]
     device = next(container.parameters(), torch.empty(0)).device

@@ -44,6 +44,15 @@ class Residual:
         """Whether the stream changes on the block's shortcut."""
         return self.shortcut is not None and not _is_identity(getattr(block, self.shortcut))
 
+    def stream_width(self, block: nn.Module) -> int | None:
+        """Return the channels of the stream that a block reads, or begins; None where no layer of it tells."""
+        layers = [*block.children(), *block.modules()]  # its own first: what lies deeper may have tables of positions
+        widths = [_channels(layer, "in") for layer in layers]
+        if self.begins_run(block):
+            on_shortcut = reversed(list(getattr(block, self.shortcut).modules()))
+            widths = [*(_channels(layer, "out") for layer in on_shortcut), *widths]
+        return next(filter(None, widths), None)
+
 
 class Table:
     """How classes of blocks add to their streams.
@@ -79,6 +88,16 @@ class Table:
         """Yield the classes of the table as "module.Class", modules of timm.models without their package."""
         for module, entries in self.families.items():
             yield from (f"{module.removeprefix('timm.models.')}.{kind}" for kind in entries)
+
+
+def _channels(layer: nn.Module, side: str) -> int | None:
+    """Return what a layer reads ("in") or gives ("out"); None for a module that is no layer."""
+    for kind in ("channels", "features"):
+        count = getattr(layer, f"{side}_{kind}", None)
+        if isinstance(count, int):
+            return count
+    weight = getattr(layer, "weight", None)
+    return weight.numel() if isinstance(weight, Tensor) else None  # of a normalization
 
 
 def _is_identity(module: nn.Module | None) -> bool:

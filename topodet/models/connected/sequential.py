@@ -63,6 +63,7 @@ class Link:
         addition: (attribute, value) of the block that gives it back its addition.
         activation: see `Residual`.
         shortcut: see `Residual`; of a block that begins a run by it, None for others.
+        width: channels of the run's stream, None where the blocks do not tell.
     """
 
     branches: tuple[Branch, ...]
@@ -73,6 +74,7 @@ class Link:
     addition: tuple[str, Any] | None = None
     activation: str | None = None
     shortcut: str | None = None
+    width: int | None = None
 
     @property
     def end(self) -> int:

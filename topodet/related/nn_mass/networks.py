@@ -85,9 +85,11 @@ def _runs(model: nn.Module) -> Iterator[tuple[str, list[Cell]]]:
         for run in chain.runs():
             first, *others = (f"{name}.{key}".removeprefix(".") for key in run)
             wiring, nodes = chain._modules[run[0]].wiring, chain.links[run[-1]].end + 1
-            width = next((_width(chain._modules[key]) for key in reversed(run) if chain.links[key].branches), None)
-            # Of a run that pruning has emptied nothing tells how wide its stream is, and it has no node that computes.
-            yield first, [] if width is None else [_wired(first, wiring, nodes, width, sums_only=True)]
+            computes = any(chain.links[key].branches for key in run)  # pruning may have left nothing that does
+            if computes and (width := chain.links[run[0]].width) is None:
+                kind = type(chain._modules[run[0]]).__name__
+                raise ConfigError(f"{kind} has no layer to read the width of its stream from")
+            yield first, [_wired(first, wiring, nodes, width, sums_only=True)] if computes else []
             yield from ((other, []) for other in others)
 
 
@@ -97,19 +99,6 @@ def _wired(name: str, wiring: Wiring, nodes: int, channels: int, *, sums_only: b
     skips = sum(is_alive for is_alive, (j, i) in zip(alive, wiring.topology.edges) if j < i - 1 and i < nodes)
     counted = nodes - 1 if sums_only else nodes
     return Cell(channels * counted, channels * skips, possible_skips([channels] * (nodes - 1)), name)
-
-
-def _width(block: nn.Module) -> int:
-    """Return the channels of a block's stream: those that its first layer reads."""
-    # Its own children first: the first module inside its attention, say, may be a table of positions.
-    for module in (*block.children(), *block.modules()):
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-        if isinstance(module, nn.Linear):
-            return module.in_features
-        if getattr(module, "weight", None) is not None:  # a normalisation
-            return module.weight.numel()
-    raise ConfigError(f"{type(block).__name__} has no layer to read the width of its stream from")
 
 
 def _additive(name: str, widths: Sequence[int], *, shortcut: bool) -> Cell:
