@@ -7,9 +7,13 @@ from collections import Counter
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .connectivity import wirings
+
+_LAYERS = (F.conv1d, F.conv2d, F.conv3d, F.linear)
 
 
 def parameters(model: nn.Module) -> tuple[int, int]:
@@ -25,27 +29,57 @@ def parameters(model: nn.Module) -> tuple[int, int]:
 def multiply_adds(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> int:
     """Return the multiply-adds of convolutions and linear layers for one image of `input_size` (C, H, W).
 
-    The convention of the paper's tables: normalization, activations and the weighted sums are not counted. A layer that
-    computes otherwise than its class does (`multiply_adds`) is asked. Runs on the meta device, so that it costs no
-    memory and leaves the model alone.
+    The convention of the paper's tables: normalization, activations, the weighted sums and the products of queries,
+    keys and values are not counted. A layer that computes otherwise than its class does (`multiply_adds`) is asked.
+    Runs on the meta device, so that it costs no memory and leaves the model alone.
     """
     return sum(multiply_adds_by_layer(model, input_size).values())
 
 
 def multiply_adds_by_layer(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> Counter[str]:
-    """Return the multiply-adds of each convolution and linear layer, by module name, as `multiply_adds` counts them."""
+    """Return the multiply-adds of convolutions and linear layers, by the module that computes them.
+
+    Every call counts, of a layer (`nn.Conv2d`, `nn.Linear`) or of what layers are made of (`F.linear`): attention may
+    call a layer's weights without the layer, and a convolution may mix its weights anew for each image.
+    """
     model = copy.deepcopy(model).to("meta").eval()
-    counts: Counter[str] = Counter()
-
-    def count(name: str, module: nn.Module, _: object, output: torch.Tensor) -> None:
-        if hasattr(module, "multiply_adds"):
-            counts[name] += module.multiply_adds(output)
-        else:
-            counts[name] += output[0].numel() * module.weight[0].numel()
-
+    calls = _Calls()
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(partial(count, name))
-    with torch.no_grad():
-        model(torch.zeros(1, *input_size, device="meta"))
-    return counts
+        module.register_forward_pre_hook(partial(calls.enter, name))
+        module.register_forward_hook(calls.leave)
+    image = torch.zeros(1, *input_size, device="meta")
+    with torch.no_grad(), calls:
+        model(image)
+    return calls.counts
+
+
+class _Calls(TorchFunctionMode):
+    """Counts the multiply-adds of a pass of one image, by the innermost module that is running."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self._running: list[str] = []
+        self._learned: list[bool] = []
+        self._before: list[int] = []
+
+    def enter(self, name: str, module: nn.Module, _: object) -> None:
+        self._running.append(name)
+        self._learned.append(next(module.parameters(), None) is not None)
+        self._before.append(self.counts[name])
+
+    def leave(self, module: nn.Module, _: object, output: object) -> None:
+        name, _, before = self._running.pop(), self._learned.pop(), self._before.pop()
+        if hasattr(module, "multiply_adds"):
+            self.counts[name] = before + module.multiply_adds(output)
+        if not self.counts[name]:
+            del self.counts[name]
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        # A filter without parameters, as that of anti-aliasing, is pooling.
+        if func in _LAYERS and self._running and self._learned[-1]:
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            self.counts[self._running[-1]] += output.numel() * weight[0].numel()
+        return output
