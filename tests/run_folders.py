@@ -9,13 +9,13 @@ import yaml
 ITERATION = {"data_time": 0.01, "loss_box_reg": 0.1, "loss_cls": 0.2, "lr": 0.02, "total_loss": 0.3}
 
 
-def mmdet_run(folder, scores):
-    """Lay out a work folder as MMDetection does: a line of losses, a line of scores, and so on."""
+def mmdet_run(folder, scores, *, started="20260101_000000", first=1):
+    """Lay out a work folder as MMDetection does from epoch `first` on: a line of losses, a line of scores, and so on."""
     lines = []
-    for epoch, score in enumerate(scores, start=1):
-        lines.append({"lr": 0.02, "loss": 1.0, "time": 0.5, "memory": 900, "step": 10 * epoch})
+    for epoch, score in enumerate(scores, start=first):
+        lines.append({"lr": 0.02, "loss": 1.0, "time": 0.5, "memory": 900, "epoch": epoch, "step": 10 * epoch})
         lines.append({"coco/bbox_mAP": score, "coco/bbox_mAP_50": 2 * score, "coco/bbox_mAP_75": score, "step": epoch})
-    path = folder / "20260101_000000" / "vis_data" / "scalars.json"
+    path = folder / started / "vis_data" / "scalars.json"
     path.parent.mkdir(parents=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder

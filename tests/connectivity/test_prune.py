@@ -14,6 +14,7 @@ from topodet import connectivity, weights
 from topodet.connectivity import freeze, masked, plan_pruning, prune
 from topodet.errors import ConfigError
 from topodet.models import TopoNet, TopoStage, fuse_for_inference
+from topodet.models.wiring import Wiring
 from topodet.topology import Topology, complete
 
 NORMS = {"batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(2, channels)}
@@ -87,6 +88,25 @@ def test_keep_is_the_share_that_is_left(keep, per, seed):
     cuts = plan_pruning(model, keep=keep, per=per, on_disconnected="allow")
     assert {name: sorted(part.edges) for name, part in cuts.items()} == found
     assert sum(part.weak for part in cuts.values()) == len(ranked) - count
+
+
+@pytest.mark.parametrize("edges", [7, 10, 25, 30, 49])
+def test_a_share_of_the_edges_is_an_exact_number(edges):
+    model = nn.ModuleList(Wiring(complete(2)) for _ in range(edges))  # each edge is a path of its own
+    for count in range(1, edges + 1):
+        plans = plan_pruning(model, keep=count / edges, on_disconnected="allow")
+        assert sum(len(plan.edges) for plan in plans.values()) == count
+
+
+@pytest.mark.parametrize("threshold", [0.001, 0.01, 0.1, 0.3, 0.7])
+@pytest.mark.parametrize("per", ["network", "stage", "node"])
+def test_an_edge_at_the_threshold_is_not_below_it(per, threshold):
+    stage = TopoStage(2, 4, complete(4))
+    stage.wiring.alpha.data.fill_(threshold)
+    stage.wiring.alpha.data[[0, 2, 5]] = 1.0  # the first one of each node
+    assert connectivity.sparsity(stage, (threshold,)) == {f"below_{threshold:g}": 0}
+    (plan,) = plan_pruning(stage, threshold=threshold, per=per).values()
+    assert (plan.weak, len(plan.edges)) == (0, 6)
 
 
 def test_a_factor_on_all_inputs_of_a_node_matters_to_absolute_thresholds_only():

@@ -10,10 +10,10 @@ from topodet.records.results import (
     average_precision_curves,
     contact_sheet,
     read_evaluations,
-    read_scalars,
     read_speed,
     seed_curves,
 )
+from topodet.records.runs import record_detector
 
 
 def test_both_frameworks_scores_are_read_under_the_same_keys(tmp_path):
@@ -54,6 +54,45 @@ def test_what_a_resumed_run_did_twice_counts_once(tmp_path):
     assert [row["coco/bbox_mAP"] for row in read_evaluations(tmp_path)] == [0.1, 0.12]
 
 
+def test_a_run_of_mmdetection_that_was_resumed_is_read_once(tmp_path):
+    mmdet_run(tmp_path, [0.1, 0.2, 0.3])
+    mmdet_run(tmp_path, [0.4, 0.5], started="20260102_000000", first=3)  # from the checkpoint of epoch 2
+    rows = read_evaluations(tmp_path)
+    assert [(row["step"], row["coco/bbox_mAP"]) for row in rows] == [(1, 0.1), (2, 0.2), (3, 0.4), (4, 0.5)]
+    # Begun again from the first epoch, and not evaluated yet.
+    path = tmp_path / "20260103_000000" / "vis_data" / "scalars.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"loss": 1.0, "epoch": 2, "iter": 11, "step": 11}\n')
+    assert [row["step"] for row in read_evaluations(tmp_path)] == [1]
+
+
+def test_iterations_of_mmdetection_are_compared_with_iterations(tmp_path):
+    def start(name, *lines):
+        path = tmp_path / name / "vis_data" / "scalars.json"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def evaluated(step, score):
+        return {"coco/bbox_mAP": score, "coco/bbox_mAP_50": score, "step": step}
+
+    start("20260101_000000", {"loss": 1.0, "iter": 50, "step": 50}, evaluated(50, 0.1), evaluated(100, 0.2))
+    start("20260102_000000", {"loss": 1.0, "iter": 60, "step": 60}, evaluated(100, 0.3))
+    assert [row["coco/bbox_mAP"] for row in read_evaluations(tmp_path)] == [0.1, 0.3]
+
+
+def test_a_test_in_the_folder_of_a_training_is_no_part_of_it(tmp_path):
+    mmdet_run(tmp_path, [0.1, 0.2])
+    # As tools/test.py leaves it, and an evaluation outside of a training.
+    (tmp_path / "20260102_000000").mkdir()
+    (tmp_path / "20260102_000000" / "20260102_000000.json").write_text('{"coco/bbox_mAP": 0.9, "time": 0.1}')
+    lone = {"coco/bbox_mAP": 0.8, "coco/bbox_mAP_50": 0.9, "step": 0}
+    (tmp_path / "20260102_000000" / "vis_data").mkdir()
+    (tmp_path / "20260102_000000" / "vis_data" / "scalars.json").write_text(json.dumps(lone) + "\n")
+    assert [row["coco/bbox_mAP"] for row in read_evaluations(tmp_path)] == [0.1, 0.2]
+    record = record_detector(tmp_path, config="c.py", initialisation="random", data="d", command="c", seed=0)
+    assert (record["metrics"]["bbox_mAP"], [row["step"] for row in record["history"]]) == (0.2, [1, 2])
+
+
 def test_speed_and_memory_are_what_the_logs_say(tmp_path):
     log = "iter: 19 max_mem: 1200M\niter: 39 max_mem: 1500M\n"
     ours = read_speed(detectron2_run(tmp_path / "detectron2", [1.0, 2.0], log=log))
@@ -76,7 +115,7 @@ def test_folders_without_a_result_are_named(tmp_path):
     with pytest.raises(DataError, match="neither metrics.json .*OUTPUT_DIR.* nor .*--work-dir"):
         read_evaluations(tmp_path)
     with pytest.raises(DataError, match="no evaluation .*did the run finish an epoch"):
-        read_scalars(tmp_path)
+        read_evaluations(mmdet_run(tmp_path / "mmdet", []))
     log = tmp_path / "metrics.json"
     log.write_text(json.dumps({**ITERATION, "iteration": 19}) + "\n")
     with pytest.raises(DataError, match=r"no evaluation \(bbox/AP\) found in .*TEST.EVAL_PERIOD"):
@@ -90,7 +129,7 @@ def test_folders_without_a_result_are_named(tmp_path):
 
 
 def test_curves_of_runs(tmp_path):
-    rows = {"a": read_scalars(mmdet_run(tmp_path / "a", [0.1, 0.2, 0.3]))}
+    rows = {"a": read_evaluations(mmdet_run(tmp_path / "a", [0.1, 0.2, 0.3]))}
     lines = average_precision_curves(rows).axes[0].lines
     assert [list(line.get_ydata()) for line in lines] == [[0.1, 0.2, 0.3], [0.2, 0.4, 0.6]]
 

@@ -124,7 +124,15 @@ def sparsity(model: nn.Module, thresholds: Sequence[float] = THRESHOLDS) -> dict
     alpha = all_alphas(wirings(model).values())
     if not len(alpha):
         return {}
-    return {f"below_{threshold:g}": (alpha.abs() < threshold).double().mean().item() for threshold in thresholds}
+    return {f"below_{threshold:g}": is_below(alpha.abs(), threshold).double().mean().item() for threshold in thresholds}
+
+
+def is_below(sizes: Tensor, threshold: float) -> Tensor:
+    """Return which sizes of edges are below a threshold, compared as float32, which edge weights are.
+
+    As float64 an edge weight of 0.01 would be 0.00999..., and below 0.01.
+    """
+    return sizes.float() < torch.tensor(threshold, dtype=torch.float32, device=sizes.device)
 
 
 def describe_sparsity(shares: dict[str, float]) -> str:

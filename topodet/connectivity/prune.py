@@ -28,7 +28,7 @@ from ..models.wiring import Wiring
 from ..topology import Topology
 from ..topology.graph import Edge
 from ..topology.paths import live_edges, strongest_path
-from .penalty import wirings
+from .penalty import is_below, wirings
 
 Per = Literal["network", "stage", "node"]
 OnDisconnected = Literal["error", "repair", "allow"]
@@ -101,7 +101,7 @@ def plan_pruning(
     graphs = {name: wiring.topology for name, wiring in parts.items()}
     sizes = strengths(model, per)
     everything = torch.cat(list(sizes.values()))
-    strong = everything >= threshold if keep is None else _strongest(graphs, everything, keep)
+    strong = ~is_below(everything, threshold) if keep is None else _strongest(graphs, everything, keep)
     asked = f"threshold={threshold:g}" if keep is None else f"keep={keep:g}"
     plans, disconnected = {}, []
     for name, kept in _chosen(graphs, strong).items():
@@ -312,11 +312,13 @@ def _strongest(graphs: Mapping[str, Topology], strengths: Tensor, keep: float) -
     def first(count: int) -> Tensor:
         return torch.zeros(len(order), dtype=torch.bool).index_fill_(0, order[:count], True)
 
-    def left(count: int) -> int:
-        return sum(len(live_edges(graphs[name], kept)) for name, kept in _chosen(graphs, first(count)).items())
+    def left(count: int) -> float:
+        live = sum(len(live_edges(graphs[name], kept)) for name, kept in _chosen(graphs, first(count)).items())
+        # A share against a share: `keep` times the edges may be a little more than the number that is meant.
+        return live / len(order)
 
     # One more edge never takes another one off a path.
-    return first(bisect_left(range(len(order) + 1), keep * len(order), key=left))
+    return first(bisect_left(range(len(order) + 1), keep, key=left))
 
 
 def _chosen(graphs: Mapping[str, Topology], stays: Tensor) -> dict[str, set[Edge]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from torch import nn
 
@@ -20,7 +22,8 @@ def coco_evaluation(runner: Runner) -> Callable[[nn.Module], dict[str, float]]:
 
     Args:
         runner: its checkpoint (`load_from`) is loaded now. What is evaluated is the model at hand, which may be another
-            one, e.g. a pruned copy of `runner.model`.
+            one, e.g. a pruned copy of `runner.model`. A config with an EMAHook saves its average as the checkpoint's
+            weights, so that these are loaded and evaluated.
 
     Raises:
         ConfigError: the config has no validation.
@@ -29,16 +32,28 @@ def coco_evaluation(runner: Runner) -> Callable[[nn.Module], dict[str, float]]:
         raise ConfigError(
             "the config has no val_dataloader, val_cfg and val_evaluator: there is nothing to evaluate on"
         )
-    runner.load_or_resume()
+    with _without_average(runner):
+        runner.load_or_resume()
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         before, runner.model = runner.model, model
         try:
-            return dict(_in_percent(name, value) for name, value in runner.val_loop.run().items())
+            with _without_average(runner):
+                return dict(_in_percent(name, value) for name, value in runner.val_loop.run().items())
         finally:
             runner.model = before
 
     return evaluate
+
+
+@contextmanager
+def _without_average(runner: Runner) -> Iterator[None]:
+    """Leave EMAHook out, which averages what a training of `runner.model` does and would take its weights' place."""
+    hooks, runner._hooks = runner._hooks, [hook for hook in runner._hooks if not isinstance(hook, EMAHook)]
+    try:
+        yield
+    finally:
+        runner._hooks = hooks
 
 
 def _in_percent(name: str, value: float) -> tuple[str, float]:

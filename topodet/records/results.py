@@ -43,12 +43,14 @@ def read_evaluations(folder: str | Path) -> list[dict[str, float]]:
 
     The keys are MMDetection's, e.g. {"coco/bbox_mAP": 0.41, ..., "step": 12}: shares of 1, -1 where there is nothing to
     average. A step is what the framework counts, epochs in MMDetection's epoch-based configs, iterations in Detectron2.
+    What a run evaluated again, after it went on from an earlier step, is there once. Evaluations outside of a training
+    (--eval-only, tools/test.py) are not among them.
 
     Raises:
         DataError: nothing was evaluated, or several sets were.
     """
     if framework_of(folder) == "mmdetection":
-        return read_scalars(folder)
+        return _of_mmdetection(Path(folder))
     path = Path(folder) / "metrics.json"
     found: list[dict[str, float]] = []
     for line in _json_lines(path):
@@ -93,23 +95,6 @@ def read_speed(folder: str | Path) -> dict[str, float]:
     if memory:
         speed["peak_memory_mb"] = max(memory)
     return {key: round(value, 3) for key, value in speed.items()}
-
-
-def read_scalars(work_dir: str | Path) -> list[dict[str, float]]:
-    """Return the evaluations that MMDetection wrote under a work folder, in the order they were made.
-
-    Each is the dict of one line of scores, e.g. {"coco/bbox_mAP": 0.41, ..., "step": 12}.
-
-    Raises:
-        DataError: there is none.
-    """
-    found = []
-    # A resumed run leaves a folder for each start, named by its time.
-    for path in sorted(Path(work_dir).glob("*/*.json")) + sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
-        found += [row for row in _json_lines(path) if "coco/bbox_mAP" in row]
-    if not found:
-        raise DataError(f"no evaluation (coco/bbox_mAP) found under {work_dir}; did the run finish an epoch?")
-    return found
 
 
 def average_precision_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], *, step: str = "epoch") -> Figure:
@@ -178,6 +163,22 @@ def contact_sheet(images: Sequence[Path], path: str | Path, *, columns: int = 4)
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="JPEG" if Path(path).suffix in (".jpg", ".jpeg") else "PNG")
     return Path(path)
+
+
+def _of_mmdetection(folder: Path) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = []
+    # Each start of a run leaves a folder, named by its time.
+    for path in sorted(folder.glob("*/vis_data/scalars.json")):
+        for line in _json_lines(path):
+            if "loss" in line:
+                # Scores count what the config counts: lines of losses have an epoch where that is epochs.
+                begun = line.get("epoch", line["step"])
+                found = [row for row in found if row["step"] < begun]
+            elif "coco/bbox_mAP" in line and line["step"]:
+                found.append(line)
+    if not found:
+        raise DataError(f"no evaluation (coco/bbox_mAP) found under {folder}; did the run finish an epoch?")
+    return found
 
 
 def _curve(rows: Sequence[Mapping[str, float]]) -> tuple[np.ndarray, np.ndarray]:
