@@ -10,7 +10,7 @@ ITERATION = {"data_time": 0.01, "loss_box_reg": 0.1, "loss_cls": 0.2, "lr": 0.02
 
 
 def mmdet_run(folder, scores, *, started="20260101_000000", first=1):
-    """Lay out a work folder as MMDetection does from epoch `first` on: a line of losses, a line of scores, and so on."""
+    """Lay out a work folder as MMDetection does from epoch `first` on: losses, then scores, and so on."""
     lines = []
     for epoch, score in enumerate(scores, start=first):
         lines.append({"lr": 0.02, "loss": 1.0, "time": 0.5, "memory": 900, "epoch": epoch, "step": 10 * epoch})

@@ -2,15 +2,17 @@ import copy
 import math
 
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from tests.strategies import topologies
 from topodet import connectivity
 from topodet.errors import ConfigError
-from topodet.models import TopoNet, Wiring
+from topodet.models import TopoNet, Wiring, connect
 
 
 class Holder(nn.Module):
@@ -123,6 +125,75 @@ def test_penalize_can_be_removed_and_fused_optimisers_agree():
         optimizer.step()
         assert torch.equal(before, model.stages[0].wiring.alpha)
     torch.testing.assert_close(plain.stages[0].wiring.alpha, fused.stages[0].wiring.alpha)
+
+
+def test_penalize_adds_once_where_a_class_steps_around_another_one():
+    """Detectron2 clips gradients in a class made around the optimiser's; torch runs hooks for both after loading."""
+
+    class Clipping(torch.optim.SGD):
+        pass
+
+    def step(self, closure=None):
+        return super(Clipping, self).step(closure)
+
+    alphas = []
+    for wraps in (False, True):
+        torch.manual_seed(0)
+        model = TopoNet(nodes=(3,), width=2, num_classes=2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if wraps:
+            Clipping.step = step
+            optimizer.__class__ = Clipping
+        connectivity.penalize(optimizer, model, "uniform", 0.5)
+        for _ in range(3):
+            optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.zero_grad(set_to_none=False)
+            model(torch.ones(2, 3, 8, 8)).sum().backward()
+            optimizer.step()
+        alphas.append(model.stages[0].wiring.alpha.detach())
+    assert Clipping.step.hooked
+    torch.testing.assert_close(*alphas)
+
+
+def test_penalize_has_nothing_to_do_once_every_edge_is_frozen():
+    model = TopoNet(nodes=(3,), width=2, num_classes=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    connectivity.penalize(optimizer, model, "uniform", 0.5)
+    connectivity.freeze(model)
+    model(torch.ones(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    assert (model.stages[0].wiring.alpha == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": (1, 1, 1, 1)}),
+        ("vit_tiny_patch16_224", {"img_size": 32, "depth": 2}),
+        ("beit_base_patch16_224", {"img_size": 32, "depth": 1, "embed_dim": 24, "num_heads": 2}),
+        ("resnet10t", {}),
+    ],
+)
+@pytest.mark.parametrize("holder", [lambda network: network, lambda network: nn.ModuleDict({"backbone": network})])
+def test_what_timm_spares_from_weight_decay_is_spared(name, kwargs, holder):
+    network = timm.create_model(name, num_classes=3, **kwargs)
+    if name.startswith("swin"):
+        network = connect(network)
+    model = holder(network)
+    alphas = {id(wiring.alpha) for wiring in connectivity.wirings(model).values()}
+    spared = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
+    decayed = {
+        id(p)
+        for group in param_groups_weight_decay(network, 0.05, no_weight_decay_list=spared)
+        for p in group["params"]
+        if group["weight_decay"]
+    }
+    ours = {group["name"]: group for group in connectivity.param_groups(model, 0.05, alpha_weight_decay=0.2)}
+    assert {id(p) for p in ours["weights"]["params"]} == decayed - alphas
+    assert ours["weights"]["weight_decay"] == 0.05
+    assert {id(p) for p in ours.get("alpha", {"params": []})["params"]} == alphas
+    counted = sum(len(group["params"]) for group in ours.values())
+    assert counted == len(list(model.parameters()))
 
 
 def test_param_groups_hold_every_trainable_parameter_once():

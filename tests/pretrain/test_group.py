@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -16,6 +18,9 @@ def test_two_processes_equal_one(images, tmp_path):
     # Normalisation within each image: batch statistics would depend on how a batch is divided.
     more = ("--no-aug", "--model-kwargs", "norm_layer=groupnorm1", "--sparsity", "adaptive", "--model-ema")
     more += ("--lr", "0.01")
+    # The first image is the one that a second process gets as well, so that both have as many.
+    images = shutil.copytree(images, tmp_path / "images")
+    min((images / "validation" / "class0").iterdir()).write_bytes(b"")
     rows = train(images, tmp_path / "one", *more)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     parts = ("--batch-size", "2", "--grad-accum-steps", "2")
@@ -30,8 +35,9 @@ def test_two_processes_equal_one(images, tmp_path):
     assert right["args"]["world_size"] == 2
     for name, value in left["state_dict"].items():
         torch.testing.assert_close(right["state_dict"][name], value, atol=1e-4, rtol=1e-3)
-    # 21 validation images, an odd number: each counts once in either.
+    # 21 validation images, an odd number: each counts once in either, and so does the one that cannot be read.
     for row, other in zip(rows, right["history"]):
+        assert row["bad_images"] == other["bad_images"] == 1
         for name in ("eval_loss", "eval_top1", "eval_top5", "ema_eval_loss", "train_top1"):
             assert other[name] == pytest.approx(row[name], abs=1e-3), name
 

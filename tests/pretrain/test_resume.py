@@ -177,6 +177,13 @@ def test_resumes_from_a_file_into_another_folder(images, interrupted, tmp_path):
     rows = train(images, tmp_path / "new", "--model-ema", "--resume", str(interrupted / "last.pth.tar"))
     assert [row["epoch"] for row in rows] == [0, 1]
     assert (tmp_path / "new" / "model_best.pth.tar").exists()
+    # With nothing left to train, and a last epoch that is worse than the first.
+    path = tmp_path / "new" / "last.pth.tar"
+    state = load(path)
+    state["history"][0]["metric"] = state["history"][1]["metric"] + 1
+    torch.save(state, path)
+    train(images, tmp_path / "third", "--model-ema", "--resume", str(path))
+    assert load(tmp_path / "third" / "model_best.pth.tar")["epoch"] == 1
 
 
 def damaged(path, how):

@@ -7,10 +7,12 @@ import csv
 import pytest
 import timm
 import torch
+from timm.utils import dispatch_clip_grad, model_parameters
 
 from topodet import connectivity
 from topodet.errors import ConfigError
 from topodet.pretrain import main
+from topodet.pretrain.engine import clipped_parameters
 from topodet.pretrain.options import parse
 
 from .helpers import assert_losses_are_of_their_updates, curve, load, options, train, write_images
@@ -131,6 +133,7 @@ def test_average_of_the_weights(images, tmp_path):
         ("--val-split", "", "--eval-metric", "loss"),
         ("--dataset", "torch/image_folder", "--initial-checkpoint", "START"),
         ("--model", "resnet10t", "--drop-path", "0.1"),
+        ("--opt", "adahessian", "--lr", "0.01", "--sparsity", "uniform", "--clip-grad", "1"),
     ],
     ids=lambda more: more[0] + more[1],
 )
@@ -140,6 +143,20 @@ def test_options_in_use(images, finished, tmp_path, more):
     assert [row["epoch"] for row in rows] == [0, 1]
     assert_losses_are_of_their_updates(rows, tmp_path)
     assert load(tmp_path / "last.pth.tar")["epoch"] == 1
+
+
+def test_adaptive_clipping_leaves_the_classifier_alone():
+    """The gradient of a bias that is 0 may be as large as it likes; everything else is bounded by its weights."""
+    model = timm.create_model("toponet_nano", num_classes=5)
+    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    before = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    dispatch_clip_grad(clipped_parameters(model, "agc"), 0.01, mode="agc")
+    clipped = {name for name, parameter in model.named_parameters() if not torch.equal(parameter.grad, before[name])}
+    assert clipped
+    assert not any(name.startswith("head.") for name in clipped)
+    # timm's own: all but the last two.
+    assert list(map(id, clipped_parameters(model, "agc"))) == list(map(id, model_parameters(model, exclude_head=True)))
+    assert list(map(id, clipped_parameters(model, "norm"))) == list(map(id, model.parameters()))
 
 
 def test_learning_rate_scales_with_the_images_of_an_update(images, tmp_path):

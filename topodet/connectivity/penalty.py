@@ -82,8 +82,14 @@ def penalize(optimizer: torch.optim.Optimizer, model: nn.Module, kind: PenaltyKi
         raise ConfigError(f"sparsity weight must not be negative, got {weight}")
     penalty(model, kind)  # refuse a wrong kind or model now, not at the first step
 
+    added: list[Tensor] = []  # the gradients that hold the penalty of the step under way
+
     def add_gradient(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         alphas = [wiring.alpha for wiring in wirings(model).values() if wiring.learned]
+        # A class that clips gradients around another one's step may have hooks run for both of them. And who freezes
+        # every edge in the midst of a training has nothing to penalize any more.
+        if not alphas or [id(alpha.grad) for alpha in alphas] == list(map(id, added)):
+            return
         with torch.enable_grad():
             gradients = torch.autograd.grad(weight * penalty(model, kind), alphas)
         # Fused optimisers take scaled gradients and unscale them in their own kernel.
@@ -91,16 +97,19 @@ def penalize(optimizer: torch.optim.Optimizer, model: nn.Module, kind: PenaltyKi
         for alpha, gradient in zip(alphas, gradients):
             gradient = gradient if scale is None else gradient * scale
             alpha.grad = gradient.to(alpha.dtype) if alpha.grad is None else alpha.grad + gradient
+        added[:] = [alpha.grad for alpha in alphas]
 
     if kind == "none":
         return RemovableHandle(OrderedDict())  # of no hook; a plain dict takes no weak reference
+    optimizer.register_step_post_hook(lambda *_: added.clear())  # which may stay: without the other it does nothing
     return optimizer.register_step_pre_hook(add_gradient)
 
 
 def param_groups(model: nn.Module, weight_decay: float, alpha_weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Split the trainable parameters for an optimiser: weights, vectors, edge weights.
 
-    Vectors (biases and normalisation) take no weight decay, as in timm; alpha takes `alpha_weight_decay`, because
+    Vectors (biases and normalisation) take no weight decay, as in timm, nor does what a network of timm spares by its
+    `no_weight_decay()`: position embeddings, class tokens, tables of biases. Alpha takes `alpha_weight_decay`, because
     decay towards 0 would be a penalty of its own. Groups without parameters are left out; each has a "name".
     """
     alphas = {id(wiring.alpha) for wiring in wirings(model).values()}
@@ -109,11 +118,23 @@ def param_groups(model: nn.Module, weight_decay: float, alpha_weight_decay: floa
         "vectors": {"params": [], "weight_decay": 0.0},
         "alpha": {"params": [], "weight_decay": alpha_weight_decay},
     }
-    for parameter in model.parameters():
+    spared = _spared(model)
+    for key, parameter in model.named_parameters():
         if parameter.requires_grad:
-            name = "alpha" if id(parameter) in alphas else "vectors" if parameter.ndim <= 1 else "weights"
+            vector = parameter.ndim <= 1 or key in spared
+            name = "alpha" if id(parameter) in alphas else "vectors" if vector else "weights"
             groups[name]["params"].append(parameter)
     return [{"name": name, **group} for name, group in groups.items() if group["params"]]
+
+
+def _spared(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that any part of a model spares from weight decay, as timm's networks do."""
+    names: set[str] = set()
+    for prefix, module in model.named_modules():
+        spares = getattr(module, "no_weight_decay", None)
+        if callable(spares):
+            names.update(f"{prefix}.{name}".removeprefix(".") for name in spares())
+    return names
 
 
 def sparsity(model: nn.Module, thresholds: Sequence[float] = THRESHOLDS) -> dict[str, float]:

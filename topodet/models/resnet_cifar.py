@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .classifier import StagedClassifier
 from .connected.connect import rewire
+from .recompute import update_statistics_once
 from .stage import NormLayer
 from .trunk import dilated, given, init_weights
 from .wiring import EdgeWeights
@@ -108,6 +109,8 @@ class ResNetCifar(StagedClassifier):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its inside (timm's switch)."""
         self.grad_checkpointing = enable
+        if enable:
+            update_statistics_once(self)
 
     def keep_stages(self, count: int) -> None:
         """Drop the stages after the first `count`."""

@@ -14,6 +14,7 @@ from ..topology.graph import Edge
 from .connected.connect import connect
 from .connected.connect import rewire as rewired
 from .connected.sequential import ResidualWiring
+from .recompute import update_statistics_once
 from .trunk import check_frozen_stages
 
 TimmWiring = Literal["learned", "fixed", "none"]
@@ -113,6 +114,8 @@ class TimmTrunk(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping what is in them (timm's switch)."""
         self.network.set_grad_checkpointing(enable)
+        if enable:
+            update_statistics_once(self.network)
 
 
 def create_timm_network(

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from ..errors import ConfigError
 from ..ops.memory_format import from_fast_format, to_fast_format
 from ..topology import Topology, make_topology
+from .recompute import update_statistics_once
 from .stage import NormLayer, TopoStage
 from .wiring import EdgeWeights
 
@@ -105,6 +106,8 @@ class Trunk(nn.Module):
         """Recompute the inside of each node in the backward pass instead of keeping it (timm's switch)."""
         for stage in self.stages:
             stage.grad_checkpointing = enable
+        if enable:
+            update_statistics_once(self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from topodet import connectivity, weights
 from topodet.errors import ConfigError, WeightsError, did_you_mean
 from topodet.models import ARCHITECTURES, create_timm_network
+from topodet.models.recompute import update_statistics_once
 from topodet.pretrain import data
 from topodet.pretrain.engine import Training, autocast_context
 from topodet.pretrain.group import Group
@@ -80,12 +81,13 @@ def create_model(
             )
     if args.sparsity != "none":
         connectivity.penalty(model, args.sparsity)  # refuses a model without learned edges
-    if args.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)
     if args.sync_bn:
         if group.device.type != "cuda":
             raise ConfigError("--sync-bn works on GPUs only: leave it out, or use --model-kwargs norm_layer=groupnorm")
         model = convert_sync_batchnorm(model)
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+        update_statistics_once(model)  # networks of timm do not do it themselves
     model.to(group.device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)

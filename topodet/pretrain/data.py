@@ -227,10 +227,14 @@ class TimmLoader(Loader):
         for _, batch in zip(range(self.batches), self.loader):
             yield batch
 
-    @property
-    def bad_images(self) -> int:
-        """Images of this epoch that could not be read in this process."""
-        return self.dataset.bad_images if isinstance(self.dataset, SkipUnreadable) else 0
+    def bad_images(self, group: Group) -> int:
+        """Return how many images of this epoch could not be read, over all processes.
+
+        An image may come to several processes, since the sampler gives each of them as many, and counts once.
+        """
+        if not isinstance(self.dataset, SkipUnreadable):
+            return 0
+        return int(group.sum(self.dataset.bad_images().int().to(group.device)).count_nonzero())
 
 
 def train_loader(

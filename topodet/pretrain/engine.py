@@ -213,7 +213,9 @@ def _penalty(training: Training) -> Tensor:
 
 
 def _backward(training: Training, loss: Tensor, step: bool) -> None:
-    parameters = list(training.model.parameters())
+    parameters = clipped_parameters(training.model, training.clip_mode)
+    # Some optimisers differentiate the gradients once more.
+    second_order = getattr(training.optimizer, "is_second_order", False)
     if training.scaler is not None:
         training.scaler(
             loss,
@@ -221,14 +223,29 @@ def _backward(training: Training, loss: Tensor, step: bool) -> None:
             clip_grad=training.clip_grad,
             clip_mode=training.clip_mode,
             parameters=parameters,
+            create_graph=second_order,
             need_update=step,
         )
         return
-    loss.backward()
+    loss.backward(create_graph=second_order)
     if step:
         if training.clip_grad is not None:
             dispatch_clip_grad(parameters, value=training.clip_grad, mode=training.clip_mode)
         training.optimizer.step()
+
+
+def clipped_parameters(model: nn.Module, mode: str) -> list[nn.Parameter]:
+    """Return the parameters whose gradients are clipped.
+
+    Adaptive clipping bounds a gradient by its weights and leaves the classifier out, as its authors do and timm does:
+    a bias begins at 0.
+    """
+    if mode != "agc":
+        return list(model.parameters())
+    classifiers = model.get_classifier()  # a network that was made for distillation has two
+    classifiers = classifiers if isinstance(classifiers, tuple | list) else [classifiers]
+    head = {id(parameter) for module in classifiers for parameter in module.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in head]
 
 
 class _Watch:
@@ -281,7 +298,7 @@ class _Watch:
             "train_top1": float(100 * mean[2]),
             "lr": float(self._lr),
             "images_per_s": len(self._rows) * self._images_per_update() / (self._reported - self._started),
-            "bad_images": group.total(self.training.loader.bad_images),
+            "bad_images": self.training.loader.bad_images(group),
         }
 
     def _images_per_update(self) -> int:

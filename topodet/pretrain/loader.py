@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from topodet.pretrain.group import Group
+
 
 class Loader(ABC):
     """Batches of images and classes, in the order and augmentation that the seed and the epoch alone decide.
@@ -33,7 +35,6 @@ class Loader(ABC):
         """Switch the mixing that the loader itself does, if any."""
         return
 
-    @property
-    def bad_images(self) -> int:
-        """Images of this epoch that could not be read in this process."""
+    def bad_images(self, group: Group) -> int:
+        """Return how many images of this epoch could not be read, over all processes."""
         return 0

@@ -97,7 +97,9 @@ def _run(args: argparse.Namespace, group: Group) -> list[dict]:
             training.load_state_dict(checkpoint)
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from error
-        saver.load_state((row["epoch"], row["metric"]) for row in history[:-1] if row["metric"] is not None)
+        # In another folder than that of the checkpoint the best of what is there is wanted.
+        known = history[:-1] if saver.best.exists() else []
+        saver.load_state((row["epoch"], row["metric"]) for row in known if row["metric"] is not None)
     if not group.primary:
         _epochs(args, training, val_loader, saver, None, start, epochs)
         return history
@@ -167,13 +169,13 @@ def _epochs(
 
 
 def _validate(args: argparse.Namespace, training: Training, loader: Loader, epoch: int) -> tuple[dict[str, float], int]:
-    """Return the scores of the weights and of their average, and how many images could not be read."""
+    """Return the scores of the weights and of their average, and how many images could not be read by any process."""
     loader.set_epoch(epoch)
     row = {f"eval_{name}": value for name, value in evaluate(training, training.forward, loader).items()}
     if training.model_ema is not None and not args.model_ema_force_cpu:
         scores = evaluate(training, training.model_ema.module, loader)
         row |= {f"ema_eval_{name}": value for name, value in scores.items()}
-    return row, training.group.total(loader.bad_images)
+    return row, loader.bad_images(training.group)
 
 
 def _metric(row: dict, name: str, validates: bool) -> float | None:

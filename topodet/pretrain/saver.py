@@ -16,6 +16,7 @@ from topodet.files import atomic_torch_save
 from topodet.pretrain.engine import Training
 
 LAST = "last.pth.tar"
+BEST = "model_best.pth.tar"
 
 _REQUIRED = ("arch", "state_dict", "optimizer", "epoch", "args", "history", "data")
 
@@ -81,6 +82,11 @@ class Saver(CheckpointSaver):
     def last(self) -> Path:
         """The file of the last epoch."""
         return Path(self.checkpoint_dir) / LAST
+
+    @property
+    def best(self) -> Path:
+        """The file of the best epoch."""
+        return Path(self.checkpoint_dir) / BEST
 
     def _state(self, epoch: int, metric: float | None) -> dict:
         state = {

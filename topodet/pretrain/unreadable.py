@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 from timm.data import ImageDataset
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from topodet.errors import DataError
@@ -25,7 +26,7 @@ NO_TARGET = -1
 class SkipUnreadable(Dataset):
     """The images of a map-style dataset, with a rule for those that cannot be read.
 
-    Loader processes share what they find: `bad_images` counts the files of the current epoch in all of them.
+    Loader processes share what they find: `bad_images()` has the files of the current epoch in all of them.
 
     Args:
         dataset: gives (PIL image, class); its own transform is not used.
@@ -50,10 +51,9 @@ class SkipUnreadable(Dataset):
         """Start counting for `epoch` (from 0)."""
         self._epoch = epoch + 1
 
-    @property
-    def bad_images(self) -> int:
-        """Files of this epoch that could not be read."""
-        return int((self._bad_in_epoch == self._epoch).sum())
+    def bad_images(self) -> Tensor:
+        """Return which files could not be read in this epoch, bool [images]."""
+        return self._bad_in_epoch == self._epoch
 
     def __getitem__(self, index: int) -> tuple[object, int]:
         for offset in range(len(self)):
