@@ -5,11 +5,15 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
 
-from topodet import cli
+from tests.commands.helpers import run_command
+from topodet import cli, connectivity
+from topodet.commands import COMMANDS, list_models, load_command
 from topodet.errors import DataError
 
 
@@ -30,7 +34,7 @@ def dataset(tmp_path):
 def check(dataset, *options):
     folder, data = dataset
     (folder / "ann.json").write_text(json.dumps(data))
-    return cli.main(["check-coco", str(folder / "ann.json"), str(folder / "images"), *options])
+    return run_command("check-coco", [folder / "ann.json", folder / "images", *options])
 
 
 def test_check_coco_of_a_good_set(dataset, capsys):
@@ -62,16 +66,11 @@ def test_errors_are_one_line_on_stderr(dataset, capsys, monkeypatch):
     assert captured.err.startswith("error: unknown kind of problem 'nonsense'")
     assert captured.out == ""
 
-    def failing(parser):
-        """Fail."""
+    def failing(words):
+        raise DataError("the data is bad")
 
-        def run(args):
-            raise DataError("the data is bad")
-
-        return run
-
-    monkeypatch.setitem(cli.COMMANDS, "fail", failing)
-    assert cli.main(["fail"]) == 1
+    monkeypatch.setattr(list_models, "main", failing)
+    assert cli.main(["list"]) == 1
     assert capsys.readouterr().err == "error: the data is bad\n"
 
 
@@ -93,9 +92,59 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         "print('heavy', sorted({'torch', 'timm', 'numpy', 'PIL', 'sklearn'} & set(sys.modules)))\n"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert all(name in out for name in cli.COMMANDS)
+    assert all(re.search(rf"^ +{name}\b", out, flags=re.MULTILINE) for name in COMMANDS)
     assert "status 0" in out
     assert "heavy []" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_help_under_its_name(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([name, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: topodet {name} ")
+
+
+def test_an_unknown_command_is_told_with_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["publsh"])
+    assert "unknown command 'publsh'. Did you mean 'publish'? Known: pretrain, publish" in capsys.readouterr().err
+
+
+def test_one_name_for_one_option():
+    """Pruning has the same options everywhere, with the values that `topodet.connectivity` has."""
+    for name in ("pretrain", "publish", "damage"):
+        options = {
+            option: action for action in load_command(name).parser()._actions for option in action.option_strings
+        }
+        assert {"--threshold", "--keep", "--per", "--on-disconnected"} <= options.keys()
+        assert options["--per"].choices == get_args(connectivity.Per)
+        assert set(options["--on-disconnected"].choices) <= set(get_args(connectivity.OnDisconnected))
+    for name in ("pretrain", "publish", "demo", "export", "analyze-model"):
+        options = {option for action in load_command(name).parser()._actions for option in action.option_strings}
+        assert "--config" in options
+        assert "--config-file" not in options
+
+
+def test_interruption_is_one_line(capsys, monkeypatch):
+    def stopped(words):
+        raise KeyboardInterrupt("go on by X")
+
+    monkeypatch.setattr(list_models, "main", stopped)
+    assert cli.main(["list"]) == 130
+    assert capsys.readouterr().err == "interrupted; go on by X\n"
+
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["analyze_model", "analyze_topology", "benchmark", "damage", "demo", "export_model"])
+def test_a_tool_is_its_command(tool):
+    done = subprocess.run([sys.executable, TOOLS / f"{tool}.py", "--help"], capture_output=True, text=True)
+    assert done.stdout.startswith("usage: topodet ")
+    assert done.returncode == 0
 
 
 def test_list_prints_every_registered_network(capsys):

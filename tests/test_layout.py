@@ -12,7 +12,7 @@ PACKAGE = ROOT / "topodet"
 
 # From low to high. A module belongs to the entry with the longest matching name.
 FLOORS = [
-    ("errors", "files", "frameworks", "parse"),
+    ("errors", "files", "frameworks", "options", "parse"),
     ("topology", "ops", "datasets"),
     ("models",),
     ("connectivity",),
@@ -20,7 +20,9 @@ FLOORS = [
     ("pretrain", "related"),
     ("records",),
     ("analysis", "benchmark"),
-    ("mmdet", "detectron2", "cli"),
+    ("mmdet", "detectron2"),
+    ("commands",),
+    ("cli",),
     ("__main__",),
 ]
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}

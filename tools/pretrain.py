@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Train a classifier on an image folder or any dataset of timm's: `tools/pretrain.py -c FILE --data-dir DIR`."""
+"""`topodet pretrain`, from a clone."""
 
 import sys
 
-from topodet.pretrain import main
+from topodet.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["pretrain", *sys.argv[1:]]))

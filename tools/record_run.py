@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "folder",
         type=Path,
-        help="of tools/pretrain.py, or the --work-dir of MMDetection's training, or the OUTPUT_DIR of Detectron2's",
+        help="of `topodet pretrain`, or the --work-dir of MMDetection's training, or the OUTPUT_DIR of Detectron2's",
     )
     parser.add_argument(
         "--data",

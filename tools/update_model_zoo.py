@@ -1,50 +1,104 @@
 #!/usr/bin/env python
-"""Generate model_zoo.md, its pictures and docs/experiments.md from records/; --check only tells what is stale."""
+"""Generate the pages that are made from records/, and their pictures; --check only tells what is stale.
+
+python tools/update_model_zoo.py
+python tools/update_model_zoo.py docs/performance.md
+"""
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
+from topodet.analysis import damage_curves
+from topodet.benchmark import report
+from topodet.errors import exit_status
 from topodet.files import atomic_path, atomic_write
 from topodet.records import pages, runs, zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# The text of a page, and the pictures that it shows by their paths in the repository.
+Page = tuple[str, dict[str, Figure]]
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of {', '.join(PAGES)} (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page is stale")
     args = parser.parse_args(argv)
-    recorded = runs.load_all(ROOT / "records" / "runs")
-    paper = json.loads((ROOT / "records" / "paper.json").read_text())
-    benchmarks = runs.load_all(ROOT / "records" / "benchmarks")
-    text = zoo.model_zoo(paper, recorded, coco_configs(), benchmarks)
-    experiment = ROOT / "docs" / "experiments.md"
-    texts = {
-        ROOT / "model_zoo.md": text,
-        experiment: pages.update_page(experiment.read_text(), paper["cifar100"], recorded),
-    }
-    pictures = zoo.pictures(recorded)
-    if args.check:
-        stale = [page.name for page, text in texts.items() if not page.exists() or page.read_text() != text]
-        stale += [path for path in pictures if not (ROOT / path).exists()]
-        print(f"stale: {', '.join(stale)}; run tools/update_model_zoo.py" if stale else "model_zoo.md is up to date")
+    unknown = set(args.pages) - PAGES.keys()
+    if unknown:
+        parser.error(f"no page of records: {', '.join(sorted(unknown))}. Known: {', '.join(PAGES)}")
+    return exit_status(update, root, args.pages or list(PAGES), args.check)
+
+
+def update(root: Path, names: list[str], check: bool) -> int:
+    made = {name: PAGES[name](root) for name in names}
+    if check:
+        stale = [name for name, (text, _) in made.items() if not (root / name).exists() or _read(root, name) != text]
+        stale += [path for _, pictures in made.values() for path in pictures if not (root / path).exists()]
+        print(
+            f"stale: {', '.join(stale)}; run tools/update_model_zoo.py" if stale else f"{', '.join(names)}: up to date"
+        )
         return int(bool(stale))
-    for path, figure in pictures.items():
-        with atomic_path(ROOT / path) as temporary:
-            figure.savefig(temporary, format="png", dpi=130)
-        print(ROOT / path)
-    for page, text in texts.items():
-        print(atomic_write(page, text))
+    for name, (text, pictures) in made.items():
+        for path, figure in pictures.items():
+            with atomic_path(root / path) as temporary:
+                figure.savefig(temporary, format="png", dpi=130)
+            print(root / path)
+        print(atomic_write(root / name, text))
     return 0
 
 
-def coco_configs() -> list[str]:
+def model_zoo(root: Path) -> Page:
+    recorded = runs.load_all(root / "records" / "runs")
+    benchmarks = runs.load_all(root / "records" / "benchmarks")
+    return zoo.model_zoo(_paper(root), recorded, coco_configs(root), benchmarks), zoo.pictures(recorded)
+
+
+def experiments(root: Path) -> Page:
+    recorded = runs.load_all(root / "records" / "runs")
+    return pages.update_page(_read(root, "docs/experiments.md"), _paper(root)["cifar100"], recorded), {}
+
+
+def performance(root: Path) -> Page:
+    found = runs.load_all(root / "records" / "benchmarks")
+    text = report.update_page(_read(root, "docs/performance.md"), found)
+    return text, {f"docs/{name}": figure for name, figure in report.pictures(found).items()}
+
+
+def damage(root: Path) -> Page:
+    found = runs.load_all(root / "records" / "damage")
+    text = damage_curves.update_page(_read(root, "docs/topology_damage.md"), found)
+    figures = (damage_curves.figures(record) for record in found)
+    return text, {f"docs/{name}": figure for each in figures for name, figure in each.items()}
+
+
+PAGES: dict[str, Callable[[Path], Page]] = {
+    "model_zoo.md": model_zoo,
+    "docs/experiments.md": experiments,
+    "docs/performance.md": performance,
+    "docs/topology_damage.md": damage,
+}
+
+
+def coco_configs(root: Path = ROOT) -> list[str]:
     """Return the paths of both frameworks' COCO configs."""
     patterns = ("mmdet/*_coco.py", "detectron2/*_[13]x.yaml", "detectron2/*_[13]x.py")
-    found = [path for pattern in patterns for path in (ROOT / "configs").glob(pattern)]
-    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+    found = [path for pattern in patterns for path in (root / "configs").glob(pattern)]
+    return sorted(path.relative_to(root).as_posix() for path in found)
+
+
+def _read(root: Path, page: str) -> str:
+    return (root / page).read_text()
+
+
+def _paper(root: Path) -> dict:
+    return json.loads((root / "records" / "paper.json").read_text())
 
 
 if __name__ == "__main__":

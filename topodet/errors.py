@@ -49,7 +49,8 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
 def exit_status(run: Callable[..., int | None], *args: Any) -> int:
     """Call `run` as a command line tool: return its status, or print what is wrong with the input and return 1.
 
-    A reader of the output that has seen enough, as `head` has, is no error to speak of.
+    A reader of the output that has seen enough, as `head` has, gets no error message. After Ctrl-C the status is 130;
+    the arguments of a KeyboardInterrupt, if it has any, say how to go on.
 
     Args:
         run: returns the exit status; None is 0.
@@ -66,6 +67,9 @@ def exit_status(run: Callable[..., int | None], *args: Any) -> int:
         else:
             print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as stop:
+        print("; ".join(["interrupted", *map(str, stop.args)]), file=sys.stderr)
+        return 130
 
 
 def _reader_is_gone() -> bool:

@@ -1,4 +1,4 @@
-"""Networks whose edge weights differ, and folders as tools/pretrain.py leaves them, without the training."""
+"""Networks whose edge weights differ, and folders as `topodet pretrain` leaves them, without the training."""
 
 import torch
 

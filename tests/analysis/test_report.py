@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from tests.analysis.report_runs import scattered, toponet, write_run
+from tests.commands.helpers import run_command
 from tests.detection import published
-from tools import analyze_topology
-from topodet import cli, complexity, connectivity, weights
+from topodet import complexity, connectivity, weights
 from topodet.analysis import report
 from topodet.errors import ConfigError, WeightsError
 from topodet.models import TopoNet
@@ -240,17 +240,16 @@ def test_names_in_files_stay_text(tmp_path):
     assert "\x1b" not in report.text(found)
 
 
-@pytest.mark.parametrize("main", [analyze_topology.main, lambda argv: cli.main(["analyze", *argv])])
-def test_command(main, tmp_path, capsys):
+def test_command(tmp_path, capsys):
     source = saved(toponet(), tmp_path / "model.pth")
-    argv = [source, "--html", str(tmp_path / "out.html"), "--thresholds", "0.3", "--against", source]
-    assert main([*argv, "--json", str(tmp_path / "out.json")]) == 0
+    argv = [source, "--html", str(tmp_path / "out.html"), "--threshold", "0.3", "--against", source]
+    assert run_command("analyze", [*argv, "--json", str(tmp_path / "out.json")]) == 0
     out = capsys.readouterr().out
     numbers = json.loads((tmp_path / "out.json").read_text())
     assert report.text(numbers) in out
     assert out.splitlines()[-2:] == [str(tmp_path / "out.json"), str(tmp_path / "out.html")]
     assert (tmp_path / "out.html").read_text() == report.page(numbers)
-    assert main([*argv, "--json", "-"]) == 0
+    assert run_command("analyze", [*argv, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == numbers
 
 
@@ -260,14 +259,17 @@ def test_command(main, tmp_path, capsys):
         (["toponet_nanno"], "'toponet_nanno' is no file and no folder here.*Did you mean 'toponet_nano'"),
         (["resnet18"], "resnet18 has no wiring"),
         (["gone.pth"], "no weights file at gone.pth"),
-        (["empty"], "empty is no run of tools/pretrain.py: .* Give a file"),
-        (["detector"], "detector is no run of tools/pretrain.py: .* Give one of its files, e.g. detector.epoch_12.pth"),
+        (["empty"], "empty is no run of `topodet pretrain`: .* Give a file"),
+        (
+            ["detector"],
+            "detector is no run of `topodet pretrain`: .* Give one of its files, e.g. detector.epoch_12.pth",
+        ),
         (["begun"], "begun has no checkpoint: the run has not finished its first epoch"),
         (["plain.pth"], "plain.pth has no topology: none of its 1 tensors"),
         (["loop.pth"], "a.wiring is no wiring: .*self-loop"),
         (["elsewhere.pth"], "names the network 'hf-hub:x', which would be looked up elsewhere"),
-        (["model.pth", "--thresholds", "0.1", "-1"], "threshold=-1.0 is out of range"),
-        (["model.pth", "--thresholds", "nan"], "threshold=nan is out of range"),
+        (["model.pth", "--threshold", "0.1", "-1"], "threshold=-1.0 is out of range"),
+        (["model.pth", "--threshold", "nan"], "threshold=nan is out of range"),
     ],
 )
 def test_what_cannot_be_looked_at_is_told(argv, message, tmp_path, monkeypatch, capsys):
@@ -282,7 +284,7 @@ def test_what_cannot_be_looked_at_is_told(argv, message, tmp_path, monkeypatch, 
     loop = {f"a.wiring.{name}": value for name, value in edges.items()}
     torch.save(loop, "loop.pth")
     torch.save({"state_dict": loop, "args": {"model": "hf-hub:x"}, "num_classes": 2}, "elsewhere.pth")
-    assert cli.main(["analyze", *argv]) == 1
+    assert run_command("analyze", argv) == 1
     captured = capsys.readouterr()
     assert re.search(message, captured.err)
     assert captured.err.count("\n") == 1

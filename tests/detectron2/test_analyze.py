@@ -5,8 +5,9 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
+from tests.commands.helpers import run_command
 from tests.detectron2.helpers import RETINANET, ROOT, small_config
-from tools import analyze_model
+from topodet.commands import analyze_model
 from topodet.complexity import multiply_adds, parameters
 from topodet.detectron2 import TopoNet
 from topodet.detectron2.analyze import build_detector, count, synthetic_images
@@ -88,8 +89,8 @@ def test_the_tool_on_a_yaml(tmp_path, capsys):
     cfg = small_config()
     (tmp_path / "config.yaml").write_text(cfg.dump())
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "image.png")
-    arguments = ["--config-file", str(tmp_path / "config.yaml"), "--size", "64", "96", "--tasks"]
-    assert analyze_model.main([*arguments, *analyze_model.TASKS]) == 0
+    arguments = ["--config", str(tmp_path / "config.yaml"), "--size", "64", "96", "--tasks"]
+    assert run_command("analyze-model", [*arguments, *analyze_model.TASKS]) == 0
     out = capsys.readouterr().out
     model = build_model(cfg)
     plain, alphas = parameters(model)
@@ -98,8 +99,8 @@ def test_the_tool_on_a_yaml(tmp_path, capsys):
     assert "multiply-adds: " in out
     assert "activations: " in out
     assert "the table's 64 x 96" in out
-    call = ["--config-file", str(tmp_path / "config.yaml"), "--tasks", "flop", "--size", "64", "80", "--input"]
-    assert analyze_model.main([*call, str(tmp_path / "image.png"), "--depth", "2"]) == 0
+    call = ["--config", str(tmp_path / "config.yaml"), "--tasks", "flop", "--size", "64", "80", "--input"]
+    assert run_command("analyze-model", [*call, str(tmp_path / "image.png"), "--depth", "2"]) == 0
     assert "the table's 53 x 80" in capsys.readouterr().out  # 60 x 40 enlarged until its long side is 80
 
 
@@ -133,12 +134,12 @@ def test_options_of_a_lazy_config():
 def test_bad_requests(tmp_path, capsys):
     (tmp_path / "other.py").write_text("x = 1\n")
     for arguments, words in (
-        (["--config-file", "missing.yaml"], "no config file at missing.yaml"),
-        (["--config-file", "missing.py"], "no config file at missing.py"),
-        (["--config-file", "config.json"], ".yaml or a LazyConfig"),
-        (["--config-file", str(tmp_path / "other.py")], "has no `model`"),
-        (["--config-file", "missing.yaml", "--size", "0", "5"], "must be positive"),
-        (["--config-file", "missing.yaml", "--input", "missing.png"], "missing.png"),
+        (["--config", "missing.yaml"], "no config file at missing.yaml"),
+        (["--config", "missing.py"], "no config file at missing.py"),
+        (["--config", "config.json"], ".yaml or a LazyConfig"),
+        (["--config", str(tmp_path / "other.py")], "has no `model`"),
+        (["--config", "missing.yaml", "--size", "0", "5"], "must be positive"),
+        (["--config", "missing.yaml", "--input", "missing.png"], "missing.png"),
     ):
-        assert analyze_model.main([*arguments, "--tasks", "flop"]) == 1
+        assert run_command("analyze-model", [*arguments, "--tasks", "flop"]) == 1
         assert words in capsys.readouterr().err

@@ -9,8 +9,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from tests.commands.helpers import run_command
 from tests.detectron2.helpers import CLASSES, RETINANET, small_config, write_run
-from tools import export_model
 from topodet import weights
 from topodet.detectron2 import load_detector
 from topodet.detectron2.export import _compare, export_detector
@@ -177,11 +177,18 @@ def test_the_tool(tmp_path, nano, images, capsys):
         *CLASSES,
     ]
     arguments = [*map(str, arguments), "--output", str(out), "--sample"]
-    assert export_model.main([*arguments, str(tmp_path / "sample.png"), "MODEL.RPN.POST_NMS_TOPK_TEST", "20"]) == 0
+    assert (
+        run_command(
+            "export", [*arguments, str(tmp_path / "sample.png"), "--opts", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"]
+        )
+        == 0
+    )
     assert {path.name for path in out.iterdir()} == {"model_final.ts", "model_final.ts.json"}
     assert "boxes as the original's" in capsys.readouterr().out
-    assert export_model.main([*arguments, str(tmp_path / "missing.png")]) == 1
+    assert run_command("export", [*arguments, str(tmp_path / "missing.png")]) == 1
     assert "missing.png" in capsys.readouterr().err
-    assert export_model.main([*arguments, str(tmp_path / "sample.png"), "--score-threshold", "1", "--name", "x"]) == 1
+    assert (
+        run_command("export", [*arguments, str(tmp_path / "sample.png"), "--score-threshold", "1", "--name", "x"]) == 1
+    )
     assert "finds nothing in the sample image" in capsys.readouterr().err
     assert len(list(out.iterdir())) == 2

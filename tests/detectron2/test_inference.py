@@ -14,9 +14,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from tests.commands.helpers import run_command
 from tests.detection import with_ground_truth
 from tests.detectron2.helpers import CLASSES, RETINANET, small_config, trainable_config, with_card, write_run
-from tools import demo, publish_model
 from topodet import weights
 from topodet.detectron2 import (
     TopoNetCheckpointer,
@@ -276,16 +276,18 @@ def test_scores_are_those_of_detectron2s_own_evaluation(masks, nano, coco, tmp_p
 
 def test_the_tool(run, tmp_path, capsys):
     options = ["--output", str(tmp_path), "--name", "mine"]
-    assert publish_model.main(["--detector", str(run / "model_final.pth"), *options, "--classes", *CLASSES]) == 0
+    assert run_command("publish", ["--detector", str(run / "model_final.pth"), *options, "--classes", *CLASSES]) == 0
     (path,) = tmp_path.iterdir()
     assert path.name.startswith("mine-")
     assert str(path) in capsys.readouterr().out
-    assert publish_model.main(["--detector", str(run / "model_final.pth"), *options]) == 1
+    assert run_command("publish", ["--detector", str(run / "model_final.pth"), *options]) == 1
     assert "--classes" in capsys.readouterr().err
-    assert publish_model.main(["--detector", str(path), *options, "--classes", *CLASSES]) == 1  # no config beside it
+    assert (
+        run_command("publish", ["--detector", str(path), *options, "--classes", *CLASSES]) == 1
+    )  # no config beside it
     assert "has no config.yaml and no .py: give the detector's config with --config" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        publish_model.main([])
+        run_command("publish", [])
 
 
 def test_masks_are_drawn(tmp_path, nano, image):
@@ -312,7 +314,7 @@ def pictures(tmp_path, image):
 def test_the_demo_of_a_published_detector(published, pictures, tmp_path):
     out = tmp_path / "out"
     arguments = ["--weights", published, "--input", pictures, "--output", out, "--device", "cpu"]
-    assert demo.main([*map(str, arguments), "--score-threshold", "0.3"]) == 0
+    assert run_command("demo", [*arguments, "--score-threshold", "0.3"]) == 0
     assert {path.name for path in out.iterdir()} == {"0.png", "1.png", "predictions.json"}
     written = json.loads((out / "predictions.json").read_text())
     assert written["classes"] == CLASSES
@@ -329,7 +331,7 @@ def test_the_demo_of_a_published_detector(published, pictures, tmp_path):
 def test_the_demo_without_what_draws(published, pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     arguments = ["--weights", published, "--input", pictures, "--output", tmp_path / "out", "--device", "cpu"]
-    assert demo.main([*map(str, arguments)]) == 1
+    assert run_command("demo", [*arguments]) == 1
     printed = capsys.readouterr()
     assert "this needs cv2, which" in printed.err
     assert "opencv-python-headless" in printed.err
@@ -339,7 +341,7 @@ def test_the_demo_without_what_draws(published, pictures, tmp_path, capsys, monk
 def test_the_demo_of_a_training(run, pictures, tmp_path, capsys):
     def call(*more):
         arguments = ["--weights", run / "model_final.pth", "--input", pictures, "--output", tmp_path / "out"]
-        return demo.main([str(argument) for argument in (*arguments, "--device", "cpu", *more)])
+        return run_command("demo", [*arguments, "--device", "cpu", *more])
 
     assert call("--config", run / "config.yaml", "--classes", *CLASSES) == 0
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["classes"] == CLASSES

@@ -41,7 +41,7 @@ def alphas(model):
     return connectivity.all_alphas(connectivity.wirings(model).values())
 
 
-PRUNED = ("--prune-keep", "0.8", "--prune-per", "node", "--freeze-alpha")
+PRUNED = ("--keep", "0.8", "--per", "node", "--freeze-alpha")
 
 
 def test_retrains_what_pruning_leaves(images, dense, tmp_path, caplog):
@@ -82,8 +82,8 @@ def test_resumes_exactly_though_the_first_file_is_gone(images, dense, tmp_path):
     assert right["epoch"] == 1
     for key in ("state_dict", "state_dict_ema"):
         assert_same_tensors(left[key], right[key])
-    with pytest.raises(ConfigError, match="--prune-keep 0.8 -> 0.4"):
-        train(images, tmp_path / "parts", *more, "--prune-keep", "0.4", "--resume", "auto")
+    with pytest.raises(ConfigError, match="--keep 0.8 -> 0.4"):
+        train(images, tmp_path / "parts", *more, "--keep", "0.4", "--resume", "auto")
 
 
 def test_is_published_with_its_graphs_and_fixed_weights(images, dense, tmp_path):
@@ -109,7 +109,7 @@ def test_a_sampled_topology_from_scratch(images, dense, tmp_path):
 def test_a_pruned_run_is_pruned_again(images, dense, tmp_path):
     train(images, tmp_path / "once", "--initial-checkpoint", str(dense), *PRUNED, "--epochs", "1")
     once = tmp_path / "once" / "last.pth.tar"
-    more = ("--initial-checkpoint", str(once), "--prune-threshold", "0.7", "--prune-per", "node", "--epochs", "1")
+    more = ("--initial-checkpoint", str(once), "--threshold", "0.7", "--per", "node", "--epochs", "1")
     with pytest.raises(WeightsError, match=f"another topology than the model.*--edges-from {once}"):
         train(images, tmp_path / "wrong", *more)
     train(images, tmp_path / "twice", *more, "--edges-from", str(once), "--lr", "1e-30")
@@ -122,17 +122,17 @@ def test_a_pruned_run_is_pruned_again(images, dense, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--prune-keep", "0.5"), "pruning needs edge weights that were trained: give --initial-checkpoint"),
-        (("--prune-keep", "0.5", "--prune-threshold", "0.1"), "leave one out"),
-        (("--initial-checkpoint", "DENSE", "--prune-keep", "1.5"), "keep=1.5 is out of range"),
-        (("--initial-checkpoint", "DENSE", "--prune-threshold", "99"), "the input no longer reaches the output"),
+        (("--keep", "0.5"), "pruning needs edge weights that were trained: give --initial-checkpoint"),
+        (("--keep", "0.5", "--threshold", "0.1"), "leave one out"),
+        (("--initial-checkpoint", "DENSE", "--keep", "1.5"), "keep=1.5 is out of range"),
+        (("--initial-checkpoint", "DENSE", "--threshold", "99"), "the input no longer reaches the output"),
         (("--edges-from", "DENSE", "--model-kwargs", "topology=residual"), "leave topology out of --model-kwargs"),
         (("--edges-from", "gone.pth"), "no weights file at gone.pth"),
         (
             ("--freeze-alpha", "--sparsity", "adaptive"),
             "leaves --sparsity adaptive nothing to press: give --sparsity none",
         ),
-        (("--prune-per", "node"), "--prune-per node prunes nothing alone: give --prune-keep or --prune-threshold too"),
+        (("--per", "node"), "--per node prunes nothing alone: give --keep or --threshold too"),
         (("--initial-checkpoint", "gone.pth"), "no file at --initial-checkpoint gone.pth"),
         (("--freeze-alpha", "--model", "resnet10t"), "ResNet has no edge weights to freeze"),
     ],

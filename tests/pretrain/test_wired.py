@@ -66,7 +66,7 @@ def test_pruned_retrained_and_resumed(images, tmp_path):
     model = ("--model", "test_resnet", "--rewire", "learned")
     train(images, tmp_path / "dense", *model, "--epochs", "1", "--sparsity", "uniform", "--sparsity-weight", "0.1")
     dense = tmp_path / "dense" / "last.pth.tar"
-    pruning = ("--prune-keep", "0.5", "--prune-per", "node", "--freeze-alpha")
+    pruning = ("--keep", "0.5", "--per", "node", "--freeze-alpha")
     more = (*model, "--initial-checkpoint", str(dense), *pruning)
     train(images, tmp_path / "whole", *more)
     last = load(tmp_path / "whole" / "last.pth.tar")["state_dict"]

@@ -7,9 +7,9 @@ import pytest
 import timm
 import torch
 
+from tests.commands.helpers import run_command
 from tests.detection import IMAGENET
 from tests.models.connected.helpers import randomize, scatter
-from tools import publish_model
 from topodet import connectivity, weights
 from topodet.errors import WeightsError
 from topodet.models import TimmTrunk, create_timm_network, rewire
@@ -95,7 +95,9 @@ def test_a_published_file_gives_back_the_network(published, kind, form, capsys):
 def test_the_tool_publishes_and_verifies(published, tmp_path, capsys):
     model, state = trained("connected")
     torch.save(state, tmp_path / "last.pth.tar")
-    assert publish_model.main([str(tmp_path / "last.pth.tar"), "--output", str(tmp_path / "out"), "--name", "m"]) == 0
+    assert (
+        run_command("publish", [str(tmp_path / "last.pth.tar"), "--output", str(tmp_path / "out"), "--name", "m"]) == 0
+    )
     total = len(model.state_dict()) - 2  # without the classifier
     assert f"{total}/{total} tensors verified in both files" in capsys.readouterr().out
 

@@ -123,7 +123,7 @@ def plan_pruning(
             raise ConfigError(
                 f"{text} ({'; '.join(disconnected)}). Give a smaller threshold or a larger keep, "
                 f"{'' if per == 'node' else 'per=node, '}or on_disconnected=repair to keep these paths "
-                "(--prune-per and --prune-disconnected of the tools)"
+                "(--per and --on-disconnected on the command line)"
             )
         warnings.warn(f"{text}; kept all the same: {'; '.join(disconnected)}", stacklevel=2)
     return plans

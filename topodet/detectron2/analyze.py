@@ -16,7 +16,7 @@ from detectron2.data import transforms
 from detectron2.export import TracingAdapter
 from detectron2.modeling import build_model
 from detectron2.utils.analysis import FlopCountAnalysis
-from fvcore.nn import ActivationCountAnalysis, flop_count_table
+from fvcore.nn import ActivationCountAnalysis, flop_count_table, parameter_count_table
 from torch import Tensor, nn
 
 from .. import connectivity
@@ -24,6 +24,17 @@ from ..errors import ConfigError
 from ..models.wiring import Wiring
 from ..ops import WeightedSums
 from .config import load_config
+
+__all__ = [
+    "NOT_COUNTED",
+    "Counts",
+    "bottom_up",
+    "build_detector",
+    "count",
+    "parameter_count_table",
+    "prepare",
+    "synthetic_images",
+]
 
 NOT_COUNTED = ("aten::batch_norm", "aten::addcmul")
 
@@ -70,13 +81,13 @@ def build_detector(config_file: str | os.PathLike, opts: Sequence[str] = ()) -> 
     """
     path = Path(config_file)
     if path.suffix not in (".yaml", ".yml", ".py"):
-        raise ConfigError(f"--config-file {path}: a .yaml or a LazyConfig .py is needed")
+        raise ConfigError(f"--config {path}: a .yaml or a LazyConfig .py is needed")
     if path.suffix != ".py":
         cfg = load_config(path, opts)
         cfg.MODEL.DEVICE = "cpu"
         return build_model(cfg).eval(), cfg.INPUT.FORMAT
     if not path.is_file():
-        raise ConfigError(f"no config file at {path} (working folder {Path.cwd()}); check --config-file")
+        raise ConfigError(f"no config file at {path} (working folder {Path.cwd()}); check --config")
     wrong = [option for option in opts if "=" not in option]
     if wrong:
         raise ConfigError(f"{wrong[0]}: with a LazyConfig an option is KEY=VALUE")

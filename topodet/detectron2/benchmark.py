@@ -1,4 +1,4 @@
-"""A training iteration of Detectron2's Faster R-CNN on images and boxes of noise, for tools/benchmark.py."""
+"""A training iteration of Detectron2's Faster R-CNN on images and boxes of noise, for `topodet benchmark`."""
 
 from __future__ import annotations
 

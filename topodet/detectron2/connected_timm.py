@@ -21,7 +21,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
     """A network of timm with learned connectivity: [B, in_channels, H, W] to maps "res2" (stride 4) to "res5" (32).
 
     It computes what timm's network does until training changes an edge weight, so that weights of the original are a
-    start: timm's published ones, or a file of `tools/publish_model.py`. See `TimmTrunk` for the networks that fit.
+    start: timm's published ones, or a file of `topodet publish`. See `TimmTrunk` for the networks that fit.
 
     Args:
         name: of the network in timm, e.g. "convnextv2_nano", with or without the tag of its weights.

@@ -163,7 +163,7 @@ def _keep(network: nn.Module, run: str, edges: list[Edge]) -> None:
     if not wirings:
         raise ConfigError(
             f"edges are given, of {run}, and the network has none: connect or rewire it as the file was trained "
-            "(wiring='learned', rewire=True; tools/pretrain.py --connect learned or --rewire learned)"
+            "(wiring='learned', rewire=True; `topodet pretrain --connect learned` or `--rewire learned`)"
         )
     if run not in wirings:
         raise ConfigError(f"{unknown_name('run in edges', run, wirings)}. The edges are those of another network")

@@ -22,6 +22,7 @@ from topodet import connectivity, weights
 from topodet.errors import ConfigError, WeightsError, did_you_mean
 from topodet.models import ARCHITECTURES, create_timm_network
 from topodet.models.recompute import update_statistics_once
+from topodet.options import pruning
 from topodet.pretrain import data
 from topodet.pretrain.engine import Training, autocast_context
 from topodet.pretrain.group import Group
@@ -138,20 +139,15 @@ def _read_edges(model: nn.Module, source: Mapping[str, Tensor], path: str) -> No
 
 def _pruned(args: argparse.Namespace, model: nn.Module) -> nn.Module:
     """Return the network without the edges that are to be pruned; itself if none are."""
-    if args.prune_threshold is None and args.prune_keep is None:
+    prune = pruning(args)
+    if prune is None:
         return model
     if not (args.edges_from or args.initial_checkpoint or args.pretrained):
         raise ConfigError(
             "pruning needs edge weights that were trained: give --initial-checkpoint FILE, or --edges-from FILE to "
             "train the pruned graphs from scratch"
         )
-    pruned = connectivity.prune(
-        model,
-        threshold=args.prune_threshold,
-        keep=args.prune_keep,
-        per=args.prune_per,
-        on_disconnected=args.prune_disconnected,
-    )
+    pruned = connectivity.prune(model, **prune)
     _logger.info("pruned from %s to %s", *map(_edges_and_nodes, (model, pruned)))
     return pruned
 

@@ -24,7 +24,7 @@ def open_checkpoint(checkpoint: str | os.PathLike, argv: Sequence[str] = ()) -> 
 
     Args:
         checkpoint: e.g. RUN/model_best.pth.tar.
-        argv: options of tools/pretrain.py over those of the training, e.g. ["--data-dir", "DIR", "--device", "cpu"].
+        argv: options of `topodet pretrain` over those of the training, e.g. ["--data-dir", "DIR", "--device", "cpu"].
 
     Raises:
         WeightsError: the file is damaged or unsafe, or has no classifier, as a published backbone.

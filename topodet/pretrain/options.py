@@ -13,6 +13,7 @@ import yaml
 from timm.utils import ParseKwargs
 
 from topodet.errors import ConfigError, did_you_mean
+from topodet.options import add_pruning
 
 _ON_DEVICE = ("crop_padding", "cutout")
 _NOT_ON_DEVICE = (
@@ -32,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all options, each with its default."""
     parser = _Parser(
-        prog="pretrain.py",
+        prog="topodet pretrain",
         description="Train an image classifier, with or without a penalty on the edges of its wiring.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
@@ -110,10 +111,7 @@ def _add_edges(group: argparse._ArgumentGroup) -> None:
     add("--alpha-weight-decay", type=float, default=0.0, metavar="WD", help="weight decay of the edge weights")
     add("--figure-interval", type=int, default=10, metavar="N", help="epochs between adjacency pictures; 0 for none")
     add("--edges-from", default="", metavar="FILE", help="start with the graphs and edge weights of this file")
-    add("--prune-threshold", type=float, metavar="T", help="start without the edges that are weaker")
-    add("--prune-keep", type=float, metavar="SHARE", help="start with the strongest edges, this share of them")
-    add("--prune-per", choices=("network", "stage", "node"), default="network", help="what an edge is measured by")
-    add("--prune-disconnected", choices=("error", "repair"), default="error", help="for a graph that falls apart")
+    add_pruning(group)
     _flag(group, "--freeze-alpha", help="leave the edge weights at what they start with")
 
 
@@ -357,12 +355,10 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--mixup and --cutmix pair images: --batch-size must be even, not {args.batch_size}")
     if args.in_chans and args.input_size and args.in_chans != args.input_size[0]:
         raise ConfigError(f"--in-chans {args.in_chans} contradicts --input-size {args.input_size}: leave one out")
-    if args.prune_threshold is not None and args.prune_keep is not None:
-        raise ConfigError("--prune-threshold and --prune-keep are two ways to choose the edges: leave one out")
-    if args.prune_per != "network" and args.prune_threshold is None and args.prune_keep is None:
-        raise ConfigError(
-            f"--prune-per {args.prune_per} prunes nothing alone: give --prune-keep or --prune-threshold too"
-        )
+    if args.threshold is not None and args.keep is not None:
+        raise ConfigError("--threshold and --keep are two ways to choose the edges: leave one out")
+    if args.per != "network" and args.threshold is None and args.keep is None:
+        raise ConfigError(f"--per {args.per} prunes nothing alone: give --keep or --threshold too")
     if not args.val_split and args.eval_metric == "top5":
         raise ConfigError("--eval-metric top5 needs a validation split; training itself counts top1 and loss only")
     if args.jsd_loss and args.bce_loss:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from timm.data import resolve_data_config
 from timm.utils import distribute_bn
 
 from topodet import connectivity
-from topodet.errors import ConfigError, TopodetError, WeightsError
+from topodet.errors import ConfigError, WeightsError, exit_status
 from topodet.files import atomic_write
 from topodet.models import check_timm_name
 from topodet.pretrain import build, data
@@ -30,16 +29,12 @@ _logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0, or 1 after telling what is wrong with the input."""
-    try:
-        run(parse(argv))
-    except (TopodetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; --resume auto goes on after the last finished epoch", file=sys.stderr)
-        return 130
-    return 0
+    """Run the command line (None: that of the process); return its exit status, see `errors.exit_status`."""
+    return exit_status(_main, argv)
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    run(parse(argv))
 
 
 def run(args: argparse.Namespace) -> list[dict]:
@@ -50,7 +45,10 @@ def run(args: argparse.Namespace) -> list[dict]:
         OSError: a file cannot be written.
     """
     with join(args.device) as group, logging_to_stderr(logging.INFO if group.primary else logging.WARNING):
-        return _run(args, group)
+        try:
+            return _run(args, group)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("--resume auto goes on after the last finished epoch") from None
 
 
 def _run(args: argparse.Namespace, group: Group) -> list[dict]:

@@ -238,7 +238,7 @@ def _retrained(folder: Path, scores: Iterable[str], before: int) -> dict[str, An
         raise DataError(f"{folder}/summary.csv has no {', '.join(found)} of the last epoch; validate the run")
     return {
         "name": run["name"],
-        "command": f"python tools/pretrain.py {shlex.join(command_line(args))}",
+        "command": f"topodet pretrain {shlex.join(command_line(args))}",
         "start": "its weights" if args["initial_checkpoint"] else "random weights",
         "frozen": args["freeze_alpha"],
         "epochs": run["epochs"],

@@ -181,7 +181,7 @@ def read_detector(source: str | os.PathLike | WeightsFile, framework: str = "") 
         what = "a backbone" if backbone else "a checkpoint without config and class names"
         raise WeightsError(
             f"{file.path} is {what}, not a published detector; make one of a training's output with "
-            "tools/publish_model.py --detector CHECKPOINT --config CONFIG, or give --config where a tool takes it"
+            "topodet publish --detector CHECKPOINT --config CONFIG, or give --config where a tool takes it"
         )
     if framework and card.get("framework") != framework:
         raise WeightsError(f"{file.path} is a detector for {card.get('framework')!r}, not for {framework!r}")

@@ -155,7 +155,7 @@ def other_network(model: nn.Module, card: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"the file has rewire={theirs}, the config asks for rewire={ours}: a rewired network computes something else "
-        "from the same tensors, and must be trained as such (tools/pretrain.py)"
+        "from the same tensors, and must be trained as such (`topodet pretrain`)"
     ]
 
 

@@ -1,4 +1,4 @@
-"""The network that a report is about: of a file, of a run of tools/pretrain.py, or one of timm by its name."""
+"""The network that a report is about: of a file, of a run of `topodet pretrain`, or one of timm by its name."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Wirings(nn.Module):
 
 
 def open_subject(source: str) -> Subject:
-    """Return the network of a checkpoint, a published file, a folder of tools/pretrain.py, or of timm.
+    """Return the network of a checkpoint, a published file, a folder of `topodet pretrain`, or of timm.
 
     Args:
         source: path or URL of a file as `topodet.weights.read_trained` takes it, path of a run, or a name for
@@ -149,7 +149,7 @@ def _of_file(source: str, file: WeightsFile) -> Subject:
     if "stages.0.wiring.edges" not in backbone and not card.get("wiring"):
         note = (
             f"{file.path} does not tell which network its wirings belong to: no parameters, multiply-adds and NN-Mass. "
-            "A checkpoint of tools/pretrain.py does"
+            "A checkpoint of `topodet pretrain` does"
         )
         return Subject(source, "state dict", "", Wirings(file.state_dict), facts=about, notes=(note,))
     head = backbone.get("head.fc.weight")
@@ -169,7 +169,7 @@ def _of_run(source: str, folder: Path) -> Subject:
         others = [path for path in folder.glob("*.pth") if path.is_file()]  # of a framework's own training
         others.sort(key=lambda path: path.stat().st_mtime)
         remedy = f"one of its files, e.g. {others[-1]}" if others else "a file"
-        raise WeightsError(f"{folder} is no run of tools/pretrain.py: no checkpoint of one is there. Give {remedy}")
+        raise WeightsError(f"{folder} is no run of `topodet pretrain`: no checkpoint of one is there. Give {remedy}")
     files: dict[int, WeightsFile] = {}
     notes: list[str] = []
     damaged: list[str] = []
@@ -208,7 +208,7 @@ def _of_run(source: str, folder: Path) -> Subject:
 
 
 def _trained(file: WeightsFile, args: Mapping[str, Any]) -> nn.Module:
-    """Return the network of a checkpoint of tools/pretrain.py, with its weights."""
+    """Return the network of a checkpoint of `topodet pretrain`, with its weights."""
     if ":" in args["model"]:
         raise WeightsError(
             f"{file.path} names the network {args['model']!r}, which would be looked up elsewhere: refused"

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from tools import benchmark, update_model_zoo
+from tests.commands.helpers import run_command
+from tools import update_model_zoo
 from topodet.benchmark import make_settings, report
 from topodet.benchmark.measure import process_memory
 from topodet.errors import DataError
@@ -25,6 +26,7 @@ TINY = [
     "--warmup",
     "0",
 ]
+PAGE = "docs/performance.md"
 PAPER = json.loads((update_model_zoo.ROOT / "records" / "paper.json").read_text())
 
 
@@ -33,13 +35,13 @@ def record(tmp_path_factory):
     """What a preset writes, at a tiny size."""
     path = tmp_path_factory.mktemp("benchmark") / "stage26.json"
     words = ["--preset", "stage26", *TINY, "--keep", "0.7", "--growth", "3", "4", "--no-memory", "--json", str(path)]
-    assert benchmark.main(words) == 0
+    assert run_command("benchmark", words) == 0
     return json.loads(path.read_text())
 
 
 def test_the_record_says_what_was_measured_and_on_what(record):
     assert (record["kind"], record["name"]) == ("benchmark", "stage26")
-    assert record["command"].startswith("python tools/benchmark.py --preset stage26 --nodes 4")
+    assert record["command"].startswith("topodet benchmark --preset stage26 --nodes 4")
     assert {"torch", "topodet", "python"} <= record["versions"].keys()
     assert "threads" in record["machine"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", record["date"])
@@ -56,7 +58,10 @@ def test_the_record_says_what_was_measured_and_on_what(record):
 @pytest.mark.slow
 def test_memory_is_of_processes_of_their_own(tmp_path, capsys):
     path = tmp_path / "a.json"
-    assert benchmark.main([*TINY, "--contestants", "model", "chain", "--memory-runs", "1", "--json", str(path)]) == 0
+    assert (
+        run_command("benchmark", [*TINY, "--contestants", "model", "chain", "--memory-runs", "1", "--json", str(path)])
+        == 0
+    )
     found = json.loads(path.read_text())
     model, chain = (found["contestants"][name]["memory"] for name in ("model", "chain"))
     assert found["memory_ratio_to_chain"] == model["train_peak_mb"] / chain["train_peak_mb"]
@@ -87,12 +92,12 @@ def test_docs_are_made_from_records(record, tmp_path, capsys):
     page = tmp_path / "docs" / "performance.md"
     page.parent.mkdir()
     page.write_text(f"# Top\n\n{markdown.START}\n\n{report.NOT_YET}\n\n{markdown.END}\n\nbottom\n")
-    assert benchmark.docs(check=True, root=tmp_path) == 0
+    assert update_model_zoo.main([PAGE, "--check"], root=tmp_path) == 0
     runs.save_as(record, tmp_path / "records" / "benchmarks")
-    assert benchmark.docs(check=True, root=tmp_path) == 1
+    assert update_model_zoo.main([PAGE, "--check"], root=tmp_path) == 1
     assert "stale" in capsys.readouterr().out
-    assert benchmark.docs(check=False, root=tmp_path) == 0
-    assert benchmark.docs(check=True, root=tmp_path) == 0
+    assert update_model_zoo.main([PAGE], root=tmp_path) == 0
+    assert update_model_zoo.main([PAGE, "--check"], root=tmp_path) == 0
     text = page.read_text()
     assert text.startswith("# Top\n")
     assert text.endswith(f"{markdown.END}\n\nbottom\n")
@@ -102,13 +107,12 @@ def test_docs_are_made_from_records(record, tmp_path, capsys):
     picture = page.parent / "benchmark_stage26_growth.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     picture.unlink()
-    assert benchmark.docs(check=True, root=tmp_path) == 1
+    assert update_model_zoo.main([PAGE, "--check"], root=tmp_path) == 1
     with pytest.raises(DataError, match="must stand around the measured tables"):
         report.update_page("# Top\n", [record])
 
 
 def test_the_pages_of_this_repository_are_up_to_date():
-    assert benchmark.main(["--check-docs"]) == 0
     assert update_model_zoo.main(["--check"]) == 0
 
 
@@ -126,7 +130,7 @@ def test_the_zoo_lists_the_records(record):
 
 
 def test_wrong_options_are_one_line(capsys):
-    assert benchmark.main(["--preset", "stage62"]) == 1
+    assert run_command("benchmark", ["--preset", "stage62"]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: unknown --preset 'stage62'. Did you mean 'stage26'")
     assert captured.out == ""
@@ -137,7 +141,7 @@ def test_a_training_iteration_of_a_detector(framework, module, tmp_path):
     pytest.importorskip(module, reason=f"{module} is not installed")
     path = tmp_path / "a.json"
     words = ["--what", "detector", "--frameworks", framework, "--batch", "1", "--size", "64", "--no-memory"]
-    assert benchmark.main([*words, "--rounds", "1", "--warmup", "0", "--json", str(path)]) == 0
+    assert run_command("benchmark", [*words, "--rounds", "1", "--warmup", "0", "--json", str(path)]) == 0
     found = json.loads(path.read_text())
     assert set(found["contestants"]) == {f"{framework}_toponet50", f"{framework}_r50"}
     assert found["contestants"][f"{framework}_toponet50"]["edges"] == 697

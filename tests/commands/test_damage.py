@@ -4,11 +4,12 @@ import json
 import pytest
 import torch
 
+from tests.commands.helpers import run_command
 from tests.pretrain.helpers import train, write_images
-from tools import damage
+from tools import update_model_zoo
 from topodet import connectivity, weights
 from topodet.analysis import damage_curves as report
-from topodet.errors import ConfigError, DataError
+from topodet.errors import ConfigError
 from topodet.models import TopoNet
 from topodet.pretrain.checkpoint import open_checkpoint
 from topodet.pretrain.engine import accuracy
@@ -33,7 +34,7 @@ def run(images, tmp_path_factory):
 def retrained(images, run, tmp_path_factory):
     output = tmp_path_factory.mktemp("retrained")
     start = run[0] / "last.pth.tar"
-    more = ("--initial-checkpoint", str(start), "--prune-keep", "0.8", "--prune-per", "node", "--freeze-alpha")
+    more = ("--initial-checkpoint", str(start), "--keep", "0.8", "--per", "node", "--freeze-alpha")
     return output, train(images, output, *more, "--epochs", "1")[-1]
 
 
@@ -52,11 +53,11 @@ def test_a_pruned_network_comes_back_too(retrained):
 
 
 def test_nodes_and_edges_are_measured_written_and_drawn(run, retrained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(damage, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     output, row = run
     argv = [str(output / "last.pth.tar"), "--output", str(tmp_path / "out"), "--keep", "0.8", "0.4", "--per", "node"]
     argv += ["--retrained", str(retrained[0]), "--record", "nano", "--data", "noise", "--in-memory", "--workers", "0"]
-    assert damage.main(argv) == 0
+    assert run_command("damage", argv) == 0
     nodes = list(csv.DictReader((tmp_path / "out" / "nodes.csv").open()))
     assert len(nodes) == 1 + 4 + 5 + 6 + 4
     assert float(nodes[0]["top1"]) == pytest.approx(row["ema_eval_top1"])
@@ -65,7 +66,7 @@ def test_nodes_and_edges_are_measured_written_and_drawn(run, retrained, tmp_path
 
     (record,) = runs.load_all(tmp_path / "records" / "damage")
     assert (record["architecture"], record["data"], record["kind"]) == ("toponet_nano", "noise", "damage")
-    assert record["command"].startswith(f"python tools/damage.py {output}/last.pth.tar --output")
+    assert record["command"].startswith(f"topodet damage {output}/last.pth.tar --output")
     assert record["versions"]["torch"]
     assert [line["top1"] for line in record["nodes"]["rows"]] == [float(line["top1"]) for line in nodes[1:]]
     # The network of the file, pruned, is what the rows speak of.
@@ -80,7 +81,7 @@ def test_nodes_and_edges_are_measured_written_and_drawn(run, retrained, tmp_path
     assert trained_on["removed"] == 1 - trained_on["edges"] / 37
     assert (trained_on["start"], trained_on["frozen"], trained_on["epochs"]) == ("its weights", True, 1)
     words = trained_on["command"].split()
-    assert words[:2] == ["python", "tools/pretrain.py"]
+    assert words[:2] == ["topodet", "pretrain"]
     assert vars(parse(words[2:])) == {**vars(parse(["-c", f"{retrained[0]}/args.yaml"])), "config": None}
 
     out = capsys.readouterr().out
@@ -91,20 +92,21 @@ def test_nodes_and_edges_are_measured_written_and_drawn(run, retrained, tmp_path
     page = tmp_path / "docs" / "topology_damage.md"
     page.parent.mkdir()
     page.write_text("# Top\n<!-- records: begin -->\n<!-- records: end -->\nbottom\n")
-    damage.update_docs(tmp_path)
+    assert update_model_zoo.main(["docs/topology_damage.md"], root=tmp_path) == 0
     assert report.tables(record) in page.read_text()
     assert page.read_text().startswith("# Top\n")
     assert page.read_text().endswith("\nbottom\n")
     assert (page.parent / "damage_nano_edges.png").exists()
     page.write_text("# Top\n")
-    with pytest.raises(DataError, match="topology_damage.md: the lines"):
-        damage.update_docs(tmp_path)
+    capsys.readouterr()
+    assert update_model_zoo.main(["docs/topology_damage.md"], root=tmp_path) == 1
+    assert "topology_damage.md: the lines" in capsys.readouterr().err
 
 
 def test_images_of_another_folder(run, tmp_path):
     write_images(tmp_path / "other", {"val": 2}, seed=1)
     argv = [str(run[0] / "last.pth.tar"), "--output", str(tmp_path), "--no-nodes", "--keep", "0.5"]
-    assert damage.main([*argv, "--data-dir", str(tmp_path / "other"), "--workers", "0"]) == 0
+    assert run_command("damage", [*argv, "--data-dir", str(tmp_path / "other"), "--workers", "0"]) == 0
     assert not (tmp_path / "nodes.csv").exists()
 
 
@@ -114,11 +116,11 @@ def test_images_of_another_folder(run, tmp_path):
         (["--workres", "0"], "unknown option '--workres'. Did you mean '--workers'"),
         (["--data-dir", "gone"], "--data-dir 'gone' does not exist"),
         (["--val-split", ""], "there is nothing to evaluate on: give --val-split NAME"),
-        (["--thresholds", "2", "--per", "node"], "threshold=2.0 is out of range"),
+        (["--threshold", "2", "--per", "node"], "threshold=2.0 is out of range"),
     ],
 )
 def test_what_cannot_be_measured_is_told(run, tmp_path, capsys, change, message):
-    assert damage.main([str(run[0] / "last.pth.tar"), "--output", str(tmp_path), *change]) == 1
+    assert run_command("damage", [str(run[0] / "last.pth.tar"), "--output", str(tmp_path), *change]) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -132,9 +134,9 @@ def test_one_process_sees_all_images(run, monkeypatch):
 
 def test_a_file_without_classifier_is_told(run, tmp_path, capsys):
     files = weights.publish(run[0] / "last.pth.tar", tmp_path)
-    assert damage.main([str(files.pth)]) == 1
+    assert run_command("damage", [str(files.pth)]) == 1
     assert "a published backbone has no classifier" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        damage.main(["x.pth.tar", "--record", "name"])
+        run_command("damage", ["x.pth.tar", "--record", "name"])
     assert "--record needs --data" in capsys.readouterr().err
     assert json.loads(files.card.read_text())["weights"] == "ema"

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.commands.helpers import run_command
 from tests.detection import IMAGENET, write_coco
-from tools import demo
 from topodet import weights
 from topodet.analysis.report import open_subject
+from topodet.commands import demo
 from topodet.connectivity import wirings
 from topodet.datasets.images import read_image
 from topodet.errors import DataError, WeightsError
@@ -50,7 +51,7 @@ def trained(tmp_path_factory):
 def call(trained, images, output, *more):
     config, checkpoint = trained
     arguments = ["--config", config, "--weights", checkpoint, "--input", images, "--output", output, *more]
-    return demo.main([str(argument) for argument in (*arguments, "--device", "cpu")])
+    return run_command("demo", [*arguments, "--device", "cpu"])
 
 
 def test_mmdetection_finds_what_it_finds_by_itself(trained, images, tmp_path):
@@ -192,5 +193,5 @@ def test_settings_that_contradict_each_other(images, tmp_path, options, words, c
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lazy.py").write_text("from detectron2.config import LazyCall\n")
     arguments = ["--weights", "w.pth", "--input", str(images), "--output", "out", *options]
-    assert demo.main(arguments) == 1
+    assert run_command("demo", arguments) == 1
     assert words in capsys.readouterr().err

@@ -1,0 +1,149 @@
+"""Draw what a detector finds on images: Detectron2's and MMDetection's through one entry.
+
+    topodet demo --weights DETECTOR-hash.pth --input images/ --output drawn/
+    topodet demo --weights RUN/model_final.pth --config RUN/config.yaml --classes a b c --input a.jpg ...
+    topodet demo --weights RUN/epoch_12.pth --config RUN/CONFIG.py --input a.jpg ...
+
+A published detector (`topodet publish --detector`) says which framework it is for; a .yaml config is Detectron2's,
+a .py config MMDetection's. Beside the pictures, predictions.json lists the boxes as COCO's results do:
+[x, y, width, height] in pixels, with file and class names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from topodet.commands import make_parser
+from topodet.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from topodet import weights
+    from topodet.detections import Detections
+
+# What both frameworks leave out by themselves: only for less is the detector told.
+LOWEST = 0.05
+
+
+def parser() -> argparse.ArgumentParser:
+    made = make_parser(__name__, __doc__)
+    add = made.add_argument
+    add("--weights", required=True, help="published detector, or a training's checkpoint with --config")
+    add("--config", type=Path, help="config of the checkpoint: .yaml (Detectron2), .py (MMDetection)")
+    add("--classes", nargs="+", default=[], help="names by index; with a .yaml also the COCO annotations .json")
+    add("--input", type=Path, nargs="+", required=True, help="images, or folders of images")
+    add("--output", type=Path, required=True, help="folder for the pictures and predictions.json")
+    add("--score-threshold", type=float, default=0.5, help="(default: %(default)s)")
+    add("--device", help="cuda or cpu (default: a GPU where there is one)")
+    add("--opts", nargs="+", default=[], help="over the config: KEY VALUE ... or, MMDetection, KEY=VALUE ...")
+    return made
+
+
+def main(words: Sequence[str]) -> int:
+    """Draw every image; return the exit status, 1 if some image could not be read."""
+    args = parser().parse_args(words)
+    from tqdm import tqdm
+
+    from topodet import weights
+    from topodet.datasets.images import read_image, write_image
+    from topodet.files import atomic_json
+
+    if not 0 <= args.score_threshold <= 1:
+        raise ConfigError(f"--score-threshold {args.score_threshold} must lie in 0..1")
+    images = find_images(args.input, args.output)
+    source = args.weights if args.config else weights.read_detector(args.weights)
+    framework = framework_of(args.config, source)
+    options = {"config": args.config, "classes": args.classes, "device": args.device, "opts": args.opts}
+    if args.score_threshold < LOWEST:
+        options["score_threshold"] = args.score_threshold
+    detector = framework.load_detector(source, **options)
+    classes = framework.class_names(detector)
+    content = {"bbox": "x, y, width, height in pixels", "classes": classes, "images": [], "predictions": []}
+    failed = 0
+    for path, drawn in tqdm(images.items(), unit="image", disable=None):
+        try:
+            image = read_image(path)
+        except DataError as error:
+            tqdm.write(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        found = framework.predict(detector, image, score_threshold=args.score_threshold)
+        write_image(framework.draw(detector, image, found), drawn)
+        number = len(content["images"])
+        height, width = image.shape[:2]
+        content["images"].append({"id": number, "file_name": str(path), "width": width, "height": height})
+        content["predictions"] += predictions(found, number, path, classes)
+    path = atomic_json(args.output / "predictions.json", content)
+    print(f"{len(content['images'])} images, {len(content['predictions'])} boxes: {path}")
+    if failed:
+        print(f"error: {failed} of {len(images)} images could not be read; they are named above", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def find_images(inputs: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """Return the images of files and folders (with their subfolders), and where each is drawn.
+
+    Raises:
+        DataError: nothing there, a file that is no image by its name, or two that would be drawn to one place.
+    """
+    from topodet.datasets.images import SUFFIXES
+
+    places: dict[Path, Path] = {}
+    for given in inputs:
+        if given.is_dir():
+            found = [path for path in sorted(given.rglob("*")) if path.suffix.lower() in SUFFIXES]
+            if not found:
+                raise DataError(f"--input {given}: no images in this folder (known: {', '.join(SUFFIXES)})")
+            pairs = [(path, output / path.relative_to(given)) for path in found]
+        elif not given.is_file():
+            raise DataError(f"--input {given}: no such file or folder (working folder {Path.cwd()})")
+        elif given.suffix.lower() not in SUFFIXES:
+            raise DataError(f"--input {given}: unknown kind of image {given.suffix!r}; known: {', '.join(SUFFIXES)}")
+        else:
+            pairs = [(given, output / given.name)]
+        for path, drawn in pairs:
+            other = next((p for p, d in places.items() if d == drawn and p != path), None)
+            if other:
+                raise DataError(f"{other} and {path} would both be drawn to {drawn}; draw them in two runs")
+            if drawn.resolve() == path.resolve():
+                raise DataError(f"--output {output}: {path} would be overwritten; choose another folder")
+            places[path] = drawn
+    return places
+
+
+def framework_of(config: Path | None, source: str | weights.WeightsFile) -> ModuleType:
+    """Import what speaks for the framework that the config, or the published file, is for.
+
+    Raises:
+        ConfigError: a framework that is missing, a config of another kind.
+    """
+    from topodet.frameworks import import_framework, require_framework
+
+    suffix = config and config.suffix
+    if suffix is None:
+        name = source.card["framework"]
+    elif suffix == ".py":
+        if config.is_file() and "detectron2" in config.read_text():
+            raise ConfigError(f"{config} is a LazyConfig; give its twin, the .yaml of the same name")
+        name = "mmdetection"
+    elif suffix in (".yaml", ".yml"):
+        name = "detectron2"
+    else:
+        raise ConfigError(f"--config {config}: .yaml is for Detectron2, .py for MMDetection; {suffix!r} is neither")
+    if name == "detectron2":
+        require_framework("cv2")  # which it draws with
+    return import_framework(name)
+
+
+def predictions(found: Detections, number: int, path: Path, classes: list[str]) -> list[dict]:
+    """Return boxes as COCO's results have them, with names."""
+    rows = []
+    for row in found.as_coco(number, range(len(classes))):
+        box, score = [round(value, 2) for value in row["bbox"]], round(row["score"], 4)
+        names = {"file_name": str(path), "category_name": classes[row["category_id"]]}
+        rows.append({**row, "bbox": box, "score": score, **names})
+    return rows

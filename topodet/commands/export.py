@@ -1,0 +1,54 @@
+"""Write a detector with a TopoNet as TorchScript or ONNX, for places without its framework and topodet.
+
+    topodet export --weights DETECTOR-hash.pth --format onnx --sample image.jpg --output exported/
+
+The file gets its name only when it finds on the sample image, and on that image made smaller, the boxes and scores that
+the original finds (to 1e-4). A .json beside it says what goes in and what comes out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from topodet.commands import make_parser
+
+
+def parser() -> argparse.ArgumentParser:
+    made = make_parser(__name__, __doc__)
+    add = made.add_argument
+    add("--weights", required=True, help="published detector, or a checkpoint with --config")
+    add("--config", type=Path, help="of the checkpoint: .yaml, e.g. RUN/config.yaml")
+    add("--classes", nargs="+", default=[], help="with --config: names, or COCO annotations .json")
+    add("--format", choices=("torchscript", "onnx"), default="torchscript")
+    add("--sample", type=Path, required=True, help="image with something to detect")
+    add("--output", type=Path, required=True, help="folder")
+    add("--name", help="of the file (default: that of the weights)")
+    add("--score-threshold", type=float, default=0.05, help="built in (default: %(default)s)")
+    add("--opset", type=int, default=17, help="of ONNX (default: %(default)s)")
+    add("--device", default="cpu", help="TorchScript stays on the one it was traced on (default: cpu)")
+    add("--opts", nargs="+", default=[], help="over the config: KEY VALUE ...")
+    return made
+
+
+def main(words: Sequence[str]) -> None:
+    args = parser().parse_args(words)
+    from topodet.datasets.images import read_image
+    from topodet.frameworks import require_framework
+
+    require_framework("detectron2")
+    from topodet.detectron2 import load_detector
+    from topodet.detectron2.export import SUFFIXES, export_detector
+
+    image = read_image(args.sample)
+    options = {"score_threshold": args.score_threshold, "device": args.device, "opts": args.opts}
+    detector = load_detector(args.weights, config=args.config, classes=args.classes, **options)
+    name = args.name or Path(args.weights).stem
+    path = args.output / f"{name}{SUFFIXES[args.format]}"
+    content = export_detector(detector, image, path, format=args.format, opset=args.opset)
+    compared = content["compared"]
+    print(
+        f"{path}  {path.stat().st_size / 1e6:.2f} MB, {compared['boxes']} boxes as the original's: scores to "
+        f"{compared['score']:.1g}, boxes to {compared['box']:.1g} of the image's side"
+    )

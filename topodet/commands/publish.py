@@ -1,0 +1,93 @@
+"""Turn a training checkpoint into a published file: of a backbone or, with --detector, of a detector.
+
+    topodet publish runs/pretrain/NAME/model_best.pth.tar --output published
+    topodet publish --detector RUN/model_final.pth --classes val.json
+
+Of a backbone: NAME-<hash>.pth, its .safetensors twin and a .json card. Of a detector (either framework):
+NAME-<hash>.pth with its config and class names, which `topodet demo` and `load_detector` take as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from topodet.commands import make_parser
+from topodet.errors import ConfigError
+from topodet.options import add_pruning, pruning
+
+
+def parser() -> argparse.ArgumentParser:
+    made = make_parser(__name__, __doc__)
+    add = made.add_argument
+    add("checkpoint", type=Path, nargs="?", help="of `topodet pretrain`, e.g. model_best.pth.tar")
+    add("--detector", type=Path, metavar="CHECKPOINT", help="of a detector, e.g. RUN/model_final.pth")
+    add("--config", type=Path, help="of the detector: .yaml or .py (default: that beside the checkpoint)")
+    add(
+        "--classes",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="of the detector by index, or its COCO annotations .json",
+    )
+    add("--output", type=Path, default=Path("published"), help="folder (default: %(default)s)")
+    add("--name", help="stem before the hash (default: the architecture, or the detector's folder)")
+    add("--licence", default="Apache-2.0", help="of the weights, SPDX name (default: %(default)s)")
+    add("--notes", default="", help="one line for the card, e.g. the data")
+    add_pruning(made.add_argument_group("pruning of a backbone's edges"))
+    add("--hub", metavar="USER/REPO", help="also upload a backbone to the Hugging Face hub")
+    add("--hub-private", action="store_true", help="make a new hub repository private")
+    return made
+
+
+def main(words: Sequence[str]) -> None:
+    made = parser()
+    args = made.parse_args(words)
+    prune = pruning(args)
+    if (args.checkpoint is None) == (args.detector is None):
+        made.error("give either the checkpoint of a backbone or --detector CHECKPOINT")
+    if args.detector and (args.hub or prune):
+        made.error("--hub and the options of pruning are for backbones")
+    if args.checkpoint and (args.config or args.classes):
+        made.error("--config and --classes go with --detector")
+    card = {"name": args.name, "licence": args.licence, "notes": args.notes}
+    if args.detector:
+        publish_detector(args.detector, args.config, args.output, classes=args.classes, **card)
+        return
+    from topodet import weights
+
+    files = weights.publish(args.checkpoint, args.output, prune=prune, **card)
+    report = weights.load(weights.build(files.pth), files.safetensors, quiet=True)
+    print(f"{report} verified in both files")
+    for path in (files.pth, files.safetensors, files.card):
+        print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+    if args.hub:
+        from topodet.weights.hub import push
+
+        print(push(files, args.hub, private=args.hub_private))
+
+
+def publish_detector(
+    checkpoint: Path, config: Path | None, output: Path, *, classes: Sequence[str], **card: str | None
+) -> None:
+    from topodet.frameworks import import_framework
+
+    config = config or config_beside(checkpoint)
+    framework = import_framework("mmdetection" if config.suffix == ".py" else "detectron2")
+    path = framework.publish_detector(checkpoint, config, output, classes=classes, **card)
+    print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+
+
+def config_beside(checkpoint: Path) -> Path:
+    """Return the config that a training left beside its checkpoint: config.yaml, or the only .py.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    folder = checkpoint.resolve().parent
+    found = [folder / "config.yaml"] if (folder / "config.yaml").is_file() else sorted(folder.glob("*.py"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "no config.yaml and no .py"
+        raise ConfigError(f"{folder} has {names}: give the detector's config with --config")
+    return found[0]

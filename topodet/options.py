@@ -1,0 +1,41 @@
+"""Options that several command lines share, so that one thing has one name everywhere."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Protocol
+
+# `topodet.connectivity` has these as types; repeated here, since a `--help` need not import torch.
+PER = ("network", "stage", "node")
+
+
+class _Group(Protocol):
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action: ...
+
+
+def add_pruning(group: _Group, *, several: bool = False, allow: bool = False) -> None:
+    """Add --threshold, --keep, --per and --on-disconnected.
+
+    Args:
+        group: parser or group of one.
+        several: --threshold and --keep take a list of values, to prune again and again.
+        allow: --on-disconnected may be, and by default is, "allow": the network is only looked at, not kept.
+    """
+    number = {"type": float, "nargs": "+"} if several else {"type": float}
+    group.add_argument("--threshold", **number, metavar="T", help="remove the edges that are weaker than this")
+    group.add_argument("--keep", **number, metavar="SHARE", help="keep the strongest edges, this share of them")
+    group.add_argument(
+        "--per", choices=PER, default="network", help="the group of edges that --keep and --threshold refer to"
+    )
+    group.add_argument(
+        "--on-disconnected",
+        choices=(*(["allow"] if allow else []), "error", "repair"),
+        default="allow" if allow else "error",
+        help="what to do where the removal leaves a node without input or output",
+    )
+
+
+def pruning(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the options of `add_pruning` as arguments of `topodet.connectivity.prune`, or None without any."""
+    given = {name: getattr(args, name) for name in ("threshold", "keep") if getattr(args, name) is not None}
+    return {**given, "per": args.per, "on_disconnected": args.on_disconnected} if given else None
