@@ -111,8 +111,7 @@ def test_pickled_objects_of_a_checkpoint_are_left_out(trained, tmp_path):
     torch.save({**content, "message_hub": Evil(eval, f"__import__('os').mkdir({str(mark)!r})")}, tmp_path / "a.pth")
     assert weights.read_trained(tmp_path / "a.pth").state_dict.keys() == content["state_dict"].keys()
     torch.save({**content, "message_hub": Evil(os.mkdir, str(mark))}, tmp_path / "b.pth")
-    with pytest.raises(WeightsError, match="is refused"):
-        weights.read_trained(tmp_path / "b.pth")
+    assert weights.read_trained(tmp_path / "b.pth").state_dict.keys() == content["state_dict"].keys()
     assert not mark.exists()
     with pytest.raises(WeightsError, match="no weights file"):
         weights.read_trained(tmp_path / "missing.pth")

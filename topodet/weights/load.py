@@ -45,7 +45,7 @@ class LoadReport:
             return ""
         return (
             "the file does not tell what images it was trained on, so that mean, std and channel order of the detector "
-            "are compared with nothing: publish it with tools/publish_model.py, or see to them yourself"
+            "are compared with nothing: publish it with `topodet publish`, or see to them yourself"
         )
 
 
