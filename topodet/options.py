@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 # `topodet.connectivity` has these as types; repeated here, since a `--help` need not import torch.
@@ -35,7 +36,17 @@ def add_pruning(group: _Group, *, several: bool = False, allow: bool = False) ->
     )
 
 
-def pruning(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Return the options of `add_pruning` as arguments of `topodet.connectivity.prune`, or None without any."""
-    given = {name: getattr(args, name) for name in ("threshold", "keep") if getattr(args, name) is not None}
-    return {**given, "per": args.per, "on_disconnected": args.on_disconnected} if given else None
+@dataclass(frozen=True)
+class Pruning:
+    """What the options of `add_pruning` ask for."""
+
+    threshold: float | None = None
+    keep: float | None = None
+    per: str = "network"
+    on_disconnected: str = "error"
+
+    def arguments(self) -> dict[str, Any] | None:
+        """Return the arguments of `topodet.connectivity.prune`, or None where nothing is pruned."""
+        chosen = {"threshold": self.threshold, "keep": self.keep}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return {**given, "per": self.per, "on_disconnected": self.on_disconnected} if given else None

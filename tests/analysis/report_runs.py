@@ -6,8 +6,8 @@ from topodet import connectivity
 from topodet.files import atomic_csv
 from topodet.models import TopoNet
 from topodet.pretrain import build
+from topodet.pretrain.command_line import parse
 from topodet.pretrain.group import Group
-from topodet.pretrain.options import parse
 
 
 def scattered(model, seed=0):
@@ -31,8 +31,8 @@ def write_run(folder, *options, epochs=(0, 2, 3), last=True):
         scattered(model, seed=epoch)
         history.append({"epoch": epoch, "train_loss": 1.0 / (1 + epoch), "eval_top1": 10.0 * epoch, "penalty": 0.5})
         state = {
-            "arch": args.model,
-            "args": vars(args),
+            "arch": args.model.model,
+            "args": args.flat(),
             "num_classes": 3,
             "state_dict": model.state_dict(),
             "epoch": epoch,

@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from topodet.analysis import damage_curves as report
 from topodet.errors import ConfigError
 from topodet.models import TopoNet
 from topodet.pretrain.checkpoint import open_checkpoint
+from topodet.pretrain.command_line import parse
 from topodet.pretrain.engine import accuracy
-from topodet.pretrain.options import parse
 from topodet.records import runs
 
 
@@ -82,7 +83,7 @@ def test_nodes_and_edges_are_measured_written_and_drawn(run, retrained, tmp_path
     assert (trained_on["start"], trained_on["frozen"], trained_on["epochs"]) == ("its weights", True, 1)
     words = trained_on["command"].split()
     assert words[:2] == ["topodet", "pretrain"]
-    assert vars(parse(words[2:])) == {**vars(parse(["-c", f"{retrained[0]}/args.yaml"])), "config": None}
+    assert parse(words[2:]) == replace(parse(["-c", f"{retrained[0]}/args.yaml"]), config=None)
 
     out = capsys.readouterr().out
     assert report.tables(record) in out

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from topodet.pretrain.options import parse
+from topodet.pretrain.command_line import parse
 from topodet.pretrain.run import run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,8 +12,8 @@ from PIL import Image
 
 from topodet.errors import ConfigError
 from topodet.pretrain import main
+from topodet.pretrain.command_line import parse
 from topodet.pretrain.engine import DivergedError, check_finite
-from topodet.pretrain.options import parse
 
 from .helpers import assert_same_tensors, load, options, train, write_images
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from topodet.errors import ConfigError
+from topodet.pretrain.command_line import parse
 from topodet.pretrain.data import open_datasets, val_loader
 from topodet.pretrain.group import Group, join
 from topodet.pretrain.on_device import Augmentation, DeviceLoader
-from topodet.pretrain.options import parse
 from topodet.pretrain.run import run
 
 from .helpers import assert_losses_are_of_their_updates, assert_same_tensors, curve, load, options, start, train

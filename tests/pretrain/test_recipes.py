@@ -8,8 +8,8 @@ import yaml
 
 from topodet import connectivity
 from topodet.pretrain.build import create_model, create_optimizer, scaled_lr
+from topodet.pretrain.command_line import parse
 from topodet.pretrain.group import Group
-from topodet.pretrain.options import parse
 from topodet.pretrain.run import run
 
 from .helpers import ROOT, assert_losses_are_of_their_updates, curve, load, options
@@ -29,30 +29,39 @@ def test_a_recipe_for_each_row_of_table_4():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_builds(path):
     args = parse(["-c", str(path)])
-    assert args.experiment == path.stem
+    assert args.run.experiment == path.stem
     group = Group(rank=0, world_size=1, device=torch.device("cpu"))
     model = create_model(args, num_classes=1000, channels=3, group=group)
-    optimizer = create_optimizer(args, model, lr=0.1)
+    optimizer = create_optimizer(args.optimizer, args.edges.alpha_weight_decay, model, lr=0.1)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert sum(len(value) for part in optimizer.param_groups for value in part["params"] if value.ndim == 1) > 0
     assert sum(value.numel() for part in optimizer.param_groups for value in part["params"]) == parameters
     learned = [part for part in optimizer.param_groups if part.get("name") == "alpha"]
     assert all(part["weight_decay"] == 0 for part in learned)
-    assert bool(learned) == (args.model in LEARNED)
-    assert connectivity.penalty(model, args.sparsity) >= 0
+    assert bool(learned) == (args.model.model in LEARNED)
+    assert connectivity.penalty(model, args.edges.sparsity) >= 0
 
 
 @pytest.mark.parametrize("path", IMAGENET, ids=lambda path: path.stem)
 def test_is_the_papers_training(path):
     args = parse(["-c", str(path)])
-    assert (args.epochs, args.img_size, args.weight_decay, args.smoothing) == (100, 224, 1e-4, 0.1)
-    assert (args.opt, args.momentum, args.sched) == ("sgd", 0.9, "cosine")  # timm's sgd is Nesterov's
+    assert (args.schedule.epochs, args.model.img_size, args.optimizer.weight_decay, args.augmentation.smoothing) == (
+        100,
+        224,
+        1e-4,
+        0.1,
+    )
+    assert (args.optimizer.opt, args.optimizer.momentum, args.schedule.sched) == (
+        "sgd",
+        0.9,
+        "cosine",
+    )  # timm's sgd is Nesterov's
     eight = Group(rank=0, world_size=8, device=torch.device("cpu"))
-    assert args.batch_size * eight.world_size == 1024
+    assert args.optimizer.batch_size * eight.world_size == 1024
     assert scaled_lr(args, eight) == pytest.approx(0.4)
-    assert args.sparsity == {"uniform": "uniform", "adaptive": "adaptive"}.get(path.stem.split("_")[1], "none")
-    assert args.sparsity_weight == 1e-4
-    assert args.drop is None
+    assert args.edges.sparsity == {"uniform": "uniform", "adaptive": "adaptive"}.get(path.stem.split("_")[1], "none")
+    assert args.edges.sparsity_weight == 1e-4
+    assert args.model.drop is None
 
 
 def test_a_recipe_for_each_form_of_table_1():
@@ -63,14 +72,23 @@ def test_a_recipe_for_each_form_of_table_1():
 @pytest.mark.parametrize("path", TABLE1, ids=lambda path: path.stem)
 def test_is_the_papers_training_of_cifar(path):
     args = parse(["-c", str(path)])
-    assert args.model == ("resnet20_cifar_connected" if "connected" in path.stem else "resnet20_cifar")
-    assert (args.epochs, args.batch_size, args.weight_decay, args.smoothing) == (200, 128, 5e-4, 0)
-    assert (args.opt, args.momentum, args.lr) == ("sgd", 0.9, 0.1)
-    assert (args.sched, args.decay_milestones, args.warmup_epochs) == ("multistep", [60, 120, 160], 0)
-    assert args.decay_rate == pytest.approx(1 / 5)
-    assert (args.crop_padding, args.hflip, args.cutout) == (4, 0.5, 8)
-    assert args.sparsity == {"uniform": "uniform", "adaptive": "adaptive"}.get(path.stem.split("_")[-2], "none")
-    assert args.sparsity_weight == 1e-4
+    assert args.model.model == ("resnet20_cifar_connected" if "connected" in path.stem else "resnet20_cifar")
+    assert (
+        args.schedule.epochs,
+        args.optimizer.batch_size,
+        args.optimizer.weight_decay,
+        args.augmentation.smoothing,
+    ) == (200, 128, 5e-4, 0)
+    assert (args.optimizer.opt, args.optimizer.momentum, args.schedule.lr) == ("sgd", 0.9, 0.1)
+    assert (args.schedule.sched, args.schedule.decay_milestones, args.schedule.warmup_epochs) == (
+        "multistep",
+        [60, 120, 160],
+        0,
+    )
+    assert args.schedule.decay_rate == pytest.approx(1 / 5)
+    assert (args.augmentation.crop_padding, args.augmentation.hflip, args.augmentation.cutout) == (4, 0.5, 8)
+    assert args.edges.sparsity == {"uniform": "uniform", "adaptive": "adaptive"}.get(path.stem.split("_")[-2], "none")
+    assert args.edges.sparsity_weight == 1e-4
 
 
 @pytest.mark.parametrize("path", TABLE1, ids=lambda path: path.stem)
@@ -89,7 +107,7 @@ def test_cifar_recipes_train_on_arrays(arrays, tmp_path, path):
 def test_nesterov():
     args = parse(["-c", str(ROOT / "configs/pretrain/toponet_nano_quick.yaml")])
     model = torch.nn.Linear(2, 2)
-    optimizer = create_optimizer(args, model, lr=0.1)
+    optimizer = create_optimizer(args.optimizer, args.edges.alpha_weight_decay, model, lr=0.1)
     assert all(part["nesterov"] and part["momentum"] == 0.9 for part in optimizer.param_groups)
 
 

@@ -12,8 +12,8 @@ from timm.utils import dispatch_clip_grad, model_parameters
 from topodet import connectivity
 from topodet.errors import ConfigError
 from topodet.pretrain import main
+from topodet.pretrain.command_line import parse
 from topodet.pretrain.engine import clipped_parameters
-from topodet.pretrain.options import parse
 
 from .helpers import assert_losses_are_of_their_updates, curve, load, options, train, write_images
 
@@ -85,7 +85,7 @@ def test_pictures_and_board(finished):
 
 def test_options_written_down_start_the_same_run(finished):
     output, _ = finished
-    again = vars(parse(["-c", str(output / "args.yaml")]))
+    again = parse(["-c", str(output / "args.yaml")]).flat()
     before = load(output / "last.pth.tar")["args"]
     assert before["sparsity_weight"] == 0.001
     assert {**again, "config": None, "world_size": 1} == before
@@ -178,9 +178,14 @@ def test_command_line_goes_before_the_file(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("model: toponet_small\nlr: 1e-2\namp: true\nscale: [0.5, 1.0]\nmodel_kwargs: {width: 8}\n")
     args = parse(["-c", str(path), "--lr", "0.3", "--no-amp"])
-    assert (args.model, args.lr, args.amp, args.scale) == ("toponet_small", 0.3, False, [0.5, 1.0])
-    assert args.model_kwargs == {"width": 8}
-    assert parse(["-c", str(path)]).lr == 0.01
+    assert (args.model.model, args.schedule.lr, args.device.amp, args.augmentation.scale) == (
+        "toponet_small",
+        0.3,
+        False,
+        [0.5, 1.0],
+    )
+    assert args.model.model_kwargs == {"width": 8}
+    assert parse(["-c", str(path)]).schedule.lr == 0.01
 
 
 def test_sparsity_needs_edges(images, tmp_path):

@@ -9,8 +9,8 @@ import torch
 from topodet import connectivity
 from topodet.errors import ConfigError
 from topodet.pretrain.build import create_model
+from topodet.pretrain.command_line import parse
 from topodet.pretrain.group import Group
-from topodet.pretrain.options import parse
 
 from .helpers import assert_same_tensors, load, train
 

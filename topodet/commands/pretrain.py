@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def parser() -> argparse.ArgumentParser:
-    from topodet.pretrain.options import build_parser
+    from topodet.pretrain.command_line import build_parser
 
     return build_parser()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from topodet.commands import make_parser
 from topodet.errors import ConfigError
-from topodet.options import add_pruning, pruning
+from topodet.options import Pruning, add_pruning
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str]) -> None:
     made = parser()
     args = made.parse_args(words)
-    prune = pruning(args)
+    prune = Pruning(args.threshold, args.keep, args.per, args.on_disconnected).arguments()
     if (args.checkpoint is None) == (args.detector is None):
         made.error("give either the checkpoint of a backbone or --detector CHECKPOINT")
     if args.detector and (args.hub or prune):

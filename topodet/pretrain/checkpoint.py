@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from timm.data import resolve_data_config
 from torch import nn
@@ -12,8 +13,8 @@ from torch import nn
 from topodet import weights
 from topodet.errors import ConfigError, WeightsError
 from topodet.pretrain import build, data
+from topodet.pretrain.command_line import parse_over
 from topodet.pretrain.group import join
-from topodet.pretrain.options import parse_over
 
 
 @contextmanager
@@ -39,14 +40,15 @@ def open_checkpoint(checkpoint: str | os.PathLike, argv: Sequence[str] = ()) -> 
             f"{file.path} is no checkpoint of a pretraining run (a published backbone has no classifier, which an "
             "accuracy is measured with): give RUN/model_best.pth.tar"
         )
-    args = parse_over(file.checkpoint["args"], argv)
-    if not args.val_split:
+    options = parse_over(file.checkpoint["args"], argv)
+    if not options.data.val_split:
         raise ConfigError("there is nothing to evaluate on: give --val-split NAME")
-    args.train_split = args.val_split  # nothing is trained, and what is not there need not be
-    channels = args.in_chans or (args.input_size[0] if args.input_size else 3)
-    with join(args.device) as group:
-        datasets = data.open_datasets(args, group, channels)
-        model = build.create_model(args, datasets.num_classes, channels, group, file.state_dict)
+    # Nothing is trained, and the images for it need not be there.
+    options = replace(options, data=replace(options.data, train_split=options.data.val_split))
+    channels = options.model.channels
+    with join(options.device.device) as group:
+        datasets = data.open_datasets(options, group, channels)
+        model = build.create_model(options, datasets.num_classes, channels, group, file.state_dict)
         weights.load(model, file, head=True, quiet=True)
-        data_config = resolve_data_config({**vars(args), "in_chans": channels}, model=model)
-        yield model.eval(), data.val_loader(args, datasets.val, data_config, group)
+        data_config = resolve_data_config({**options.flat(), "in_chans": channels}, model=model)
+        yield model.eval(), data.val_loader(options, datasets.val, data_config, group)

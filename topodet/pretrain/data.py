@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from topodet.pretrain.arrays import ArrayDataset, in_memory
 from topodet.pretrain.group import Group
 from topodet.pretrain.loader import Loader
 from topodet.pretrain.on_device import Augmentation, DeviceLoader
-from topodet.pretrain.options import mixes
+from topodet.pretrain.options import AugmentationOptions, DataOptions, Options
 from topodet.pretrain.unreadable import SkipUnreadable
 
 ARRAYS = "npz"
@@ -43,35 +42,41 @@ class Datasets:
         return {"train_images": _count(self.train), "val_images": val_images, "classes": self.num_classes}
 
 
-def open_datasets(args: argparse.Namespace, group: Group, channels: int) -> Datasets:
+def open_datasets(options: Options, group: Group, channels: int) -> Datasets:
     """Open the datasets that the options name, look through them, and wrap them in `SkipUnreadable`.
 
     Raises:
         DataError: no such folder, no images, one class, or splits that disagree on the classes.
         ConfigError: an unknown kind of dataset, or a number of classes that is not the data's.
     """
-    kind = _kind(args.dataset)
-    if kind in _STREAMED and args.on_bad_image == "stop":
-        raise ConfigError(f"--on-bad-image stop needs images by index; {args.dataset!r} is streamed: leave it out")
-    if args.dataset_download and not group.primary:
+    kind = _kind(options.data.dataset)
+    if kind in _STREAMED and options.data.on_bad_image == "stop":
+        raise ConfigError(
+            f"--on-bad-image stop needs images by index; {options.data.dataset!r} is streamed: leave it out"
+        )
+    if options.data.dataset_download and not group.primary:
         group.wait()
-    train = _open(args, kind, args.train_split, is_training=True, channels=channels)
-    val = _open(args, kind, args.val_split, is_training=False, channels=channels) if args.val_split else None
-    if args.dataset_download and group.primary:
+    train = _open(options, kind, options.data.train_split, is_training=True, channels=channels)
+    val = (
+        _open(options, kind, options.data.val_split, is_training=False, channels=channels)
+        if options.data.val_split
+        else None
+    )
+    if options.data.dataset_download and group.primary:
         group.wait()
 
     classes = _class_indices(train)
-    where = args.data_dir or args.dataset
+    where = options.data.data_dir or options.data.dataset
     if val is not None:
-        _same_classes(classes, _class_indices(val), args)
-    num_classes = _num_classes(classes, args, where)
+        _same_classes(classes, _class_indices(val), options.data)
+    num_classes = _num_classes(classes, options.model.num_classes, where)
     for dataset in (train, val):
         if isinstance(dataset, ArrayDataset):
             dataset.check_classes(num_classes, f"--num-classes {num_classes}" if not classes else "the train split")
     names = sorted(classes, key=classes.get) if classes and len(classes) == num_classes else None
     return Datasets(
-        train=_guard(train, args.on_bad_image, count_substitutes=True),
-        val=None if val is None else _guard(val, args.on_bad_image, count_substitutes=False),
+        train=_guard(train, options.data.on_bad_image, count_substitutes=True),
+        val=None if val is None else _guard(val, options.data.on_bad_image, count_substitutes=False),
         num_classes=num_classes,
         class_names=names,
     )
@@ -91,50 +96,52 @@ def _kind(dataset: str) -> str:
     return kind
 
 
-def _open(args: argparse.Namespace, kind: str, split: str, is_training: bool, channels: int) -> Dataset:
-    mode = args.input_img_mode or ("RGB" if channels == 3 else "L")
-    root = str(_split_path(args, kind, split)) if kind in ("", ARRAYS) else args.data_dir
-    dataset = ArrayDataset(root, mode) if kind == ARRAYS else _open_timm(args, kind, root, split, is_training, mode)
+def _open(options: Options, kind: str, split: str, is_training: bool, channels: int) -> Dataset:
+    mode = options.data.input_img_mode or ("RGB" if channels == 3 else "L")
+    root = str(_split_path(options.data, kind, split)) if kind in ("", ARRAYS) else options.data.data_dir
+    dataset = ArrayDataset(root, mode) if kind == ARRAYS else _open_timm(options, kind, root, split, is_training, mode)
     if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
-        raise DataError(f"split {split!r} of {args.dataset or root!r} has no images")
+        raise DataError(f"split {split!r} of {options.data.dataset or root!r} has no images")
     return dataset
 
 
-def _open_timm(
-    args: argparse.Namespace, kind: str, root: str | None, split: str, is_training: bool, mode: str
-) -> Dataset:
+def _open_timm(options: Options, kind: str, root: str | None, split: str, is_training: bool, mode: str) -> Dataset:
     try:
         return create_dataset(
-            args.dataset,
+            options.data.dataset,
             root=root,
             split=split,
             search_split=bool(kind),
             is_training=is_training,
-            class_map=args.class_map or None,
-            download=args.dataset_download,
-            batch_size=args.batch_size if is_training else args.validation_batch_size or args.batch_size,
-            num_samples=args.train_num_samples if is_training else args.val_num_samples,
-            seed=args.seed,
+            class_map=options.data.class_map or None,
+            download=options.data.dataset_download,
+            batch_size=options.optimizer.batch_size
+            if is_training
+            else options.optimizer.validation_batch_size or options.optimizer.batch_size,
+            num_samples=options.data.train_num_samples if is_training else options.data.val_num_samples,
+            seed=options.run.seed,
             input_img_mode=mode,
-            input_key=args.input_key,
-            target_key=args.target_key,
-            trust_remote_code=args.dataset_trust_remote_code,
+            input_key=options.data.input_key,
+            target_key=options.data.target_key,
+            trust_remote_code=options.data.dataset_trust_remote_code,
         )
     except ImportError as error:
-        raise ConfigError(f"--dataset {args.dataset!r} needs a package that is not installed: {error.name}") from error
+        raise ConfigError(
+            f"--dataset {options.data.dataset!r} needs a package that is not installed: {error.name}"
+        ) from error
     except (AssertionError, RuntimeError, ValueError, OSError) as error:
         # timm and torchvision say 'no images', 'not downloaded' and 'unknown name' in these ways.
-        raise DataError(f"cannot open split {split!r} of {args.dataset or root!r}: {error}") from error
+        raise DataError(f"cannot open split {split!r} of {options.data.dataset or root!r}: {error}") from error
 
 
-def _split_path(args: argparse.Namespace, kind: str, split: str) -> Path:
+def _split_path(options: DataOptions, kind: str, split: str) -> Path:
     """Return where `split` is: DIR/SPLIT or DIR/SPLIT.npz, or there under another common name of that split."""
     suffix = f".{ARRAYS}" if kind else ""
     part = "" if kind else "/CLASS/IMAGE"
     layout = f"expected is DIR/train{suffix}{part} and DIR/validation{suffix}{part}"
-    if not args.data_dir:
+    if not options.data_dir:
         raise ConfigError(f"no dataset given: --data-dir DIR; {layout}")
-    root = Path(args.data_dir)
+    root = Path(options.data_dir)
     if not root.exists():
         raise DataError(f"--data-dir {str(root)!r} does not exist; {layout}")
     if root.is_file() and not kind:
@@ -144,7 +151,7 @@ def _split_path(args: argparse.Namespace, kind: str, split: str) -> Path:
         if (root / f"{name}{suffix}").exists():
             return root / f"{name}{suffix}"
     what = "file" if kind else "folder"
-    option = "--train-split" if split == args.train_split else "--val-split"
+    option = "--train-split" if split == options.train_split else "--val-split"
     instead = "" if option == "--train-split" else ", or '' to train without validation"
     raise DataError(
         f"--data-dir {str(root)!r} has no {what} {split + suffix!r}; {layout}. Name the {what} with {option}{instead}"
@@ -158,36 +165,35 @@ def _class_indices(dataset: Dataset) -> dict[str, int]:
     return dict(indices) if isinstance(indices, Mapping) else {}
 
 
-def _same_classes(train: Mapping[str, int], val: Mapping[str, int], args: argparse.Namespace) -> None:
+def _same_classes(train: Mapping[str, int], val: Mapping[str, int], options: DataOptions) -> None:
     if not train or not val or train == val:
         return
     only_train = sorted(set(train) - set(val))
     only_val = sorted(set(val) - set(train))
     sides = [
         f"{len(names)} only in {split!r} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-        for names, split in ((only_train, args.train_split), (only_val, args.val_split))
+        for names, split in ((only_train, options.train_split), (only_val, options.val_split))
         if names
     ]
     raise DataError(
-        f"the splits of {args.data_dir or args.dataset!r} differ in their classes: {' and '.join(sides)}. "
+        f"the splits of {options.data_dir or options.dataset!r} differ in their classes: {' and '.join(sides)}. "
         "Give both the same class folders, or say which index each class has with --class-map"
     )
 
 
-def _num_classes(classes: Mapping[str, int], args: argparse.Namespace, where: str) -> int:
+def _num_classes(classes: Mapping[str, int], given: int | None, where: str) -> int:
     if not classes:
-        if args.num_classes is None:
+        if given is None:
             raise ConfigError(f"{where!r} does not tell its number of classes: give --num-classes")
-        return args.num_classes
+        return given
     found = max(classes.values()) + 1
     if found < 2:
         name = next(iter(classes))
         what = f"one class, {name!r}" if name else "images that lie in no class folder"
         raise DataError(f"{where!r} has {what}; a classifier needs two or more, as DIR/train/CLASS/IMAGE")
-    if args.num_classes not in (None, found):
+    if given not in (None, found):
         raise ConfigError(
-            f"--num-classes {args.num_classes}, but {where!r} has {found} classes: leave the option out, or check the "
-            "data"
+            f"--num-classes {given}, but {where!r} has {found} classes: leave the option out, or check the data"
         )
     return found
 
@@ -237,9 +243,7 @@ class TimmLoader(Loader):
         return int(group.sum(self.dataset.bad_images().int().to(group.device)).count_nonzero())
 
 
-def train_loader(
-    args: argparse.Namespace, dataset: Dataset, num_classes: int, data_config: Mapping, group: Group
-) -> Loader:
+def train_loader(options: Options, dataset: Dataset, num_classes: int, data_config: Mapping, group: Group) -> Loader:
     """Return the loader of training batches: images [B, C, H, W] and classes [B], or class shares [B, classes].
 
     Any number of processes together sees the same images in each update as one process with their joint batch.
@@ -248,64 +252,73 @@ def train_loader(
         DataError: there are fewer images than one update takes.
         ConfigError: --on-device for images that it does not take.
     """
-    if args.on_device:
-        kinds = {"crop_padding": args.crop_padding, "hflip": args.hflip, "vflip": args.vflip, "cutout": args.cutout}
-        varied = Augmentation() if args.no_aug else Augmentation(**kinds)
-        loader = _on_device(args, dataset, data_config, group, batch_size=args.batch_size, augmentation=varied)
-        loader.batches = _whole_updates(loader.batches, dataset, args, group)
+    if options.data.on_device:
+        kinds = {
+            "crop_padding": options.augmentation.crop_padding,
+            "hflip": options.augmentation.hflip,
+            "vflip": options.augmentation.vflip,
+            "cutout": options.augmentation.cutout,
+        }
+        varied = Augmentation() if options.augmentation.no_aug else Augmentation(**kinds)
+        loader = _on_device(
+            options, dataset, data_config, group, batch_size=options.optimizer.batch_size, augmentation=varied
+        )
+        loader.batches = _whole_updates(loader.batches, dataset, options, group)
         return loader
     guarded = dataset
     collate = None
-    if mixes(args) and not args.no_prefetcher:
-        collate = FastCollateMixup(**mixup_arguments(args, num_classes))
-    if args.aug_splits:
-        dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
+    if options.augmentation.mixes and not options.data.no_prefetcher:
+        collate = FastCollateMixup(**mixup_arguments(options.augmentation, num_classes))
+    if options.augmentation.aug_splits:
+        dataset = AugMixDataset(dataset, num_splits=options.augmentation.aug_splits)
     loader = create_loader(
         dataset,
         input_size=data_config["input_size"],
-        batch_size=args.batch_size,
+        batch_size=options.optimizer.batch_size,
         is_training=True,
-        no_aug=args.no_aug,
-        re_prob=args.reprob,
-        re_mode=args.remode,
-        re_count=args.recount,
-        re_split=args.resplit,
-        train_crop_mode=args.train_crop_mode,
-        scale=args.scale,
-        ratio=args.ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter,
-        color_jitter_prob=args.color_jitter_prob,
-        grayscale_prob=args.grayscale_prob or 0.0,
-        gaussian_blur_prob=args.gaussian_blur_prob or 0.0,
-        auto_augment=args.aa,
-        num_aug_repeats=args.aug_repeats,
-        num_aug_splits=args.aug_splits,
-        interpolation=data_config["interpolation"] if args.no_aug else args.train_interpolation,
+        no_aug=options.augmentation.no_aug,
+        re_prob=options.augmentation.reprob,
+        re_mode=options.augmentation.remode,
+        re_count=options.augmentation.recount,
+        re_split=options.augmentation.resplit,
+        train_crop_mode=options.augmentation.train_crop_mode,
+        scale=options.augmentation.scale,
+        ratio=options.augmentation.ratio,
+        hflip=options.augmentation.hflip,
+        vflip=options.augmentation.vflip,
+        color_jitter=options.augmentation.color_jitter,
+        color_jitter_prob=options.augmentation.color_jitter_prob,
+        grayscale_prob=options.augmentation.grayscale_prob or 0.0,
+        gaussian_blur_prob=options.augmentation.gaussian_blur_prob or 0.0,
+        auto_augment=options.augmentation.aa,
+        num_aug_repeats=options.augmentation.aug_repeats,
+        num_aug_splits=options.augmentation.aug_splits,
+        interpolation=data_config["interpolation"]
+        if options.augmentation.no_aug
+        else options.augmentation.train_interpolation,
         collate_fn=collate,
-        **_common(args, data_config, group),
+        **_common(options, data_config, group),
     )
     batches = len(loader)
     if isinstance(loader.sampler, DistributedSampler):
-        loader.sampler.seed = args.seed
+        loader.sampler.seed = options.run.seed
         # The sampler fills the last round of processes up with repeated images; an update made of them would exist
         # for some numbers of processes only.
-        batches = len(guarded) // (args.batch_size * group.world_size)
-    return TimmLoader(loader, guarded, args.batch_size, _whole_updates(batches, guarded, args, group))
+        batches = len(guarded) // (options.optimizer.batch_size * group.world_size)
+    return TimmLoader(loader, guarded, options.optimizer.batch_size, _whole_updates(batches, guarded, options, group))
 
 
-def _whole_updates(batches: int, dataset: Dataset, args: argparse.Namespace, group: Group) -> int:
+def _whole_updates(batches: int, dataset: Dataset, options: Options, group: Group) -> int:
     """Return how many of the batches an epoch takes, so that each accumulates into a whole update."""
-    batches -= batches % args.grad_accum_steps
+    batches -= batches % options.optimizer.grad_accum_steps
     if batches == 0:
-        update = args.batch_size * args.grad_accum_steps * group.world_size
+        update = options.optimizer.batch_size * options.optimizer.grad_accum_steps * group.world_size
         raise DataError(f"an update takes {update} images, but there are {len(dataset)}: give a smaller --batch-size")
     return batches
 
 
 def _on_device(
-    args: argparse.Namespace,
+    options: Options,
     dataset: Dataset,
     data_config: Mapping,
     group: Group,
@@ -313,7 +326,7 @@ def _on_device(
     batch_size: int,
     augmentation: Augmentation | None,
 ) -> DeviceLoader:
-    images, labels = _stored(args, dataset, data_config)
+    images, labels = _stored(options, dataset, data_config)
     return DeviceLoader(
         images,
         labels,
@@ -321,18 +334,18 @@ def _on_device(
         mean=adapt_to_chs(data_config["mean"], images.shape[3]),
         std=adapt_to_chs(data_config["std"], images.shape[3]),
         augmentation=augmentation,
-        seed=args.seed,
+        seed=options.run.seed,
         group=group,
     )
 
 
-def _stored(args: argparse.Namespace, dataset: Dataset, data_config: Mapping) -> tuple[np.ndarray, np.ndarray]:
+def _stored(options: Options, dataset: Dataset, data_config: Mapping) -> tuple[np.ndarray, np.ndarray]:
     """Return the images and classes that --on-device takes, of the very size that the network does."""
     stored = in_memory(dataset.dataset) if isinstance(dataset, SkipUnreadable) else None
     if stored is None:
         raise ConfigError(
             f"--on-device needs images that the dataset holds in memory, as npz, torch/cifar10 or torch/cifar100 do; "
-            f"{args.dataset or 'an image folder'!r} reads its own one by one: leave the option out"
+            f"{options.data.dataset or 'an image folder'!r} reads its own one by one: leave the option out"
         )
     height, width, channels = stored[0].shape[1:]
     wanted = tuple(data_config["input_size"])
@@ -344,20 +357,20 @@ def _stored(args: argparse.Namespace, dataset: Dataset, data_config: Mapping) ->
     return stored
 
 
-def val_loader(args: argparse.Namespace, dataset: Dataset, data_config: Mapping, group: Group) -> Loader:
+def val_loader(options: Options, dataset: Dataset, data_config: Mapping, group: Group) -> Loader:
     """Return the loader of validation batches, in the dataset's order, process r of n taking images r, r + n, ...
 
     Raises:
         ConfigError: --on-device for images that it does not take.
     """
-    batch_size = args.validation_batch_size or args.batch_size
-    if args.on_device:
+    batch_size = options.optimizer.validation_batch_size or options.optimizer.batch_size
+    if options.data.on_device:
         if data_config["crop_pct"] != 1:
             raise ConfigError(
                 f"--on-device validates on whole images, not on a share of {data_config['crop_pct']}: give "
                 "--crop-pct 1, or leave --on-device out"
             )
-        return _on_device(args, dataset, data_config, group, batch_size=batch_size, augmentation=None)
+        return _on_device(options, dataset, data_config, group, batch_size=batch_size, augmentation=None)
     loader = create_loader(
         dataset,
         input_size=data_config["input_size"],
@@ -365,42 +378,42 @@ def val_loader(args: argparse.Namespace, dataset: Dataset, data_config: Mapping,
         is_training=False,
         interpolation=data_config["interpolation"],
         crop_pct=data_config["crop_pct"],
-        **_common(args, data_config, group),
+        **_common(options, data_config, group),
     )
     return TimmLoader(loader, dataset, batch_size, len(loader))
 
 
-def _common(args: argparse.Namespace, data_config: Mapping, group: Group) -> dict:
+def _common(options: Options, data_config: Mapping, group: Group) -> dict:
     return {
         "mean": data_config["mean"],
         "std": data_config["std"],
-        "num_workers": args.workers,
+        "num_workers": options.data.workers,
         "distributed": True,
-        "pin_memory": args.pin_mem and group.device.type == "cuda",
+        "pin_memory": options.data.pin_mem and group.device.type == "cuda",
         "device": group.device,
         "img_dtype": torch.float32,
-        "use_prefetcher": not args.no_prefetcher,
+        "use_prefetcher": not options.data.no_prefetcher,
         # New loader processes each epoch: their random numbers then follow from the epoch's seed alone.
         "persistent_workers": False,
-        "worker_seeding": args.worker_seeding,
+        "worker_seeding": options.data.worker_seeding,
     }
 
 
-def mixup_arguments(args: argparse.Namespace, num_classes: int) -> dict:
+def mixup_arguments(options: AugmentationOptions, num_classes: int) -> dict:
     """Return the arguments of timm's mixup and cutmix."""
     return {
-        "mixup_alpha": args.mixup,
-        "cutmix_alpha": args.cutmix,
-        "cutmix_minmax": args.cutmix_minmax,
-        "prob": args.mixup_prob,
-        "switch_prob": args.mixup_switch_prob,
-        "mode": args.mixup_mode,
-        "label_smoothing": args.smoothing,
+        "mixup_alpha": options.mixup,
+        "cutmix_alpha": options.cutmix,
+        "cutmix_minmax": options.cutmix_minmax,
+        "prob": options.mixup_prob,
+        "switch_prob": options.mixup_switch_prob,
+        "mode": options.mixup_mode,
+        "label_smoothing": options.smoothing,
         "num_classes": num_classes,
     }
 
 
-def batch_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
+def batch_mixup(options: Options, num_classes: int) -> Mixup | None:
     """Return timm's mixup for whole batches, where the loader does not do it already."""
-    whole = args.no_prefetcher or args.on_device
-    return Mixup(**mixup_arguments(args, num_classes)) if mixes(args) and whole else None
+    whole = options.data.no_prefetcher or options.data.on_device
+    return Mixup(**mixup_arguments(options.augmentation, num_classes)) if options.augmentation.mixes and whole else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
 from collections.abc import Sequence
@@ -11,17 +10,19 @@ from pathlib import Path
 import yaml
 from timm.data import resolve_data_config
 from timm.utils import distribute_bn
+from torch import nn
 
 from topodet import connectivity
 from topodet.errors import ConfigError, WeightsError, exit_status
 from topodet.files import atomic_write
 from topodet.models import check_timm_name
 from topodet.pretrain import build, data
+from topodet.pretrain.command_line import parse
 from topodet.pretrain.engine import DivergedError, Training, check_finite, evaluate, seed_all, train_epoch
 from topodet.pretrain.group import Group, join
 from topodet.pretrain.loader import Loader
 from topodet.pretrain.log import Progress, RunLogger, logging_to_stderr
-from topodet.pretrain.options import parse
+from topodet.pretrain.options import Options, RunOptions
 from topodet.pretrain.resume import check_same_data, check_same_run
 from topodet.pretrain.saver import LAST, Saver, read_checkpoint
 
@@ -37,56 +38,56 @@ def _main(argv: Sequence[str] | None) -> None:
     run(parse(argv))
 
 
-def run(args: argparse.Namespace) -> list[dict]:
+def run(options: Options) -> list[dict]:
     """Train as the options say; return the rows of summary.csv.
 
     Raises:
         TopodetError: the options, the data or a checkpoint cannot be used, or the loss is no finite number any more.
         OSError: a file cannot be written.
     """
-    with join(args.device) as group, logging_to_stderr(logging.INFO if group.primary else logging.WARNING):
+    with join(options.device.device) as group, logging_to_stderr(logging.INFO if group.primary else logging.WARNING):
         try:
-            return _run(args, group)
+            return _run(options, group)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("--resume auto goes on after the last finished epoch") from None
 
 
-def _run(args: argparse.Namespace, group: Group) -> list[dict]:
-    folder = Path(args.output, args.experiment)
-    options = {key: _plain(value) for key, value in vars(args).items()} | {"world_size": group.world_size}
+def _run(options: Options, group: Group) -> list[dict]:
+    folder = Path(options.run.output, options.run.experiment)
+    flat = {key: _plain(value) for key, value in options.flat().items()} | {"world_size": group.world_size}
     # What is wrong is told before anything slow begins, the quickest looks first.
-    check_timm_name(args.model)
-    path, checkpoint = _find_checkpoint(args, folder, group)
+    check_timm_name(options.model.model)
+    path, checkpoint = _find_checkpoint(options.run, folder, group)
     if checkpoint is not None:
-        check_same_run(checkpoint["args"], options, str(path))
-    channels = args.in_chans or (args.input_size[0] if args.input_size else 3)
-    datasets = data.open_datasets(args, group, channels)
+        check_same_run(checkpoint["args"], flat, str(path))
+    channels = options.model.channels
+    datasets = data.open_datasets(options, group, channels)
     if checkpoint is not None:
         check_same_data(checkpoint["data"], datasets.counts, str(path))
 
-    seed_all(args.seed)
+    seed_all(options.run.seed)
     trained = None if checkpoint is None else checkpoint["state_dict"]
-    model = build.create_model(args, datasets.num_classes, channels, group, trained)
-    data_config = resolve_data_config({**vars(args), "in_chans": channels}, model=model)
-    train_loader = data.train_loader(args, datasets.train, datasets.num_classes, data_config, group)
-    val_loader = None if datasets.val is None else data.val_loader(args, datasets.val, data_config, group)
-    training, epochs = build.prepare(args, group, model, train_loader, datasets.num_classes)
+    model = build.create_model(options, datasets.num_classes, channels, group, trained)
+    data_config = resolve_data_config({**options.flat(), "in_chans": channels}, model=model)
+    train_loader = data.train_loader(options, datasets.train, datasets.num_classes, data_config, group)
+    val_loader = None if datasets.val is None else data.val_loader(options, datasets.val, data_config, group)
+    training, epochs = build.prepare(options, group, model, train_loader, datasets.num_classes)
 
     history: list[dict] = [] if checkpoint is None else checkpoint["history"]
     saver = Saver(
         folder,
         training,
         facts={
-            "arch": args.model,
-            "args": options,
+            "arch": options.model.model,
+            "args": flat,
             "num_classes": datasets.num_classes,
             "class_names": datasets.class_names,
             "data": datasets.counts,
             "data_config": _plain(data_config),
         },
         history=history,
-        decreasing=args.eval_metric == "loss",
-        max_history=args.checkpoint_hist,
+        decreasing=options.run.eval_metric == "loss",
+        max_history=options.run.checkpoint_hist,
     )
     start = 0
     if checkpoint is not None:
@@ -99,33 +100,33 @@ def _run(args: argparse.Namespace, group: Group) -> list[dict]:
         known = history[:-1] if saver.best.exists() else []
         saver.load_state((row["epoch"], row["metric"]) for row in known if row["metric"] is not None)
     if not group.primary:
-        _epochs(args, training, val_loader, saver, None, start, epochs)
+        _epochs(options, training, val_loader, saver, None, start, epochs)
         return history
 
-    _tell(args, training, datasets, epochs, start, folder)
+    _tell(options, training, datasets, epochs, start, folder)
     folder.mkdir(parents=True, exist_ok=True)
     for unfinished in folder.glob(".*.tmp"):
         unfinished.unlink()  # what a killed process was writing
     # A config file that starts the same run again.
-    recipe = {key: value for key, value in options.items() if key not in ("config", "resume", "world_size")}
+    recipe = {key: value for key, value in flat.items() if key not in ("config", "resume", "world_size")}
     atomic_write(folder / "args.yaml", yaml.safe_dump(recipe))
     if checkpoint is not None:
         # The kill may have come between the files of the last epoch: write them all again.
         saver.save_epoch(start - 1, history[-1]["metric"])
-    run_logger = RunLogger(folder, model, args.figure_interval, start * training.updates_per_epoch)
+    run_logger = RunLogger(folder, model, options.edges.figure_interval, start * training.updates_per_epoch)
     try:
         run_logger.summary(history)
-        _epochs(args, training, val_loader, saver, run_logger, start, epochs)
+        _epochs(options, training, val_loader, saver, run_logger, start, epochs)
     finally:
         run_logger.close()
     if saver.best_epoch is not None:
-        best = (args.eval_metric, saver.best_metric, saver.best_epoch)
+        best = (options.run.eval_metric, saver.best_metric, saver.best_epoch)
         _logger.info("best %s %.4g in epoch %d; files in %s", *best, folder)
     return history
 
 
 def _epochs(
-    args: argparse.Namespace,
+    options: Options,
     training: Training,
     val_loader: Loader | None,
     saver: Saver,
@@ -134,6 +135,8 @@ def _epochs(
     epochs: int,
 ) -> None:
     group = training.group
+    # An average on the CPU is kept, and not validated.
+    average = None if options.average.model_ema_force_cpu or training.model_ema is None else training.model_ema.module
     updates = training.updates_per_epoch
     progress = Progress(epochs, updates, start * updates, show=group.primary)
     for epoch in range(start, epochs):
@@ -144,18 +147,18 @@ def _epochs(
         except DivergedError as error:
             last = f"The last good checkpoint is {saver.last}" if epoch else "There is no checkpoint yet"
             raise DivergedError(f"{error}. {last}") from error
-        if group.world_size > 1 and args.dist_bn and not args.sync_bn:
-            distribute_bn(training.model, group.world_size, args.dist_bn == "reduce")
-            if training.model_ema is not None and not args.model_ema_force_cpu:
-                distribute_bn(training.model_ema.module, group.world_size, args.dist_bn == "reduce")
-        validates = val_loader is not None and ((epoch + 1) % args.val_interval == 0 or epoch + 1 == epochs)
+        if group.world_size > 1 and options.device.dist_bn and not options.device.sync_bn:
+            distribute_bn(training.model, group.world_size, options.device.dist_bn == "reduce")
+            if average is not None:
+                distribute_bn(average, group.world_size, options.device.dist_bn == "reduce")
+        validates = val_loader is not None and ((epoch + 1) % options.run.val_interval == 0 or epoch + 1 == epochs)
         if validates:
-            scores, bad_images = _validate(args, training, val_loader, epoch)
+            scores, bad_images = _validate(training, average, val_loader, epoch)
             row |= scores
             row["bad_images"] += bad_images
         row |= {f"edges_{name}": share for name, share in connectivity.sparsity(training.model).items()}
         row["seconds"] = time.monotonic() - began
-        row["metric"] = _metric(row, args.eval_metric, val_loader is not None)
+        row["metric"] = _metric(row, options.run.eval_metric, val_loader is not None)
         saver.history.append(row)
         if run_logger is not None:
             # TensorBoard goes before the checkpoint, since an epoch is told again only if it has none; the summary goes
@@ -166,12 +169,14 @@ def _epochs(
             _logger.info("epoch %d/%d  %s", epoch, epochs - 1, _text(row))
 
 
-def _validate(args: argparse.Namespace, training: Training, loader: Loader, epoch: int) -> tuple[dict[str, float], int]:
+def _validate(
+    training: Training, average: nn.Module | None, loader: Loader, epoch: int
+) -> tuple[dict[str, float], int]:
     """Return the scores of the weights and of their average, and how many images could not be read by any process."""
     loader.set_epoch(epoch)
     row = {f"eval_{name}": value for name, value in evaluate(training, training.forward, loader).items()}
-    if training.model_ema is not None and not args.model_ema_force_cpu:
-        scores = evaluate(training, training.model_ema.module, loader)
+    if average is not None:
+        scores = evaluate(training, average, loader)
         row |= {f"ema_eval_{name}": value for name, value in scores.items()}
     return row, loader.bad_images(training.group)
 
@@ -200,14 +205,14 @@ def _plain(value: object) -> object:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def _find_checkpoint(args: argparse.Namespace, folder: Path, group: Group) -> tuple[Path | None, dict | None]:
+def _find_checkpoint(options: RunOptions, folder: Path, group: Group) -> tuple[Path | None, dict | None]:
     """Return the checkpoint to resume from, read by the first process for all, or (None, None) for a new run."""
     path, state = None, None
     if group.primary:
-        path = folder / LAST if args.resume == "auto" else Path(args.resume) if args.resume else None
-        if args.resume == "auto" and not path.exists():
+        path = folder / LAST if options.resume == "auto" else Path(options.resume) if options.resume else None
+        if options.resume == "auto" and not path.exists():
             path = None
-        own = args.resume == "auto" or (path is not None and path.parent.resolve() == folder.resolve())
+        own = options.resume == "auto" or (path is not None and path.parent.resolve() == folder.resolve())
         if (folder / LAST).exists() and not own:
             raise ConfigError(
                 f"{folder} holds the checkpoints of another run: go on with that one by --resume auto, or give this "
@@ -218,20 +223,18 @@ def _find_checkpoint(args: argparse.Namespace, folder: Path, group: Group) -> tu
     return group.share((path, state))
 
 
-def _tell(
-    args: argparse.Namespace, training: Training, datasets: data.Datasets, epochs: int, start: int, folder: Path
-) -> None:
+def _tell(options: Options, training: Training, datasets: data.Datasets, epochs: int, start: int, folder: Path) -> None:
     parameters = sum(parameter.numel() for parameter in training.model.parameters())
     counts = {key: "streamed" if count is None else count for key, count in datasets.counts.items()}
     _logger.info(
         "%s: %s parameters; %s training images, %s validation images, %d classes; %d process(es) on %s",
-        args.model,
+        options.model.model,
         f"{parameters:,}",
         *(counts[key] for key in ("train_images", "val_images", "classes")),
         training.group.world_size,
         training.group.device.type,
     )
-    if args.resume == "auto" and not start:
+    if options.run.resume == "auto" and not start:
         _logger.info("nothing to resume in %s yet: a new run begins", folder)
     if start == epochs:
         _logger.info("all %d epochs are done: nothing is left to train", epochs)

@@ -27,7 +27,7 @@ from .. import weights
 from ..connectivity import Damage
 from ..errors import DataError
 from ..files import atomic_json, sha256
-from ..pretrain.options import command_line
+from ..pretrain.command_line import command_line
 from .results import framework_of, read_evaluations, read_speed
 
 _PACKAGES = ("topodet", "torch", "timm")

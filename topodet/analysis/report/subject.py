@@ -19,8 +19,8 @@ from ...connectivity import wirings
 from ...errors import ConfigError, TopologyError, WeightsError
 from ...models import Wiring, check_timm_name
 from ...pretrain import build
+from ...pretrain.command_line import parse_over
 from ...pretrain.group import Group
-from ...pretrain.options import parse_over
 from ...pretrain.saver import LAST
 from ...topology.paths import subgraph
 from ...weights import WeightsFile
@@ -214,7 +214,7 @@ def _trained(file: WeightsFile, args: Mapping[str, Any]) -> nn.Module:
             f"{file.path} names the network {args['model']!r}, which would be looked up elsewhere: refused"
         )
     options = parse_over(args, [])
-    channels = options.in_chans or (options.input_size[0] if options.input_size else 3)
+    channels = options.model.channels
     group = Group(rank=0, world_size=1, device=torch.device("cpu"))
     model = build.create_model(options, file.checkpoint["num_classes"], channels, group, file.state_dict)
     weights.load(model, file, head=True, quiet=True)

@@ -1,0 +1,262 @@
+"""The command line of a pretraining run, made from the fields of `pretrain.options`.
+
+A YAML file (`-c FILE`) gives values for any of them by name; the command line goes before the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+from timm.utils import ParseKwargs
+
+from topodet.errors import ConfigError, did_you_mean
+from topodet.options import Pruning, add_pruning
+from topodet.pretrain.options import GROUPS, Options
+
+_ON_DEVICE = ("crop_padding", "cutout")
+_NOT_ON_DEVICE = (
+    *("train_crop_mode", "scale", "ratio", "train_interpolation", "interpolation", "input_img_mode"),
+    *("color_jitter", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob", "aa", "aug_repeats", "aug_splits"),
+    *("reprob", "no_prefetcher"),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are `ConfigError`s, so that every wrong setting is reported one way."""
+
+    def error(self, message: str) -> None:
+        raise ConfigError(message)
+
+
+_TITLES = {
+    "edges": "edges of the wiring",
+    "schedule": "learning rate schedule",
+    "augmentation": "augmentation and loss",
+    "average": "moving average of the weights",
+    "device": "device and processes",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all options, each with its default."""
+    parser = _Parser(
+        prog="topodet pretrain",
+        description="Train an image classifier, with or without a penalty on the edges of its wiring.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-c", "--config", metavar="FILE", help="YAML file with values for these options")
+    for name, options in GROUPS.items():
+        group = parser.add_argument_group(_TITLES.get(name, name))
+        if options is Pruning:
+            add_pruning(group)
+            continue
+        types = get_type_hints(options)
+        for each in fields(options):
+            _add(group, each, types[each.name])
+    return parser
+
+
+def _add(group: argparse._ArgumentGroup, each: Field, kind: Any) -> None:
+    """Add the option of a field: what its type does not say, its metadata does."""
+    default = each.default if each.default_factory is MISSING else each.default_factory()
+    kind = next((part for part in get_args(kind) if part is not NoneType), kind) if _optional(kind) else kind
+    arguments = {"default": default, "dest": each.name, **each.metadata}
+    names = (*arguments.pop("names"), _option(each.name))
+    if kind is bool:
+        # Options named --no-... have no opposite: they are off unless given.
+        arguments["action"] = "store_true" if each.name.startswith("no_") else argparse.BooleanOptionalAction
+    elif get_origin(kind) is Literal:
+        arguments["choices"] = get_args(kind)
+    elif get_origin(kind) is dict:
+        arguments |= {"nargs": "*", "action": ParseKwargs}
+    elif get_origin(kind) is list:
+        arguments = {"nargs": "+", **arguments, "type": get_args(kind)[0]}
+    elif kind is not str:
+        arguments["type"] = kind
+    group.add_argument(*names, **arguments)
+
+
+def _optional(kind: Any) -> bool:
+    return NoneType in get_args(kind)
+
+
+def parse(argv: Sequence[str] | None = None) -> Options:
+    """Read the options from `argv` (None: the command line) and the YAML file it names.
+
+    Raises:
+        ConfigError: an option or key that does not exist, a value of the wrong type, or two that contradict.
+    """
+    parser = build_parser()
+    chooser = _Parser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("-c", "--config")
+    chosen, argv = chooser.parse_known_args(argv)
+    tokens = []
+    if chosen.config:
+        tokens = _config_tokens(Path(chosen.config))
+        _parse_known(parser, tokens, where=f"{chosen.config}: ")
+    args = _parse_known(parser, [*tokens, *argv])
+    args.config = chosen.config
+    return _checked(args)
+
+
+def parse_over(saved: Mapping[str, object], argv: Sequence[str]) -> Options:
+    """Read the options from `argv` over those that a checkpoint was trained with (its "args").
+
+    Raises:
+        ConfigError: see `parse`.
+    """
+    parser = build_parser()
+    known = Options().flat()
+    parser.set_defaults(**{name: value for name, value in saved.items() if name in known and name != "config"})
+    return _checked(_parse_known(parser, argv))
+
+
+def _checked(args: argparse.Namespace) -> Options:
+    options = Options.from_flat(vars(args))
+    check(options)
+    return options
+
+
+def _parse_known(parser: argparse.ArgumentParser, tokens: Sequence[str], where: str = "") -> argparse.Namespace:
+    try:
+        args, unknown = parser.parse_known_args(tokens)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None
+    if unknown:
+        name = unknown[0].split("=")[0]
+        known = ["--" + key.replace("_", "-") for key in vars(args)]
+        raise ConfigError(f"{where}unknown option {name!r}.{_nearest(name, known)}")
+    return args
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    return f"{did_you_mean(name, known)} --help lists all."
+
+
+def _config_tokens(path: Path) -> list[str]:
+    """Return the options of a YAML file as command line tokens, so that the parser checks types and choices."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {str(path)!r}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML file: {error}") from None
+    if values is None:
+        return []
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold one 'option: value' a line, but holds a {type(values).__name__}")
+    defaults = Options().flat()
+    defaults.pop("config")
+    tokens = []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in defaults:
+            raise ConfigError(f"{path}: unknown key {key!r}.{_nearest(name, list(defaults))}")
+        if isinstance(defaults[name], bool) and not isinstance(value, bool):
+            raise ConfigError(f"{path}: {key} must be true or false, not {value!r}")
+        tokens += _tokens(_option(name), value, defaults[name])
+    return tokens
+
+
+def _tokens(option: str, value: object, default: object) -> list[str]:
+    if value is None:
+        return []
+    if value is True:
+        return [option]
+    if value is False:
+        # Flags named --no-... have no opposite: they are off unless given.
+        return ["--no-" + option[2:]] if isinstance(default, bool) and not option.startswith("--no-") else []
+    if isinstance(value, dict):
+        return [option, *(f"{key}={item!r}" for key, item in value.items())]
+    if isinstance(value, list):
+        return [option, *(str(item) for item in value)]
+    return [f"{option}={value}"]
+
+
+def command_line(values: Mapping[str, object]) -> list[str]:
+    """Return the words that give these values on the command line, without those that are the defaults."""
+    defaults = Options().flat()
+    words = []
+    for name, value in values.items():
+        if name in defaults and value != defaults[name]:
+            words += _tokens(_option(name), value, defaults[name])
+    return words
+
+
+def check(options: Options) -> None:
+    """Refuse values out of range and options that contradict each other.
+
+    Raises:
+        ConfigError: names the option, its value and the remedy.
+    """
+    values = options.flat()
+    for name in ("batch_size", "grad_accum_steps", "epochs", "log_interval", "val_interval", "checkpoint_hist"):
+        _at_least(values, name, 1)
+    for name in ("workers", "figure_interval", "warmup_epochs", "cooldown_epochs", "seed"):
+        _at_least(values, name, 0)
+    for name in ("lr", "lr_base", "validation_batch_size", "img_size", "in_chans", "clip_grad", "model_ema_decay"):
+        value = values[name]
+        if value is not None and value <= 0:
+            raise ConfigError(f"{_option(name)} must be above 0, not {value}")
+    for name in ("crop_padding", "cutout", "sparsity_weight", "weight_decay", "alpha_weight_decay", "mixup", "cutmix"):
+        _at_least(values, name, 0)
+    if not 0 <= options.augmentation.smoothing < 1:
+        raise ConfigError(f"--smoothing must be at least 0 and below 1, not {options.augmentation.smoothing}")
+    if options.model.num_classes is not None and options.model.num_classes < 2:
+        raise ConfigError(f"--num-classes must be at least 2, not {options.model.num_classes}")
+    if options.augmentation.aug_splits == 1 or options.augmentation.aug_splits < 0:
+        raise ConfigError(f"--aug-splits must be 0 or at least 2, not {options.augmentation.aug_splits}")
+    if options.augmentation.jsd_loss and not options.augmentation.aug_splits:
+        raise ConfigError("--jsd-loss compares views of an image: give --aug-splits 2 or more")
+    if options.augmentation.aug_splits and options.augmentation.mixes:
+        raise ConfigError("--aug-splits cannot be combined with --mixup or --cutmix: leave one out")
+    if options.augmentation.mixes and options.optimizer.batch_size % 2:
+        raise ConfigError(
+            f"--mixup and --cutmix pair images: --batch-size must be even, not {options.optimizer.batch_size}"
+        )
+    if options.model.in_chans and options.model.input_size and options.model.in_chans != options.model.input_size[0]:
+        raise ConfigError(
+            f"--in-chans {options.model.in_chans} contradicts --input-size {options.model.input_size}: leave one out"
+        )
+    if options.pruning.threshold is not None and options.pruning.keep is not None:
+        raise ConfigError("--threshold and --keep are two ways to choose the edges: leave one out")
+    if options.pruning.per != "network" and options.pruning.threshold is None and options.pruning.keep is None:
+        raise ConfigError(f"--per {options.pruning.per} prunes nothing alone: give --keep or --threshold too")
+    if not options.data.val_split and options.run.eval_metric == "top5":
+        raise ConfigError("--eval-metric top5 needs a validation split; training itself counts top1 and loss only")
+    if options.augmentation.jsd_loss and options.augmentation.bce_loss:
+        raise ConfigError("--jsd-loss and --bce-loss are two losses: leave one out")
+    if options.edges.connect and options.edges.rewire:
+        raise ConfigError("--connect keeps what the network computes, --rewire makes another one: leave one out")
+    _check_on_device(options)
+
+
+def _check_on_device(options: Options) -> None:
+    """Refuse options of the loader that does the work, or does not."""
+    values, defaults = options.flat(), Options().flat()
+    names = _NOT_ON_DEVICE if options.data.on_device else _ON_DEVICE
+    given = [_option(name) for name in names if values[name] != defaults[name]]
+    if given and options.data.on_device:
+        known = ", ".join(map(_option, _ON_DEVICE))
+        raise ConfigError(
+            f"--on-device does not do {', '.join(given)}: leave it out. What it does: --hflip, --vflip, {known}, mixup "
+            "and cutmix"
+        )
+    if given:
+        raise ConfigError(f"{', '.join(given)} is done on the device only: give --on-device too")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _at_least(values: Mapping[str, Any], name: str, least: int) -> None:
+    if values[name] < least:
+        raise ConfigError(f"{_option(name)} must be at least {least}, not {values[name]}")
