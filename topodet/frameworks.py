@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 
 from .errors import ConfigError, unknown_name
@@ -35,6 +36,21 @@ def import_framework(name: str) -> ModuleType:
     package, own = PACKAGES[name]
     require_framework(package)
     return importlib.import_module(own)
+
+
+def framework_of_config(config: Path) -> str:
+    """Return the name of the framework that a detector's config is for, by its suffix; nothing of it is run.
+
+    A .yaml is Detectron2's. A .py is MMDetection's, or Detectron2's LazyConfig if it speaks of detectron2.
+
+    Raises:
+        ConfigError: another suffix.
+    """
+    if config.suffix in (".yaml", ".yml"):
+        return "detectron2"
+    if config.suffix == ".py":
+        return "detectron2" if config.is_file() and "detectron2" in config.read_text() else "mmdetection"
+    raise ConfigError(f"--config {config}: .yaml is for Detectron2, .py for MMDetection; {config.suffix!r} is neither")
 
 
 def require_framework(module: str) -> None:

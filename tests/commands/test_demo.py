@@ -1,5 +1,6 @@
-"""The demo's own work, and MMDetection's detectors in it; tests/detectron2 has Detectron2's."""
+"""Commands that open a detector, with MMDetection's; tests/detectron2 has Detectron2's. And the demo's own work."""
 
+import csv
 import importlib.util
 import json
 import os
@@ -10,8 +11,8 @@ import torch
 from PIL import Image
 
 from tests.commands.helpers import run_command
-from tests.detection import IMAGENET, write_coco
-from topodet import weights
+from tests.detection import IMAGENET, with_ground_truth, write_coco
+from topodet import connectivity, weights
 from topodet.analysis.report import open_subject
 from topodet.commands import demo
 from topodet.connectivity import wirings
@@ -145,6 +146,33 @@ def test_a_checkpoint_that_does_not_fit(trained, images, tmp_path, capsys):
     torch.save(content, tmp_path / "nameless.pth")
     assert call((trained[0], tmp_path / "nameless.pth"), images, tmp_path / "out") == 1
     assert "does not name its classes" in capsys.readouterr().err
+
+
+def test_damage_of_a_detector(trained, tmp_path, capsys):
+    from topodet.mmdet import evaluate, load_detector, predict
+
+    config, checkpoint = trained
+    coco = checkpoint.parents[1] / "set"
+    detector = load_detector(checkpoint, config=config, device="cpu")
+    # What the whole detector finds is the truth, so that its score is not 0.
+    found = [predict(detector, read_image(coco / "images" / f"{n}.jpg"), score_threshold=0) for n in range(2)]
+    boxes = {number: (each.boxes[:6], each.labels[:6]) for number, each in enumerate(found)}
+    truth = with_ground_truth(coco, boxes, tmp_path / "truth.json")
+    where = ["--annotations", truth, "--images", coco / "images", "--output", tmp_path]
+    words = [checkpoint, "--config", config, "--device", "cpu", *where, "--no-nodes", "--keep", "0.5", "--per", "node"]
+    assert run_command("damage", words) == 0
+    whole, half = csv.DictReader((tmp_path / "edges.csv").open())
+    pruned = connectivity.prune(detector, keep=0.5, per="node")
+    for row, network in ((whole, detector), (half, pruned)):
+        scores = evaluate(network, truth, coco / "images", progress=False)
+        assert {name: float(row[name]) for name in scores} == pytest.approx(scores, nan_ok=True)
+    assert float(whole["bbox/AP"]) > 10
+    assert whole["bbox/AP"] != half["bbox/AP"]
+    capsys.readouterr()
+    assert run_command("damage", [*words, "--in-memory"]) == 1
+    assert "a detector's damage has no option --in-memory" in capsys.readouterr().err
+    assert run_command("damage", [checkpoint, "--config", config]) == 1
+    assert "--config of a detector: give --annotations ANN.json" in capsys.readouterr().err
 
 
 def test_input_that_cannot_be_drawn(images, tmp_path):

@@ -1,30 +1,43 @@
-"""Measure what a trained classifier is worth without each of its nodes and without its weak edges.
+"""Measure what a trained network is worth without each of its nodes and without its weak edges.
 
     topodet damage runs/pretrain/NAME/model_best.pth.tar --output runs/damage/NAME
     topodet damage runs/pretrain/NAME/model_best.pth.tar --data-dir DIR --keep 0.6 0.4 0.2 --per node
     topodet damage runs/pretrain/NAME/last.pth.tar --retrained runs/pretrain/NAME_keep* --record NAME \
       --data "Tiny ImageNet, 75 classes"
 
-The network, its graphs and its validation images are those of the checkpoint; other options, after it, are those of
-`topodet pretrain` and replace what it was trained with (--data-dir, --dataset, --val-split, --device, ...). The folder
-gets nodes.csv and edges.csv, row by row as they are measured, and pictures of both.
+    topodet damage published/DETECTOR-hash.pth --annotations val.json --images val2017/ --no-nodes
+
+Of a classifier: the network, its graphs and its validation images are those of the checkpoint; other options, after
+it, are those of `topodet pretrain` and replace what it was trained with (--data-dir, --dataset, --val-split, --device,
+...). Of a detector of either framework (--annotations and --images): COCO's scores. The folder gets nodes.csv and
+edges.csv, row by row as they are measured, and pictures of both.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from topodet.commands import make_parser
+from topodet.commands.detectors import add_config, open_detector
+from topodet.errors import ConfigError
 from topodet.options import add_pruning
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from topodet.connectivity.damage import Evaluate
 
 
 def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__, allow_abbrev=False)
     add = made.add_argument
-    add("checkpoint", type=Path, help="of `topodet pretrain`, e.g. model_best.pth.tar")
+    add("checkpoint", type=Path, help="of `topodet pretrain`, e.g. model_best.pth.tar; or a detector")
     add("--output", type=Path, help="folder (default: runs/damage/ and the name of the checkpoint's folder)")
     add("--nodes", action=argparse.BooleanOptionalAction, default=True, help="remove each node in turn")
     add("--edges", action=argparse.BooleanOptionalAction, default=True, help="remove more and more edges")
@@ -34,23 +47,27 @@ def parser() -> argparse.ArgumentParser:
     add("--retrained", type=Path, nargs="+", default=[], metavar="RUN", help="runs that retrained it, pruned")
     add("--data", default="", help="which images, in words, for the record")
     add("--record", metavar="NAME", help="write the record to records/damage/NAME.json of the working folder")
+    detector = made.add_argument_group("a detector")
+    detector.add_argument("--annotations", type=Path, metavar="ANN.json", help="COCO annotations to evaluate on")
+    detector.add_argument("--images", type=Path, metavar="IMAGES/", help="folder of their images")
+    add_config(detector)
     return made
 
 
 def main(words: Sequence[str]) -> None:
-    args, rest = parser().parse_known_args(words)
+    made = parser()
+    args, rest = made.parse_known_args(words)
     if args.record and not args.data:
-        parser().error("--record needs --data: which images, in words")
+        made.error("--record needs --data: which images, in words")
+    if (args.annotations is None) != (args.images is None):
+        made.error("a detector is evaluated on --annotations ANN.json and --images IMAGES/: give both")
     from topodet import connectivity
     from topodet.analysis import damage_curves
-    from topodet.pretrain.checkpoint import open_checkpoint
-    from topodet.pretrain.engine import accuracy
     from topodet.records import runs
 
     output = args.output or Path("runs/damage") / args.checkpoint.resolve().parent.name
     nodes = edges = None
-    with open_checkpoint(args.checkpoint, rest) as (model, loader):
-        evaluate = accuracy(list(loader) if args.in_memory else loader)
+    with _open(args, rest) as (model, evaluate):
         if args.edges:
             edges = connectivity.remove_edges(
                 model,
@@ -77,6 +94,29 @@ def main(words: Sequence[str]) -> None:
         save_figure(figure, output / name)
     if args.record:
         print(runs.save_as(record, Path("records", "damage")))
+
+
+@contextmanager
+def _open(args: argparse.Namespace, rest: Sequence[str]) -> Iterator[tuple[nn.Module, Evaluate]]:
+    """Yield the network, and what measures it."""
+    if args.annotations is None:
+        from topodet.pretrain.checkpoint import open_checkpoint
+        from topodet.pretrain.engine import accuracy
+
+        unused = {"--config": args.config, "--classes": args.classes, "--opts": args.opts}
+        given = [option for option, value in unused.items() if value]
+        if given:
+            raise ConfigError(f"{', '.join(given)} of a detector: give --annotations ANN.json and --images IMAGES/ too")
+        device = ["--device", args.device] if args.device else []
+        with open_checkpoint(args.checkpoint, [*rest, *device]) as (model, loader):
+            yield model, accuracy(list(loader) if args.in_memory else loader)
+        return
+    unused = [*rest, *(["--retrained"] if args.retrained else []), *(["--in-memory"] if args.in_memory else [])]
+    if unused:
+        raise ConfigError(f"a detector's damage has no option {unused[0]}")
+    framework, detector = open_detector(args, str(args.checkpoint))
+    evaluate = partial(framework.evaluate, detector, args.annotations, args.images, progress=False)
+    yield getattr(detector, "model", detector), lambda model: evaluate()
 
 
 def save_figure(figure, path: Path) -> None:

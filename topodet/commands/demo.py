@@ -15,17 +15,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from topodet.commands import make_parser
+from topodet.commands.detectors import add_config, open_detector
 from topodet.errors import ConfigError, DataError
+from topodet.frameworks import require_framework
 
 if TYPE_CHECKING:
-    from topodet import weights
     from topodet.detections import Detections
 
-# What both frameworks leave out by themselves: only for less is the detector told.
 LOWEST = 0.05
 
 
@@ -33,13 +32,10 @@ def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__)
     add = made.add_argument
     add("--weights", required=True, help="published detector, or a training's checkpoint with --config")
-    add("--config", type=Path, help="config of the checkpoint: .yaml (Detectron2), .py (MMDetection)")
-    add("--classes", nargs="+", default=[], help="names by index; with a .yaml also the COCO annotations .json")
+    add_config(made)
     add("--input", type=Path, nargs="+", required=True, help="images, or folders of images")
     add("--output", type=Path, required=True, help="folder for the pictures and predictions.json")
     add("--score-threshold", type=float, default=0.5, help="(default: %(default)s)")
-    add("--device", help="cuda or cpu (default: a GPU where there is one)")
-    add("--opts", nargs="+", default=[], help="over the config: KEY VALUE ... or, MMDetection, KEY=VALUE ...")
     return made
 
 
@@ -48,19 +44,17 @@ def main(words: Sequence[str]) -> int:
     args = parser().parse_args(words)
     from tqdm import tqdm
 
-    from topodet import weights
     from topodet.datasets.images import read_image, write_image
     from topodet.files import atomic_json
 
     if not 0 <= args.score_threshold <= 1:
         raise ConfigError(f"--score-threshold {args.score_threshold} must lie in 0..1")
     images = find_images(args.input, args.output)
-    source = args.weights if args.config else weights.read_detector(args.weights)
-    framework = framework_of(args.config, source)
-    options = {"config": args.config, "classes": args.classes, "device": args.device, "opts": args.opts}
-    if args.score_threshold < LOWEST:
-        options["score_threshold"] = args.score_threshold
-    detector = framework.load_detector(source, **options)
+    # Both frameworks leave out what is below LOWEST by themselves.
+    options = {"score_threshold": args.score_threshold} if args.score_threshold < LOWEST else {}
+    framework, detector = open_detector(args, args.weights, **options)
+    if framework.__name__ == "topodet.detectron2":
+        require_framework("cv2")  # which it draws with
     classes = framework.class_names(detector)
     content = {"bbox": "x, y, width, height in pixels", "classes": classes, "images": [], "predictions": []}
     failed = 0
@@ -113,30 +107,6 @@ def find_images(inputs: Sequence[Path], output: Path) -> dict[Path, Path]:
                 raise DataError(f"--output {output}: {path} would be overwritten; choose another folder")
             places[path] = drawn
     return places
-
-
-def framework_of(config: Path | None, source: str | weights.WeightsFile) -> ModuleType:
-    """Import what speaks for the framework that the config, or the published file, is for.
-
-    Raises:
-        ConfigError: a framework that is missing, a config of another kind.
-    """
-    from topodet.frameworks import import_framework, require_framework
-
-    suffix = config and config.suffix
-    if suffix is None:
-        name = source.card["framework"]
-    elif suffix == ".py":
-        if config.is_file() and "detectron2" in config.read_text():
-            raise ConfigError(f"{config} is a LazyConfig; give its twin, the .yaml of the same name")
-        name = "mmdetection"
-    elif suffix in (".yaml", ".yml"):
-        name = "detectron2"
-    else:
-        raise ConfigError(f"--config {config}: .yaml is for Detectron2, .py for MMDetection; {suffix!r} is neither")
-    if name == "detectron2":
-        require_framework("cv2")  # which it draws with
-    return import_framework(name)
 
 
 def predictions(found: Detections, number: int, path: Path, classes: list[str]) -> list[dict]:

@@ -13,22 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from topodet.commands import make_parser
+from topodet.commands.detectors import add_config
 
 
 def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__)
     add = made.add_argument
     add("--weights", required=True, help="published detector, or a checkpoint with --config")
-    add("--config", type=Path, help="of the checkpoint: .yaml, e.g. RUN/config.yaml")
-    add("--classes", nargs="+", default=[], help="with --config: names, or COCO annotations .json")
+    add_config(made)
     add("--format", choices=("torchscript", "onnx"), default="torchscript")
     add("--sample", type=Path, required=True, help="image with something to detect")
     add("--output", type=Path, required=True, help="folder")
     add("--name", help="of the file (default: that of the weights)")
     add("--score-threshold", type=float, default=0.05, help="built in (default: %(default)s)")
     add("--opset", type=int, default=17, help="of ONNX (default: %(default)s)")
-    add("--device", default="cpu", help="TorchScript stays on the one it was traced on (default: cpu)")
-    add("--opts", nargs="+", default=[], help="over the config: KEY VALUE ...")
+    made.set_defaults(device="cpu")
     return made
 
 

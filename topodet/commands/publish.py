@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from topodet.commands import make_parser
+from topodet.commands.detectors import config_framework
 from topodet.errors import ConfigError
 from topodet.options import Pruning, add_pruning
 
@@ -71,10 +72,8 @@ def main(words: Sequence[str]) -> None:
 def publish_detector(
     checkpoint: Path, config: Path | None, output: Path, *, classes: Sequence[str], **card: str | None
 ) -> None:
-    from topodet.frameworks import import_framework
-
     config = config or config_beside(checkpoint)
-    framework = import_framework("mmdetection" if config.suffix == ".py" else "detectron2")
+    framework = config_framework(config)
     path = framework.publish_detector(checkpoint, config, output, classes=classes, **card)
     print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
 

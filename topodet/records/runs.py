@@ -210,14 +210,14 @@ def record_damage(
         DataError: a folder without a finished run, or one that was not validated by the same scores.
         WeightsError: a checkpoint that is missing or damaged.
     """
-    file = weights.read(checkpoint)
+    file = weights.read_trained(checkpoint)
     scores = next(found.whole for found in (edges, nodes) if found is not None)
     record = {
         "kind": "damage",
         "name": name,
         "date": datetime.now(timezone.utc).date().isoformat(),
         "command": command,
-        "architecture": file.checkpoint.get("arch"),
+        "architecture": file.checkpoint.get("arch") or file.card.get("architecture"),
         "checkpoint": f"{file.path.name} ({sha256(file.path)[:8]})",
         "data": data,
         "retrained": [_retrained(Path(folder), scores, _edges(file)) for folder in retrained],

@@ -1,0 +1,59 @@
+"""The options that name a detector of either framework, and the detector that they name."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from topodet.errors import ConfigError
+from topodet.frameworks import framework_of_config, import_framework
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add --config, --classes and --opts, which a training's checkpoint needs and a published detector does not."""
+    add = parser.add_argument
+    add("--config", type=Path, help="of a training's checkpoint: .yaml (Detectron2) or .py (MMDetection)")
+    add("--classes", nargs="+", default=[], help="names by index; with a .yaml also the COCO annotations .json")
+    add("--opts", nargs="+", default=[], help="over the config: KEY VALUE ... or, MMDetection, KEY=VALUE ...")
+    add("--device", help="cuda or cpu (default: a GPU where there is one)")
+
+
+def open_detector(args: argparse.Namespace, source: str, **options: Any) -> tuple[ModuleType, Any]:
+    """Load the detector that `source` and the options of `add_config` name.
+
+    Args:
+        args: with the options of `add_config`.
+        source: published detector, or a checkpoint with --config.
+        options: further ones of `load_detector`.
+
+    Returns:
+        `topodet.mmdet` or `topodet.detectron2`, and what its `load_detector` returns.
+
+    Raises:
+        ConfigError: a framework that is not installed, or a config of neither.
+        WeightsError: a file that does not fit.
+    """
+    from topodet import weights
+
+    read = source if args.config else weights.read_detector(source)
+    framework = config_framework(args.config) if args.config else import_framework(read.card["framework"])
+    given = {"config": args.config, "classes": args.classes, "device": args.device, "opts": args.opts}
+    return framework, framework.load_detector(read, **given, **options)
+
+
+def config_framework(config: Path, *, lazy: bool = False) -> ModuleType:
+    """Return `topodet.mmdet` or `topodet.detectron2`, whichever a config is for.
+
+    Args:
+        config: .yaml or .py.
+        lazy: take a LazyConfig as well. It can call any function when it is built.
+
+    Raises:
+        ConfigError: a file of another kind, a LazyConfig that is not taken, or a framework that is not installed.
+    """
+    name = framework_of_config(config)
+    if name == "detectron2" and config.suffix == ".py" and not lazy:
+        raise ConfigError(f"{config} is a LazyConfig; give its twin, the .yaml of the same name")
+    return import_framework(name)
