@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from topodet.commands import make_parser
 from topodet.commands.detectors import add_config, open_detector
 from topodet.errors import ConfigError, DataError
-from topodet.frameworks import require_framework
 
 if TYPE_CHECKING:
     from topodet.detections import Detections
@@ -52,9 +51,7 @@ def main(words: Sequence[str]) -> int:
     images = find_images(args.input, args.output)
     # Both frameworks leave out what is below LOWEST by themselves.
     options = {"score_threshold": args.score_threshold} if args.score_threshold < LOWEST else {}
-    framework, detector = open_detector(args, args.weights, **options)
-    if framework.__name__ == "topodet.detectron2":
-        require_framework("cv2")  # which it draws with
+    framework, detector = open_detector(args, args.weights, draws=True, **options)
     classes = framework.class_names(detector)
     content = {"bbox": "x, y, width, height in pixels", "classes": classes, "images": [], "predictions": []}
     failed = 0

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from topodet.errors import ConfigError
-from topodet.frameworks import framework_of_config, import_framework
+from topodet.frameworks import framework_of_config, import_framework, require_framework
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -20,25 +20,30 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cuda or cpu (default: a GPU where there is one)")
 
 
-def open_detector(args: argparse.Namespace, source: str, **options: Any) -> tuple[ModuleType, Any]:
+def open_detector(
+    args: argparse.Namespace, source: str, *, draws: bool = False, **options: Any
+) -> tuple[ModuleType, Any]:
     """Load the detector that `source` and the options of `add_config` name.
 
     Args:
         args: with the options of `add_config`.
         source: published detector, or a checkpoint with --config.
+        draws: whether pictures will be drawn, which Detectron2 needs OpenCV for.
         options: further ones of `load_detector`.
 
     Returns:
         `topodet.mmdet` or `topodet.detectron2`, and what its `load_detector` returns.
 
     Raises:
-        ConfigError: a framework that is not installed, or a config of neither.
+        ConfigError: a framework, or OpenCV, that is not installed; a config of neither framework.
         WeightsError: a file that does not fit.
     """
     from topodet import weights
 
     read = source if args.config else weights.read_detector(source)
     framework = config_framework(args.config) if args.config else import_framework(read.card["framework"])
+    if draws and framework.__name__ == "topodet.detectron2":
+        require_framework("cv2")
     given = {"config": args.config, "classes": args.classes, "device": args.device, "opts": args.opts}
     return framework, framework.load_detector(read, **given, **options)
 
