@@ -12,14 +12,14 @@ PACKAGE = ROOT / "topodet"
 
 # From low to high. A module belongs to the entry with the longest matching name.
 FLOORS = [
-    ("errors", "files", "frameworks", "options", "parse"),
+    ("errors", "files", "frameworks", "mmcv_ops", "options", "parse"),
     ("topology", "ops", "datasets"),
     ("models",),
     ("connectivity",),
     ("weights", "visualization", "complexity", "detections"),
     ("pretrain", "related"),
     ("records",),
-    ("analysis", "benchmark"),
+    ("analysis", "benchmark", "new_config"),
     ("mmdet", "detectron2"),
     ("commands",),
     ("cli",),

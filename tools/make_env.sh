@@ -2,8 +2,10 @@
 # Makes (or updates) .venv with everything the quickstart and the tests need. Safe to repeat: a finished
 # environment costs well under a second, an interrupted one goes on where it stopped.
 #
-#   PYTHON=python3.12      which interpreter to use (default: the first of 3.11, 3.12, 3.10 that is found)
+#   PYTHON=python3.13      which interpreter to use (default: the first of 3.11, 3.12, 3.13, 3.10, 3.14 that is found)
 #   TORCH_INDEX=URL        an extra package index for torch, e.g. https://download.pytorch.org/whl/cpu
+#   TOPODET_MMCV=compiled  mmcv with all of its operators: needs a C++ compiler (and nvcc for those on a GPU) and half an
+#                          hour. Without it nms, roi_align and the focal loss are torchvision's, as fast or faster
 #   TOPODET_WHEELS=DIR     where the compiled mmcv wheel is kept (default: ~/.cache/topodet/wheels)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,19 +15,23 @@ die() { printf '[env] error: %s\n' "$*" >&2; exit 1; }
 
 pin() { sed -n "s/^$1==//p" requirements/tested.txt; }
 
+pythons=${PYTHON:-python3.11 python3.12 python3.13 python3.10 python3.14 python3}
+
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-python3.11 python3.12 python3.10 python3}; do
-    if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+  for candidate in $pythons; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then
       command -v "$candidate"
       return
     fi
   done
-  die "no Python 3.10, 3.11 or 3.12 found (looked for ${PYTHON:-python3.11 python3.12 python3.10 python3}); set PYTHON=/path/to/python"
+  die "no Python from 3.10 to 3.14 found (looked for $pythons); set PYTHON=/path/to/python"
 }
 
+case ${TOPODET_MMCV:=plain} in plain | compiled) ;; *) die "TOPODET_MMCV=$TOPODET_MMCV: it is compiled, or not set" ;; esac
+
 venv=.venv
-recipe=$(cat pyproject.toml requirements/tested.txt tools/make_env.sh | sha256sum | cut -c1-16)
+recipe=$({ cat pyproject.toml requirements/tested.txt tools/make_env.sh; echo "$TOPODET_MMCV"; } | sha256sum | cut -c1-16)
 if [ "$(cat "$venv/.recipe" 2>/dev/null || true)" = "$recipe" ] && "$venv/bin/python" -c '' 2>/dev/null; then
   exit 0
 fi
@@ -46,34 +52,45 @@ say "2/4 torch $(pin torch), torchvision $(pin torchvision) and build tools (abo
 pip install "${pip_flags[@]}" ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c requirements/tested.txt \
   torch torchvision "setuptools>=77,<82" wheel ninja packaging
 
-# mmcv's compiled operators fit one torch, one Python and one architecture: the wheel is kept under those names.
 version=$(pin onedl-mmcv)
-tag=$("$venv/bin/python" -c 'import platform, sys, torch; print(f"py{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-{platform.machine()}" + ("-cuda" if torch.cuda.is_available() else ""))')
-wheels=${TOPODET_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/topodet/wheels}/$tag
-wheel=$(ls "$wheels"/onedl_mmcv-"$version"-*.whl 2>/dev/null | head -n 1 || true)
-if [ -z "$wheel" ]; then
-  command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || die "no C++ compiler found; on Debian and Ubuntu: apt-get install g++"
-  say "3/4 compiling onedl-mmcv $version with its operators: once, about 6 minutes on 2 cores"
-  mkdir -p "$wheels"
-  build=$(mktemp -d)
-  trap 'rm -rf "$build"' EXIT
-  # Python's own flags ask for debug symbols, which take half of the time and serve nobody here.
-  MMCV_WITH_OPS=1 CFLAGS="${CFLAGS:-} -g0" PATH="$PWD/$venv/bin:$PATH" pip wheel --no-deps --no-build-isolation --no-binary onedl-mmcv \
-    -w "$build" "onedl-mmcv==$version" >"$build/log" 2>&1 &
-  job=$!
-  while kill -0 $job 2>/dev/null; do
-    for _ in $(seq 30); do kill -0 $job 2>/dev/null || break; sleep 1; done
-    printf '[env]     %d s\n' $((SECONDS - started))
-  done
-  wait $job || { tail -n 40 "$build/log" >&2; die "onedl-mmcv did not build; the end of its log is above"; }
-  mv "$build"/onedl_mmcv-*.whl "$wheels/"
-  wheel=$(ls "$wheels"/onedl_mmcv-"$version"-*.whl | head -n 1)
+if [ "$TOPODET_MMCV" = plain ]; then
+  say "3/4 onedl-mmcv $version, its operators by torchvision"
+  # Built without torch in sight, mmcv leaves its operators out; pip's cache may hold one that somebody compiled.
+  mmcv=(--no-cache-dir "onedl-mmcv==$version")
 else
-  say "3/4 onedl-mmcv $version: using the wheel kept in $wheels"
+  # Compiled operators fit one torch, one Python and one architecture: the wheel is kept under those names.
+  tag=$("$venv/bin/python" -c 'import platform, sys, torch; print(f"py{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-{platform.machine()}" + ("-cuda" if torch.cuda.is_available() else "") + "-O3")')
+  wheels=${TOPODET_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/topodet/wheels}/$tag
+  wheel=$(ls "$wheels"/onedl_mmcv-"$version"-*.whl 2>/dev/null | head -n 1 || true)
+  if [ -z "$wheel" ]; then
+    command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || die "no C++ compiler found; on Debian and Ubuntu: apt-get install g++"
+    say "3/4 compiling onedl-mmcv $version with its operators: once, about half an hour on 2 cores"
+    mkdir -p "$wheels"
+    build=$(mktemp -d)
+    trap 'rm -rf "$build"' EXIT
+    # CFLAGS takes the place of Python's own flags, optimization among them; debug symbols take time and serve nobody here.
+    CFLAGS="-O3 -DNDEBUG -g0 ${CFLAGS:-}" PATH="$PWD/$venv/bin:$PATH" pip wheel --no-deps --no-build-isolation \
+      --no-cache-dir --no-binary onedl-mmcv -w "$build" "onedl-mmcv==$version" >"$build/log" 2>&1 &
+    job=$!
+    while kill -0 $job 2>/dev/null; do
+      for _ in $(seq 30); do kill -0 $job 2>/dev/null || break; sleep 1; done
+      printf '[env]     %d s\n' $((SECONDS - started))
+    done
+    wait $job || { tail -n 40 "$build/log" >&2; die "onedl-mmcv did not build; the end of its log is above"; }
+    mv "$build"/onedl_mmcv-*.whl "$wheels/"
+    wheel=$(ls "$wheels"/onedl_mmcv-"$version"-*.whl | head -n 1)
+  else
+    say "3/4 onedl-mmcv $version: using the wheel kept in $wheels"
+  fi
+  # Of the version that may be there, without compiled operators.
+  mmcv=(--force-reinstall "$wheel")
+  rm -f "$venv"/lib/python3*/site-packages/mmcv/_ext.py
 fi
+pip install "${pip_flags[@]}" --no-deps "${mmcv[@]}"
 
 say "4/4 topodet with mmdet, test and dev extras (one to two minutes)"
-pip install "${pip_flags[@]}" -c requirements/tested.txt "$wheel" -e '.[mmdet,test,dev]'
-"$venv/bin/python" -c 'import mmcv.ops, mmdet, timm, topodet' || die "the environment does not import; remove $venv and run again"
+pip install "${pip_flags[@]}" -c requirements/tested.txt -e '.[mmdet,test,dev]'
+[ "$TOPODET_MMCV" = compiled ] || "$venv/bin/topodet" install-mmcv-ops
+"$venv/bin/python" -W ignore -c 'import mmcv.ops, mmdet, timm, topodet' || die "the environment does not import; remove $venv and run again"
 printf '%s' "$recipe" >"$venv/.recipe.new" && mv "$venv/.recipe.new" "$venv/.recipe"
 say "done in $((SECONDS - started)) s: source $venv/bin/activate"

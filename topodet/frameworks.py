@@ -13,7 +13,7 @@ from .errors import ConfigError, unknown_name
 _GUIDES = {
     "cv2": "Detectron2 draws with it: pip install opencv-python-headless",
     "detectron2": "it is on no package index: https://detectron2.readthedocs.io/en/latest/tutorials/install.html",
-    "mmdet": "pip install 'topodet[mmdet]', or see the README for its operators",
+    "mmdet": "pip install 'topodet[mmdet]', then topodet install-mmcv-ops for its operators",
     "sklearn": "the handwritten digits come with it: pip install scikit-learn",
 }
 

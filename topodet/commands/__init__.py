@@ -22,6 +22,9 @@ COMMANDS = {
     "analyze-model": "analyze_model",
     "benchmark": "benchmark",
     "check-coco": "check_coco",
+    "voc-to-coco": "voc_to_coco",
+    "new-config": "new_config",
+    "install-mmcv-ops": "install_mmcv_ops",
     "list": "list_models",
 }
 

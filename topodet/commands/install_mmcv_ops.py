@@ -1,0 +1,67 @@
+"""Give an mmcv without compiled operators those that MMDetection needs, by torchvision; needs no compiler.
+
+topodet install-mmcv-ops
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from topodet.commands import make_parser
+from topodet.errors import ConfigError
+from topodet.files import atomic_write
+
+# What stands in mmcv: it holds no code of its own, so that it never is older than topodet.
+MODULE = '''"""Written by `topodet install-mmcv-ops`: mmcv's operators by torchvision. Delete it to undo."""
+
+import warnings
+
+from topodet.mmcv_ops import *  # noqa: F403
+from topodet.mmcv_ops import missing_operator as __getattr__  # noqa: F401, N807
+
+warnings.warn(
+    "this mmcv has no compiled operators: nms, roi_align and the focal loss are torchvision's (topodet.mmcv_ops), "
+    "the other operators raise NotImplementedError",
+    stacklevel=2,
+)
+'''
+_MARK = MODULE.splitlines()[0].split(":")[0]
+
+
+def parser() -> argparse.ArgumentParser:
+    return make_parser(__name__, __doc__)
+
+
+def main(words: Sequence[str]) -> None:
+    parser().parse_args(words)
+    print(install())
+
+
+def install() -> str:
+    """Write `_ext.py` into the mmcv of this Python, unless it has compiled operators; return what was done.
+
+    Raises:
+        ConfigError: there is no mmcv, one without the Python side of its operators, or one with an `_ext.py` of others.
+    """
+    spec = importlib.util.find_spec("mmcv")
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"{sys.executable} has no mmcv: pip install 'topodet[mmdet]' first")
+    folder = Path(spec.origin).parent
+    if not (folder / "ops").is_dir():
+        raise ConfigError(f"{folder} has no folder ops, as mmcv 1 lite had none; pip install onedl-mmcv")
+    compiled = [path.name for path in folder.glob("_ext.*") if path.suffix in (".so", ".pyd")]
+    if compiled:
+        return f"{folder} has compiled operators ({compiled[0]}); nothing to do"
+    path = folder / "_ext.py"
+    before = path.read_text() if path.is_file() else None
+    if before == MODULE:
+        return f"{path} is there already"
+    if before is not None and not before.startswith(_MARK):
+        raise ConfigError(f"{path} is there and not of topodet install-mmcv-ops; remove it first")
+    return (
+        f"wrote {atomic_write(path, MODULE)}: nms, roi_align and the focal loss are torchvision's, without a compiler"
+    )

@@ -1,0 +1,72 @@
+"""Check a COCO-format dataset of your own and write a config that trains a detector on it.
+
+topodet new-config --framework mmdet --train train.json --val val.json --images images/ --weights NAME-1a2b3c4d.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from topodet.commands import make_parser
+
+
+def parser() -> argparse.ArgumentParser:
+    made = make_parser(__name__, __doc__)
+    made.add_argument("--framework", choices=["mmdet", "detectron2"], required=True)
+    made.add_argument("--train", type=Path, required=True, metavar="ANN.json", help="annotations to train on")
+    made.add_argument("--val", type=Path, required=True, metavar="ANN.json", help="annotations to evaluate on")
+    made.add_argument(
+        "--images", type=Path, required=True, metavar="DIR", help="folder that the file names are relative to"
+    )
+    made.add_argument("--val-images", type=Path, metavar="DIR", help="that of --val, if it is another one")
+    made.add_argument(
+        "--backbone",
+        default="",
+        metavar="NAME",
+        help="a TopoNet (topodet list) or a network of timm (default: that of --weights, or toponet50)",
+    )
+    made.add_argument(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="published backbone, path or URL, or timm for those that timm publishes "
+        "(default: random ones, with nothing frozen)",
+    )
+    made.add_argument("--batch", type=int, default=8, metavar="N", help="images a step (default: %(default)s)")
+    made.add_argument("--epochs", type=int, metavar="N", help="(default: 12, or as many as make 1000 iterations)")
+    made.add_argument(
+        "--short-side", type=int, metavar="N", help="of the images, in pixels (default: the set's median, at most 800)"
+    )
+    made.add_argument("--output", type=Path, metavar="FILE", help="the config (default: BACKBONE_FOLDER.py or .yaml)")
+    made.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="note this kind of problem in the data without failing, see topodet check-coco; may be repeated",
+    )
+    return made
+
+
+def main(words: Sequence[str]) -> int:
+    args = parser().parse_args(words)
+    from topodet.new_config import new_config
+
+    path, schedule = new_config(
+        args.framework,
+        train=args.train,
+        val=args.val,
+        images=args.images,
+        val_images=args.val_images,
+        backbone=args.backbone,
+        weights_file=args.weights,
+        batch=args.batch,
+        epochs=args.epochs,
+        short_side=args.short_side,
+        output=args.output,
+        allow=args.allow,
+    )
+    print(f"wrote {path}: {schedule.epochs} epochs of {schedule.epoch_iterations} iterations")
+    return 0

@@ -1,0 +1,175 @@
+"""The operators that MMDetection needs of mmcv, by torchvision, for an mmcv that was installed without compiled ones.
+
+mmcv looks for its operators in a compiled module `mmcv._ext`. `topodet install-mmcv-ops` puts a file of that name there
+which takes them from here: nms, RoIAlign by averages, and the sigmoid focal loss, each with the arguments, the results
+and the gradients of mmcv's. They serve R-CNNs and RetinaNets on CPUs and GPUs. Every other operator of mmcv is a
+function that raises NotImplementedError with its name when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision.ops
+from torch import Tensor
+
+__all__ = [
+    "get_compiler_version",
+    "get_compiling_cuda_version",
+    "nms",
+    "roi_align_backward",
+    "roi_align_forward",
+    "sigmoid_focal_loss_backward",
+    "sigmoid_focal_loss_forward",
+]
+
+_AVERAGE = 1  # mmcv's number of RoIAlign's pool_mode "avg"; 0 is "max"
+_REMEDY = (
+    "topodet install-mmcv-ops took mmcv's operators from torchvision: nms, roi_align and the focal loss alone; "
+    "for the others install an mmcv with compiled operators"
+)
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    """Return the indices of the boxes that non-maximum suppression keeps, int64, by descending score.
+
+    Args:
+        boxes: [N, 4], x1, y1, x2, y2.
+        scores: [N].
+        iou_threshold: a box goes when its IoU with a kept one is larger.
+        offset: 0, or 1 where a box's width is x2 - x1 + 1.
+    """
+    if offset:
+        boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
+    # mmcv's threshold is a float32: 0.3 is 0.300000012 there, which an IoU of three tenths does not exceed.
+    return torchvision.ops.nms(boxes, scores, float(np.float32(iou_threshold)))
+
+
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Fill `output` [K, C, aligned_height, aligned_width] with the averages over the cells of K regions.
+
+    Args:
+        input: [N, C, H, W].
+        rois: [K, 5], the index of an image and x1, y1, x2, y2.
+        output: overwritten.
+        argmax_y: of the other pool_mode, unused.
+        argmax_x: likewise.
+        aligned_height: cells of a region.
+        aligned_width: likewise.
+        spatial_scale: from the boxes' coordinates to those of `input`.
+        sampling_ratio: samples of a cell along each side; 0 or less for one of about every pixel.
+        pool_mode: 1, averages.
+        aligned: pixels are squares whose centers lie at half coordinates.
+
+    Raises:
+        NotImplementedError: pool_mode 0, maxima.
+    """
+    if pool_mode != _AVERAGE:
+        raise NotImplementedError(f"roi_align with pool_mode='max': {_REMEDY}")
+    size = (aligned_height, aligned_width)
+    output.copy_(torchvision.ops.roi_align(input, rois, size, spatial_scale, sampling_ratio, aligned))
+
+
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Fill `grad_input` [N, C, H, W] with the gradient of `roi_align_forward` at `grad_output` [K, C, h, w]."""
+    grad_input.copy_(
+        torch.ops.torchvision._roi_align_backward(
+            grad_output,
+            rois.to(grad_output.dtype),
+            spatial_scale,
+            aligned_height,
+            aligned_width,
+            *grad_input.shape,
+            sampling_ratio,
+            aligned,
+        )
+    )
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    """Fill `output` [N, C] with the focal loss of every score.
+
+    Args:
+        input: scores before the sigmoid, [N, C].
+        target: class of each row, int64 [N]; C where it is none of them.
+        weight: of each class; empty, as MMDetection has it.
+        output: overwritten.
+        gamma: exponent of the focus.
+        alpha: weight of a row's own class against 1 - alpha of the others.
+
+    Raises:
+        NotImplementedError: classes have weights.
+    """
+    output.copy_(_sigmoid_focal_loss(input, target, weight, gamma, alpha))
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
+) -> None:
+    """Fill `grad_input` [N, C] with the derivative of each loss of `sigmoid_focal_loss_forward` by its own score."""
+    with torch.enable_grad():
+        scores = input.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(_sigmoid_focal_loss(scores, target, weight, gamma, alpha).sum(), scores)
+    grad_input.copy_(gradient)
+
+
+def _sigmoid_focal_loss(input: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
+    if weight.numel():
+        raise NotImplementedError(f"sigmoid_focal_loss with weights of classes: {_REMEDY}")
+    classes = input.shape[1]
+    one_hot = torch.nn.functional.one_hot(target, classes + 1)[:, :classes].to(input.dtype)
+    return torchvision.ops.sigmoid_focal_loss(input, one_hot, alpha=alpha, gamma=gamma)
+
+
+def get_compiler_version() -> str:
+    """Return what mmcv's report of an environment says of the compiler."""
+    return "not compiled"
+
+
+def get_compiling_cuda_version() -> str:
+    """Return what mmcv's report of an environment says of CUDA."""
+    return "not compiled"
+
+
+def missing_operator(name: str) -> Callable[..., Any]:
+    """Return what stands for an operator that is not here: mmcv asks for all of them when it is imported.
+
+    Raises:
+        AttributeError: a name that Python itself asks a module for.
+    """
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def raise_(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{name}: {_REMEDY}")
+
+    return raise_

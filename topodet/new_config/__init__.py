@@ -1,0 +1,6 @@
+"""A config to start from for a dataset of one's own, in either framework."""
+
+from .schedule import Schedule, make_schedule
+from .write import FRAMEWORKS, new_config
+
+__all__ = ["FRAMEWORKS", "Schedule", "make_schedule", "new_config"]

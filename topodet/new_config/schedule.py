@@ -1,0 +1,70 @@
+"""How long to train on a set of so many images, and when to do what."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+
+_LEAST_ITERATIONS = 1000
+_LONGEST_WARMUP = 500
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A 1x schedule for a set of any size.
+
+    Attributes:
+        batch: images a step, on all devices together.
+        epochs: passes over the set.
+        epoch_iterations: steps of a pass; the last one may have fewer images.
+        warmup: iterations in which the learning rate rises: 500, and on small sets a fifth of the training.
+        steps: iterations after which it falls to a tenth: 2/3 and 11/12 of all.
+        eval_epochs: epochs from one evaluation and checkpoint to the next, about twelve in all.
+    """
+
+    batch: int
+    epochs: int
+    epoch_iterations: int
+    warmup: int
+    steps: tuple[int, ...]
+    eval_epochs: int
+
+    @property
+    def iterations(self) -> int:
+        """Steps of the whole training."""
+        return self.epochs * self.epoch_iterations
+
+    def rate(self, base: float, base_batch: int = 16) -> float:
+        """Return the learning rate for this batch, in proportion to the one for `base_batch` images."""
+        return float(f"{base * self.batch / base_batch:.4g}")
+
+
+def make_schedule(num_images: int, *, batch: int, epochs: int | None = None) -> Schedule:
+    """Return the schedule for a set.
+
+    Args:
+        num_images: that are trained on.
+        batch: images a step.
+        epochs: of the training; when omitted twelve, or as many as make 1000 iterations.
+
+    Raises:
+        ConfigError: a number that is not positive.
+    """
+    for name, value in (("images to train on", num_images), ("--batch", batch), ("--epochs", epochs)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}: {value}; at least 1 is needed")
+    epoch_iterations = math.ceil(num_images / batch)
+    if epochs is None:
+        epochs = max(12, math.ceil(_LEAST_ITERATIONS / epoch_iterations))
+    total = epochs * epoch_iterations
+    steps = tuple(sorted({max(1, round(total * share)) for share in (2 / 3, 11 / 12)}))
+    return Schedule(
+        batch=batch,
+        epochs=epochs,
+        epoch_iterations=epoch_iterations,
+        warmup=min(_LONGEST_WARMUP, max(1, total // 5)),
+        steps=steps,
+        eval_epochs=max(1, round(epochs / 12)),
+    )

@@ -1,0 +1,241 @@
+"""Fill a framework's template with what a dataset, a backbone and its weights say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import timm
+from torch import nn
+
+from .. import weights
+from ..datasets.coco import check_coco
+from ..errors import ConfigError, DataError, unknown_name
+from ..files import atomic_write
+from ..models import ARCHITECTURES, TimmTrunk, Trunk, architecture_arguments, build_blocks
+from .schedule import Schedule, make_schedule
+
+# What the template is called, and how a config's name ends.
+FRAMEWORKS = {"mmdet": "mmdet.py.template", "detectron2": "detectron2.yaml.template"}
+_SUFFIX = {"mmdet": ".py", "detectron2": ".yaml"}
+_TIMM = "timm"  # in the place of a weights file: those that timm publishes
+_COCO_SHORT_SIDE, _COCO_LONG_SIDE = 800, 1333
+# A detector on a backbone of few channels is for small images and CPUs, and gets a neck and heads to match.
+_SMALL_BACKBONE = 256
+
+
+@dataclass(frozen=True)
+class _Data:
+    train: Path
+    val: Path
+    images: Path
+    val_images: Path
+    classes: list[str]
+    num_images: int  # that have a box to learn from; both frameworks leave out the others
+    short_side: int  # the median
+
+
+@dataclass(frozen=True)
+class _Backbone:
+    name: str
+    channels: list[int]
+    normalizes: bool  # by batch normalization
+    weights: str  # path, URL, "timm" or ""
+    card: Mapping[str, Any]
+
+
+def new_config(
+    framework: str,
+    *,
+    train: str | os.PathLike,
+    val: str | os.PathLike,
+    images: str | os.PathLike,
+    val_images: str | os.PathLike | None = None,
+    backbone: str = "",
+    weights_file: str = "",
+    batch: int = 8,
+    epochs: int | None = None,
+    short_side: int | None = None,
+    output: str | os.PathLike | None = None,
+    allow: Collection[str] = (),
+) -> tuple[Path, Schedule]:
+    """Check a dataset and write a config that trains a Faster R-CNN with FPN on it.
+
+    Args:
+        framework: "mmdet" or "detectron2".
+        train: annotations in COCO format.
+        val: those to evaluate on, with the same categories.
+        images: folder that the file names in `train` are relative to.
+        val_images: likewise for `val`; `images` when omitted.
+        backbone: a TopoNet (`topodet list`), or a network of timm, whose residual blocks are connected; when omitted
+            that of the weights file, or toponet50.
+        weights_file: path or URL of a published backbone; "timm" for those that timm publishes; "" for random ones,
+            with which nothing is frozen.
+        batch: images a step.
+        epochs: of the training; when omitted twelve, or as many as make 1000 iterations.
+        short_side: pixels to which images are resized; when omitted the median of the set, at most 800.
+        output: the file; when omitted BACKBONE_FOLDER.py (.yaml) here, by the folder that `train` lies in.
+        allow: kinds of problem in the data that are no error, see `check_coco`.
+
+    Returns:
+        the file, and the schedule in it.
+
+    Raises:
+        ConfigError: another framework, a name or a number that cannot be, or a file that is there already.
+        DataError: what `check_coco` finds, or two files with different categories.
+        WeightsError: weights that are damaged, unsafe or of another network.
+    """
+    if framework not in FRAMEWORKS:
+        raise ConfigError(unknown_name("framework", framework, FRAMEWORKS))
+    data = _read_data(Path(train), Path(val), Path(images), Path(val_images or images), allow)
+    made = _backbone(backbone, weights_file)
+    schedule = make_schedule(data.num_images, batch=batch, epochs=epochs)
+    short_side = short_side or min(_COCO_SHORT_SIDE, max(32, 32 * round(data.short_side / 32)))
+    if output is None:
+        output = re.sub(r"\W+", "_", f"{made.name}_{data.train.parent.name}") + _SUFFIX[framework]
+    path = Path(output)
+    if path.suffix != _SUFFIX[framework]:
+        raise ConfigError(f"--output {path}: a config of {framework} ends in {_SUFFIX[framework]}")
+    if path.exists():
+        raise ConfigError(f"{path} is there already, maybe with changes of yours; remove it or give another --output")
+    fill = {"mmdet": _for_mmdet, "detectron2": _for_detectron2}[framework]
+    values = _common(data, made, schedule, short_side) | fill(data, made, schedule, path.stem)
+    template = resources.files(__package__).joinpath(FRAMEWORKS[framework]).read_text(encoding="utf-8")
+    return atomic_write(path, Template(template).substitute(values)), schedule
+
+
+def _read_data(train: Path, val: Path, images: Path, val_images: Path, allow: Collection[str]) -> _Data:
+    contents = []
+    for path, folder in ((train, images), (val, val_images)):
+        report = check_coco(path, folder, allow=allow)
+        print(report.text(), file=sys.stderr)
+        report.raise_if_bad()
+        contents.append(json.loads(path.read_text(encoding="utf-8")))
+    categories = [[(c["id"], c["name"]) for c in content["categories"]] for content in contents]
+    if categories[0] != categories[1]:
+        raise DataError(
+            f"{train} and {val} have different categories, {categories[0]} and {categories[1]}: give both the same "
+            "list, in the same order"
+        )
+    content = contents[0]
+    learned = {row["image_id"] for row in content["annotations"] if not row["iscrowd"]}
+    short_sides = [min(row["width"], row["height"]) for row in content["images"] if row["id"] in learned]
+    if not short_sides:
+        raise DataError(f"{train}: no image has a box to learn from")
+    return _Data(
+        train.resolve(),
+        val.resolve(),
+        images.resolve(),
+        val_images.resolve(),
+        [name for _, name in categories[0]],
+        len(short_sides),
+        int(statistics.median(short_sides)),
+    )
+
+
+def _backbone(name: str, source: str) -> _Backbone:
+    file = weights.read(source) if source and source != _TIMM else None
+    name = name or (file.card.get("architecture") if file else None) or "toponet50"
+    if name in ARCHITECTURES:
+        if source == _TIMM:
+            raise ConfigError(f"--weights {_TIMM}: timm publishes none of {name}; give a file, or leave it out")
+        trunk: Trunk | TimmTrunk = Trunk(*build_blocks(**architecture_arguments(name)))
+    else:
+        trunk = TimmTrunk(name)
+    if file is not None:
+        weights.load(trunk, file, quiet=True)
+        card = weights.backbone_card(file.card)
+    else:
+        known = timm.get_pretrained_cfg(name) if source == _TIMM else None
+        card = {"mean": known.mean, "std": known.std} if known else {}
+    normalizes = any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules())
+    # Training may start in another folder, and MMDetection reads its data by the config's own root.
+    local = file is not None and "://" not in source
+    return _Backbone(name, list(trunk.stage_channels), normalizes, str(file.path.resolve()) if local else source, card)
+
+
+def _common(data: _Data, made: _Backbone, schedule: Schedule, short_side: int) -> dict[str, Any]:
+    fpn = 256 if made.channels[-1] > _SMALL_BACKBONE else 64
+    mean, std = made.card.get("mean") or (0.485, 0.456, 0.406), made.card.get("std") or (0.229, 0.224, 0.225)
+    choices = "" if made.weights else "; none: it starts from random weights"
+    return {
+        "backbone": made.name,
+        "num_images": data.num_images,
+        "num_classes": len(data.classes),
+        "fpn_channels": fpn,
+        "fc_dim": 4 * fpn,
+        "mean": [round(255 * value, 3) for value in mean],
+        "std": [round(255 * value, 3) for value in std],
+        "pretrained_comment": choices,
+        "short_side": short_side,
+        "long_side": round(short_side * _COCO_LONG_SIDE / _COCO_SHORT_SIDE),
+        "batch": schedule.batch,
+        "epochs": schedule.epochs,
+        "epoch_iterations": schedule.epoch_iterations,
+        "warmup": schedule.warmup,
+        "base_rate": _base_rate(made),
+    }
+
+
+def _base_rate(made: _Backbone) -> float:
+    return 0.02 if made.normalizes else 0.0001
+
+
+def _for_mmdet(data: _Data, made: _Backbone, schedule: Schedule, name: str) -> dict[str, Any]:
+    root = Path(os.path.commonpath([data.train.parent, data.val.parent, data.images, data.val_images]))
+    rate = schedule.rate(_base_rate(made))
+    kind, key = ("TopoNet", "arch") if made.name in ARCHITECTURES else ("ConnectedTimm", "name")
+    return {
+        "root": json.dumps(f"{root}/"),
+        "classes": f"({', '.join(map(json.dumps, data.classes))},)",
+        "train": json.dumps(str(data.train.relative_to(root))),
+        "val": json.dumps(str(data.val.relative_to(root))),
+        "images": json.dumps(f"{data.images.relative_to(root)}/"),
+        "val_images": json.dumps(f"{data.val_images.relative_to(root)}/"),
+        "backbone_arguments": f'type="{kind}",\n        {key}="{made.name}"',
+        "bgr_to_rgb": made.card.get("channel_order", "RGB") == "RGB",
+        "frozen_stages": 1 if made.weights else -1,
+        "norm_eval": bool(made.weights),
+        "pretrained": True if made.weights == _TIMM else json.dumps(made.weights) if made.weights else None,
+        "stage_channels": made.channels,
+        "eval_epochs": schedule.eval_epochs,
+        "log_iterations": max(1, min(50, schedule.epoch_iterations // 2)),
+        "steps": list(schedule.steps),
+        "optimizer": f'dict(type="SGD", lr={rate}, momentum=0.9, weight_decay=0.0001)'
+        if made.normalizes
+        else f'dict(type="AdamW", lr={rate}, weight_decay=0.05)',
+    }
+
+
+def _for_detectron2(data: _Data, made: _Backbone, schedule: Schedule, name: str) -> dict[str, Any]:
+    own = made.name in ARCHITECTURES
+    return {
+        "name": name,
+        "train_path": data.train,
+        "val_path": data.val,
+        "images_path": data.images,
+        "val_images_path": data.val_images,
+        "builder": "build_toponet_fpn_backbone" if own else "build_connected_timm_fpn_backbone",
+        "node": "TOPONET" if own else "CONNECTED_TIMM",
+        "arch_key": "ARCH" if own else "NAME",
+        "freeze_at": 2 if made.weights else 0,
+        "norm": "FrozenBN" if made.weights else "BN",
+        "pretrained": json.dumps(made.weights),
+        "order": made.card.get("channel_order", "RGB"),
+        "class_names": ", ".join(map(json.dumps, data.classes)),
+        "optimizer": "SGD" if made.normalizes else "AdamW",
+        "rate": schedule.rate(_base_rate(made)),
+        "weight_decay": 0.0001 if made.normalizes else 0.05,
+        "max_iter": schedule.iterations,
+        "steps": f"({', '.join(map(str, schedule.steps))},)",
+        "eval_period": schedule.eval_epochs * schedule.epoch_iterations,
+    }
