@@ -18,6 +18,7 @@ from .. import connectivity, weights
 from ..errors import ConfigError
 from ..visualization import adjacency_figure, figure_pixels, save_figures
 from .check import backbones, check_detector
+from .training import training_problems
 
 CARD = "topodet_card"
 
@@ -25,6 +26,9 @@ CARD = "topodet_card"
 @HOOKS.register_module()
 class TopoNetCheckHook(Hook):
     """Stop before the first step, or the first tested image, if `check_detector` finds something wrong.
+
+    What trains, but hardly as it is meant (weight decay on edge weights, a warm-up longer than the training), is a
+    warning at the start that says what to write.
 
     The weights file's card goes into every checkpoint (under `meta`) and comes back with it, so that a test with other
     preprocessing than the training's is refused as well, without the weights file.
@@ -36,6 +40,8 @@ class TopoNetCheckHook(Hook):
     def before_train(self, runner: Runner) -> None:
         # Once more: between the two hooks the backbone has read its weights file, and knows the card.
         check_detector(runner.model)
+        for problem in training_problems(runner):
+            runner.logger.warning(f"topodet: {problem}")
 
     def before_val(self, runner: Runner) -> None:
         check_detector(runner.model)
