@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..errors import ConfigError
 from ..files import atomic_csv
+from ..models.connected import runs
 from ..models.stage import TopoStage
 from .penalty import wirings
 from .prune import OnDisconnected, Per, masked, plan_pruning, preserve_alphas
@@ -55,8 +56,9 @@ def remove_nodes(
 ) -> Damage:
     """Take each node out in turn, as `without_node` does, and measure.
 
-    The output node of a wiring counts where it computes something: in a `TopoStage`, not in a connected network, where
-    it only sums. The model is in evaluation mode meanwhile; afterwards its edge weights and modes are what they were.
+    The output node of a wiring counts where it computes something: in a `TopoStage` and a run of whole blocks, not in a
+    run of residuals, where it only sums. The model is in evaluation mode meanwhile; afterwards its edge weights and
+    modes are what they were.
 
     Args:
         model: any module that contains `Wiring`s, on its device.
@@ -76,7 +78,7 @@ def remove_nodes(
     removals = []
     for name, wiring in parts.items():
         graph = wiring.topology
-        for node in range(graph.num_nodes - (0 if _stage(model, name) else 1)):
+        for node in range(graph.num_nodes - (_output(model, name) is None)):
             degrees = {"in_degree": graph.in_degree[node], "out_degree": graph.out_degree[node]}
             removals.append(({"wiring": name, "node": node, **degrees}, without_node(model, name, node)))
     return _measure("nodes", model, evaluate, removals, csv, progress)
@@ -140,7 +142,7 @@ def without_node(model: nn.Module, wiring: str, node: int) -> Iterator[None]:
         node: number of the node.
 
     Raises:
-        ConfigError: no such wiring or node, or an output node that is not the end of a `TopoStage`.
+        ConfigError: no such wiring or node, or an output node that only sums.
     """
     parts = wirings(model)
     if wiring not in parts or not 0 <= node < parts[wiring].topology.num_nodes:
@@ -154,10 +156,11 @@ def without_node(model: nn.Module, wiring: str, node: int) -> Iterator[None]:
                 alpha.masked_fill_(outgoing, 0)
             yield
             return
-        stage = _stage(model, wiring)
-        if stage is None:
+        output = _output(model, wiring)
+        if output is None:
             raise ConfigError(f"node {node} of {wiring} is its output, which only sums: there is no node to take out")
-        handle = stage.register_forward_hook(lambda stage, inputs, output: torch.zeros_like(output))
+        module, result = output
+        handle = module.register_forward_hook(lambda module, inputs, output: _without(output, result))
         try:
             yield
         finally:
@@ -204,7 +207,19 @@ def _scores(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:
     return scores
 
 
-def _stage(model: nn.Module, wiring: str) -> TopoStage | None:
-    """Return the stage that a wiring belongs to; None where something else owns it."""
-    owner = model.get_submodule(wiring.rpartition(".")[0])
-    return owner if isinstance(owner, TopoStage) else None
+def _output(model: nn.Module, wiring: str) -> tuple[nn.Module, int | None] | None:
+    """Return what computes the output node of a wiring, and as which of its results; None where that only sums."""
+    blocks = runs(model).get(wiring)
+    if blocks is None:
+        owner = model.get_submodule(wiring.rpartition(".")[0])
+        return (owner, None) if isinstance(owner, TopoStage) else None
+    *_, last = blocks.values()
+    computes = last.link.end == model.get_submodule(wiring).topology.num_nodes
+    return (last, last.link.result) if computes else None
+
+
+def _without(output: Any, result: int | None) -> Any:
+    """Return what a module returned with zeros in the place of a result."""
+    if result is None:
+        return torch.zeros_like(output)
+    return type(output)(torch.zeros_like(value) if k == result else value for k, value in enumerate(output))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, unknown_name
-from ..models.connected.sequential import ConnectedSequential
+from ..models.connected import prune_run_, removed_from_run, runs
 from ..models.stage import TopoStage
 from ..models.wiring import Wiring
 from ..topology import Topology
@@ -190,7 +190,7 @@ def prune(
     nodes of a TopoNet are numbered anew. Make the optimiser afterwards: the copy has parameters of its own.
 
     Of a connected network (`models.connect`, `models.rewire`) the branches go that are nodes without use, and what only
-    they used; see `models.connected.ConnectedSequential.prune_to_edges_`.
+    they used; see `models.connected.prune_run_`.
 
     Args:
         model: any module that contains wirings: a TopoNet, a connected network, a `features_only` form, a detector.
@@ -225,9 +225,12 @@ def prune_to_edges_(model: nn.Module, edges: Mapping[str, Collection[Edge]]) -> 
         TopologyError: they are not all on paths from the input to the output.
         ConfigError: see `prune`; a wiring whose owner is not known.
     """
+    connected = runs(model)
     for name, kept in edges.items():
-        _, stage, run = _owner(model, name)
-        stage.prune_to_edges_(*run, kept)
+        if name in connected:
+            prune_run_(connected[name], kept)
+        else:
+            _stage(model, name)[1].prune_to_edges_(kept)
 
 
 def removed_names(model: nn.Module, edges: Mapping[str, Collection[Edge]]) -> list[str]:
@@ -236,23 +239,23 @@ def removed_names(model: nn.Module, edges: Mapping[str, Collection[Edge]]) -> li
     Raises:
         TopologyError, ConfigError: what `prune_to_edges_` raises.
     """
-    found = []
+    connected, found = runs(model), []
     for name, kept in edges.items():
-        prefix, stage, run = _owner(model, name)
-        found += [f"{prefix}{part}" for part in stage.removed_names(*run, kept)]
+        if name in connected:
+            found += removed_from_run(connected[name], kept)
+        else:
+            prefix, stage = _stage(model, name)
+            found += [f"{prefix}.{part}".removeprefix(".") for part in stage.removed_names(kept)]
     return found
 
 
-def _owner(model: nn.Module, wiring: str) -> tuple[str, TopoStage | ConnectedSequential, tuple[str, ...]]:
-    """Return what the nodes of a wiring belong to: its prefix, itself, and of a chain the run's first block."""
+def _stage(model: nn.Module, wiring: str) -> tuple[str, TopoStage]:
+    """Return the stage that a wiring belongs to, and its name."""
     owner, _, _ = wiring.rpartition(".")
-    chain, _, block = owner.rpartition(".")
-    for name, run in ((owner, ()), (chain, (block,))):
-        module = model.get_submodule(name)
-        if isinstance(module, ConnectedSequential if run else TopoStage):
-            return f"{name}.".removeprefix("."), module, run
-    kind = type(model.get_submodule(owner)).__name__
-    raise ConfigError(f"{wiring} belongs to a {kind}, whose nodes topodet cannot take out")
+    stage = model.get_submodule(owner)
+    if not isinstance(stage, TopoStage):
+        raise ConfigError(f"{wiring} belongs to a {type(stage).__name__}, whose nodes topodet cannot take out")
+    return owner, stage
 
 
 def freeze(model: nn.Module) -> None:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, TopologyError, did_you_mean, unknown_name
 from ..topology.graph import Edge
-from .connected.connect import connect
-from .connected.connect import rewire as rewired
-from .connected.sequential import ResidualWiring
+from .connected import RunWiring, connect, prune_run_, runs
+from .connected import rewire as rewired
 from .recompute import update_statistics_once
 from .trunk import check_frozen_stages
 
@@ -145,7 +144,7 @@ def create_timm_network(
         network = timm.create_model(name, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} cannot be made with the arguments given: {error}") from error
-    own = [module for module in network.modules() if isinstance(module, ResidualWiring)]
+    own = [module for module in network.modules() if isinstance(module, RunWiring)]
     if wiring == "none" or (own and not rewire):
         if wiring == "fixed":
             for module in own:
@@ -159,19 +158,17 @@ def create_timm_network(
 
 def _keep(network: nn.Module, run: str, edges: list[Edge]) -> None:
     """Take out of a whole run, in place, all edges but these."""
-    wirings = {name: module for name, module in network.named_modules() if isinstance(module, ResidualWiring)}
-    if not wirings:
+    connected = runs(network)
+    if not connected:
         raise ConfigError(
             f"edges are given, of {run}, and the network has none: connect or rewire it as the file was trained "
             "(wiring='learned', rewire=True; `topodet pretrain --connect learned` or `--rewire learned`)"
         )
-    if run not in wirings:
-        raise ConfigError(f"{unknown_name('run in edges', run, wirings)}. The edges are those of another network")
-    whole = wirings[run].topology
-    chain, _, block = run.removesuffix(".wiring").rpartition(".")
+    if run not in connected:
+        raise ConfigError(f"{unknown_name('run in edges', run, connected)}. The edges are those of another network")
     try:
-        if set(edges) != set(whole.edges):
-            network.get_submodule(chain).prune_to_edges_(block, edges)
+        if set(edges) != set(network.get_submodule(run).topology.edges):
+            prune_run_(connected[run], edges)
     except TopologyError as error:
         raise ConfigError(f"edges of {run}: {error}") from error
 

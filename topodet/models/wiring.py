@@ -16,6 +16,7 @@ from ..topology.paths import subgraph
 from .fixed_tensors import FixedTensors
 
 EdgeWeights = Literal["learned", "fixed"]
+Start = Literal["ones", "chain"]
 
 
 class Wiring(FixedTensors):
@@ -26,7 +27,8 @@ class Wiring(FixedTensors):
 
     Args:
         topology: the stage's graph.
-        edge_weights: "learned" makes alpha a parameter, "fixed" a buffer. Both start at 1.
+        edge_weights: "learned" makes alpha a parameter, "fixed" a buffer.
+        start: what alpha starts at: "ones", or "chain" for 1 on the edges from a node to the next and 0 on others.
         numbers: what the nodes are called in `edges`, ascending; 0, 1, ... by default. What is left of a larger graph
             can keep its numbers.
         device, dtype: of alpha; the edges lie on the same device.
@@ -43,6 +45,7 @@ class Wiring(FixedTensors):
         topology: Topology,
         edge_weights: EdgeWeights = "learned",
         *,
+        start: Start = "ones",
         numbers: Sequence[int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -50,7 +53,8 @@ class Wiring(FixedTensors):
         super().__init__()
         self.topology = topology
         self.numbers = tuple(range(topology.num_nodes) if numbers is None else numbers)
-        alpha = torch.ones(topology.num_edges, device=device, dtype=dtype)
+        self.start = start
+        alpha = self.initial_alpha(device=device, dtype=dtype)
         if edge_weights == "learned":
             self.alpha = nn.Parameter(alpha)
         elif edge_weights == "fixed":
@@ -68,9 +72,15 @@ class Wiring(FixedTensors):
         """Whether training changes alpha."""
         return isinstance(self.alpha, nn.Parameter) and self.alpha.requires_grad
 
+    def initial_alpha(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Return what alpha starts at, float [E]."""
+        values = [float(self.start == "ones" or i - j == 1) for j, i in self._numbered()]
+        return torch.tensor(values, device=device, dtype=dtype or torch.get_default_dtype())
+
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Set every edge weight to 1, as the paper does, and the edges, which `to_empty` leaves undefined."""
-        nn.init.ones_(self.alpha)
+        """Set every edge weight to its start, and the edges, which `to_empty` leaves undefined."""
+        self.alpha.copy_(self.initial_alpha())
         self._fill("edges", self._numbered())
         self.init_non_persistent_buffers()
 
@@ -92,7 +102,7 @@ class Wiring(FixedTensors):
         topology, nodes = subgraph(edges)
         numbers = None if renumber else [self.numbers[node] for node in nodes]
         kind = "learned" if isinstance(self.alpha, nn.Parameter) else "fixed"
-        part = type(self)(topology, kind, numbers=numbers).to(self.alpha).train(self.training)
+        part = type(self)(topology, kind, start=self.start, numbers=numbers).to(self.alpha).train(self.training)
         wanted = set(edges)
         kept = [edge in wanted for edge in self.topology.edges]
         # Edges keep their order: the numbers of the nodes do.

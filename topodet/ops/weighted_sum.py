@@ -69,6 +69,7 @@ class WeightedSums:
         # What each node reads of each of its sources.
         self.views: list[dict[int, Tensor]] = [{} for _ in self.sources]
         self.graph, self.alpha, self.recorded = graph, alpha, isinstance(like, fx.Proxy)
+        self.incoming = self.outgoing = None
         if self.recorded:
             return
         if self.kernel == "plain":  # nothing but the sums in what is traced
@@ -77,6 +78,15 @@ class WeightedSums:
             incoming = alpha[order[0]].detach()
         self.incoming = incoming.split([len(row) for row in self.sources])
         self.outgoing = alpha[order[1]].split([len(row) for row in self.readers]) if self.backward else None
+
+    def fork(self) -> WeightedSums:
+        """Return the sums of the pass so far, which go on by themselves."""
+        twin = WeightedSums.__new__(WeightedSums)  # one by one: a compiler does not follow `copy.copy`
+        twin.sources, twin.readers, twin.kernel, twin.backward = self.sources, self.readers, self.kernel, self.backward
+        twin.graph, twin.alpha, twin.recorded = self.graph, self.alpha, self.recorded
+        twin.incoming, twin.outgoing = self.incoming, self.outgoing
+        twin.views = [dict(terms) for terms in self.views]
+        return twin
 
     def put(self, j: int, feature: Tensor, start: int = 0, stop: int | None = None) -> None:
         """Take the feature of node j, [B, C, H, W], for its readers `start:stop`; for all of them by default."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 from ..models import TimmTrunk
-from ..models.connected import ConnectedSequential, ResidualWiring
+from ..models.connected import runs
 from .file import WeightsFile, of_detector, read
 
 
@@ -56,7 +56,7 @@ def load(
 
     Every tensor of the backbone must be in the file with the same shape, and the file must have no other; stages
     that the model was built without are passed over. The classifier is left alone unless `head` is set. A connected
-    network takes a file of the original as well, with all edge weights 1.
+    network takes a file of the original as well, with the edge weights that it starts with.
 
     Args:
         model: a TopoNet, its `features_only` form, a network of timm, a detector's backbone, or with `head` a detector.
@@ -167,20 +167,14 @@ def is_update_counter(name: str) -> bool:
 def missing_wiring_keys(network: nn.Module, names: Collection[str]) -> set[str]:
     """Return the tensors of a connected network that a checkpoint of the original, which holds `names`, has not.
 
-    None of a rewired or pruned network: with all edge weights 1 it still computes something else than the original.
+    None of a rewired or pruned network: with edge weights as at the start it still computes something else.
     """
-    rewired = {id(part) for chain in network.modules() if _is_rewired(chain) for part in chain.modules()}
-    wirings = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, ResidualWiring) and module.complete and id(module) not in rewired
-    ]
-    pairs = ({f"{name}.alpha", f"{name}.edges"} for name in wirings)
+    pairs = []
+    for name, blocks in runs(network).items():
+        first = next(iter(blocks.values()))
+        if first.wiring.complete and first.link.run.form != "rewired":
+            pairs.append({f"{name}.alpha", f"{name}.edges"})
     return {name for pair in pairs if pair.isdisjoint(names) for name in pair}
-
-
-def _is_rewired(module: nn.Module) -> bool:
-    return isinstance(module, ConnectedSequential) and module.rewired
 
 
 def _differences(own: Mapping[str, Tensor], wanted: set[str], offered: Mapping[str, Tensor]) -> list[str]:

@@ -19,7 +19,7 @@ from tests.models.connected.helpers import (
 from topodet import connectivity
 from topodet.errors import ConfigError, WeightsError
 from topodet.models import Residual, Wiring, connectable, disconnect
-from topodet.models.connected import connect
+from topodet.models.connected import RunPlan, connect
 from topodet.topology import complete
 
 
@@ -112,7 +112,7 @@ def test_disconnect_gives_back_the_original(name):
     x = image(name)
     assert_same(run(plain.train(), x), run(original.train(), x), rtol=0, atol=0)
     next(iter(connectivity.wirings(connected).values())).alpha.data[1] += 0.25
-    with pytest.raises(ConfigError, match=r"wiring.alpha differs from 1 by up to 0.25"):
+    with pytest.raises(ConfigError, match=r"wiring.alpha differs from its start by up to 0.25"):
         disconnect(connected)
     with pytest.raises(ConfigError, match="is not connected"):
         disconnect(plain)
@@ -233,19 +233,31 @@ def test_activation_after_the_addition_is_refused_with_the_reason():
 
 def test_what_stays_as_it_is_is_named():
     model = create("mobilenetv2_050")
-    model.blocks[1][1].register_forward_hook(lambda *_: None)
-    reasons = connectable(model, leave_out=["blocks.5"])
-    assert set(reasons) == {name for name, m in model.named_modules() if hasattr(m, "has_skip")}
-    assert reasons["blocks.2.1"] is None
-    assert "no identity shortcut" in reasons["blocks.2.0"]
-    assert "forward hooks" in reasons["blocks.1.1"]
-    assert reasons["blocks.5.1"] == "it is in leave_out"
+    found = connectable(model, leave_out=["blocks.5"])
+    runs = [run for run in found.values() if isinstance(run, RunPlan)]
+    assert {name for run in runs for name in run.links} | {name for name in found if "wiring" not in name} == {
+        name for name, m in model.named_modules() if hasattr(m, "has_skip")
+    }
+    assert str(found["blocks.2.1.wiring"]) == "residuals: 2 blocks from blocks.2.1 to blocks.2.2, 6 edges"
+    assert "no identity shortcut" in found["blocks.2.0"]
+    assert found["blocks.5.1"] == "it is in leave_out"
     connected = connect(model, leave_out=["blocks.5"])
-    assert [name[:8] for name in connectivity.wirings(connected)] == ["blocks.2", "blocks.3", "blocks.4"]
+    assert [name[:8] for name in connectivity.wirings(connected)] == [f"blocks.{k}" for k in (1, 2, 3, 4)]
     with pytest.raises(ConfigError, match="unknown module in leave_out 'blocks.55'. Did you mean 'blocks.5"):
         connect(model, leave_out=["blocks.55"])
-    with pytest.raises(ConfigError, match="blocks.2 is connected already"):
+    with pytest.raises(ConfigError, match="blocks.1.1 is connected already"):
         connect(connected)
+
+
+def test_hooks_see_the_stream():
+    """Of a connected block they get what the original's would: the sum that it reads and the one that it hands on."""
+    original, x = create("mobilenetv2_050").eval(), image("mobilenetv2_050")
+    seen = []
+    original.blocks[2][1].register_forward_hook(lambda block, inputs, output: seen.append((inputs[0], output)))
+    for model in (original, connect(original)):
+        model(x)
+    for ours, theirs in zip(*seen):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_in_unclear_places_stay_as_they_are():

@@ -13,6 +13,7 @@ from topodet import connectivity
 from topodet.errors import ConfigError
 from topodet.models import TopoNet, TopoStage
 from topodet.models.connected import connect, rewire
+from topodet.ops import WeightedSums
 from topodet.related.nn_mass.cells import nn_mass_of_cells
 from topodet.related.nn_mass.networks import nn_mass
 
@@ -95,19 +96,23 @@ def networks():
 
 
 @pytest.mark.parametrize(("make", "name", "small"), networks())
-def test_a_run_is_as_wide_as_what_its_nodes_compute(make, name, small):
+def test_a_run_is_as_wide_as_what_its_nodes_compute(make, name, small, monkeypatch):
     """A run has one node more than branches, each as wide as the residuals that its output sums."""
     model = make(timm.create_model(name, num_classes=5, **small)).eval()
-    made = []
-    for wiring in connectivity.wirings(model).values():
-        wiring.sums = lambda like, wiring=wiring: made.append(type(wiring).sums(wiring, like)) or made[-1]
+    made, put = {}, WeightedSums.put
+
+    def record(sums, node, feature, *readers, **kwargs):
+        made.setdefault(sums.graph, {})[node] = feature
+        put(sums, node, feature, *readers, **kwargs)
+
+    monkeypatch.setattr(WeightedSums, "put", record)
     size = small.get("img_size", model.pretrained_cfg["input_size"][-1])
     model(torch.zeros(1, 3, size, size))
     cells = [cell for cell in nn_mass(model).cells if cell.density == 1]
     assert len(cells) == len(made)
-    for cell, sums in zip(cells, made):
-        nodes = len(sums.sources)
-        residuals = [feature for source, feature in sums.views[-1].items() if source]
+    for cell, (graph, features) in zip(cells, made.items()):
+        nodes = len(graph.sources)
+        residuals = [feature for source, feature in features.items() if source]
         assert cell.channels % (nodes - 1) == 0
         width = cell.channels // (nodes - 1)
         for residual in residuals:

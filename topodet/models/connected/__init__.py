@@ -1,16 +1,21 @@
-"""Learned wiring for networks that exist: residual streams unfolded into graphs (Eq. 1) whose weights can learn."""
+"""Learned wiring for networks that exist: runs of blocks as graphs (Eq. 1) whose weights can learn."""
 
-from .connect import connect, connectable, disconnect, rewirable, rewire
+from .block import ConnectedBlock, RunWiring, runs
+from .connect import RunPlan, connect, connectable, disconnect, rewirable, rewire
+from .prune import prune_run_, removed_from_run
 from .residual import Residual
-from .sequential import ConnectedSequential, ResidualWiring
 
 __all__ = [
-    "ConnectedSequential",
+    "ConnectedBlock",
     "Residual",
-    "ResidualWiring",
+    "RunPlan",
+    "RunWiring",
     "connect",
     "connectable",
     "disconnect",
+    "prune_run_",
+    "removed_from_run",
     "rewirable",
     "rewire",
+    "runs",
 ]

@@ -11,8 +11,14 @@ weights stay, and what is done to the edges of a TopoNet can be done to its own.
     >>> [name for name in connectivity.wirings(model)]
     ['stages.0.blocks.0.wiring', 'stages.1.blocks.0.wiring', 'stages.2.blocks.0.wiring', 'stages.3.blocks.0.wiring']
 
-ResNets are no such sums, because an activation follows each addition. `rewire` makes another network of one, with the
-same parameters, as the paper does for its Table 1.
+Most networks are no such sums: in a ResNet an activation follows each addition. But where blocks keep the shape of what
+they read, any network is a chain of them, and a chain is a complete graph too, whose other weights are 0:
+
+    >>> model = connect(timm.create_model("resnet18"), nodes="blocks")
+    >>> model.layer1[0].wiring.alpha.tolist()  # of the edges (0, 1), (0, 2) and (1, 2)
+    [1.0, 0.0, 1.0]
+
+`rewire` makes another network of a ResNet, with the same parameters, as the paper does for its Table 1.
 """
 
 from __future__ import annotations
@@ -20,53 +26,111 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from timm.models.regnet import RegStage
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ...errors import ConfigError, unknown_name
-from ...topology import complete
+from ...topology import Topology, complete
 from ..wiring import EdgeWeights
+from .block import (
+    ConnectedBlock,
+    Form,
+    Link,
+    Run,
+    RunWiring,
+    connect_block,
+    connect_series,
+    disconnect_modules,
+    runs,
+    whole,
+)
+from .follow import Call, Sample, call, follow, runs_of_blocks
 from .residual import ADDITIVE, Residual, Table
 from .rewired import REWIRED
-from .sequential import ConnectedSequential, Link, ResidualWiring
 
 # Modules that call their children one after the other, or whose owners do.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, RegStage)
 
+Nodes = Literal["residuals", "blocks", "auto"]
 Residuals = Mapping[type[nn.Module], Residual]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run of blocks that can be connected.
+
+    Attributes:
+        form: "residuals" or "blocks", see `connect`, or "rewired".
+        links: the blocks in series, by name, and their places.
+        topology: the graph.
+    """
+
+    form: Form
+    links: dict[str, Link]
+    topology: Topology
+
+    @property
+    def name(self) -> str:
+        """The name of the wiring that the run will have."""
+        return f"{next(iter(self.links))}.wiring"
+
+    def __str__(self) -> str:
+        first, *_, last = self.links
+        return f"{self.form}: {len(self.links)} blocks from {first} to {last}, {self.topology.num_edges} edges"
 
 
 def connect(
     model: nn.Module,
     *,
+    nodes: Nodes = "residuals",
+    sample: Sample | None = None,
     edge_weights: EdgeWeights = "learned",
     leave_out: Collection[str] = (),
     blocks: Residuals | None = None,
 ) -> nn.Module:
-    """Return a copy of a network in which every run of residual blocks is a complete graph with weights alpha, all 1.
+    """Return a copy of a network in which runs of blocks are complete graphs with weights alpha; it computes the same.
 
-    Each branch reads `s_i = sum_{j<i} alpha_ji * r_j` (Eq. 1) of the input r_0 and all earlier residuals r_j of its
-    run, and the run hands on such a sum: the network computes what it did until training changes an alpha. A run ends
-    at a block without identity shortcut (stride, width), whose output is the input of the next.
+    What the nodes of a run are:
+
+    - "residuals": what residual blocks add to their stream. Each branch reads `s_i = sum_{j<i} alpha_ji * r_j` (Eq. 1)
+      of the input r_0 and all earlier residuals r_j of its run, the run hands on such a sum, and all alphas are 1. A
+      run ends at a block without identity shortcut (stride, width), whose output is the input of the next. For blocks
+      that are known (`connectable`) or given as `blocks`.
+    - "blocks": whole blocks, `x_i = block_i(sum_{j<i} alpha_ji * x_j)` of the run's input x_0 and the outputs of its
+      earlier blocks. A run are blocks in series that keep the shape of what they read, whatever is inside of them. It
+      starts as the chain that it is: alpha is 1 from a block to the next, and 0 on all other edges, which have
+      gradients from the first step on. Runs are found by following the network on a sample.
+    - "auto": residuals where that is exact, which is tried on the sample, and blocks elsewhere.
 
     Parameters keep their names. Each run adds `wiring.alpha` (float32 [E]) and `wiring.edges` to its first block;
-    checkpoints of the original load strictly all the same, with alphas 1. Feature maps taken between two blocks are
-    the sums that the next one reads. Gradient checkpointing, torch.compile, tracing and torch.export work as they do
-    for the original; torch.jit.script does not. Make the optimiser afterwards: the copy has parameters of its own.
+    checkpoints of the original load strictly all the same, with the alphas at their start. Feature maps taken between
+    two blocks are the sums that the next one reads. Gradient checkpointing, torch.compile, tracing and torch.export
+    work as they do for the original; torch.jit.script does not. Make the optimiser afterwards: the copy has parameters
+    of its own.
 
     Args:
-        model: a network of timm, also from `create_model(..., features_only=True)`, or any of such blocks in series.
+        model: any network; for "residuals" one of timm, also from `create_model(..., features_only=True)`, or any of
+            such blocks in series.
+        nodes: see above.
+        sample: for "blocks" and "auto" an input of the network, [B, C, H, W], or a tuple of all arguments of its call;
+            by default random images of a size that it takes. The network is called on it in evaluation mode.
         edge_weights: "learned" or "fixed", see `Wiring`.
         leave_out: names of blocks, or of what contains them, to keep as they are.
         blocks: how blocks of other classes add to their stream.
 
     Raises:
         ConfigError: no block of the network can be connected, with the reasons; it is connected already; a name in
-            `leave_out` that the network does not have.
+            `leave_out` that the network does not have; a sample that the network does not take.
     """
-    return _chained(model, ADDITIVE, edge_weights, leave_out, blocks)
+    plans, reasons = _plan(model, nodes, sample, leave_out, blocks)
+    if not plans:
+        raise ConfigError(_nothing_to_do(model, nodes, reasons))
+    return _apply(copy.deepcopy(model), plans, edge_weights)
 
 
 def rewire(
@@ -108,27 +172,48 @@ def rewire(
         ConfigError: no block of the network can be rewired, with the reasons; it is connected already; a name in
             `leave_out` that the network does not have.
     """
-    return _chained(model, REWIRED, edge_weights, leave_out, blocks)
+    _check(model, leave_out)
+    plans, reasons = _plan_residuals(model, REWIRED, "rewired", leave_out, blocks)
+    if not plans:
+        raise ConfigError(_nothing_to_do(model, "rewired", reasons))
+    return _apply(copy.deepcopy(model), plans, edge_weights)
 
 
 def connectable(
-    model: nn.Module, *, leave_out: Collection[str] = (), blocks: Residuals | None = None
-) -> dict[str, str | None]:
-    """Return for each residual block of a network, by name, why `connect` leaves it as it is; None where it connects.
+    model: nn.Module,
+    *,
+    nodes: Nodes = "residuals",
+    sample: Sample | None = None,
+    leave_out: Collection[str] = (),
+    blocks: Residuals | None = None,
+) -> dict[str, RunPlan | str]:
+    """Return what `connect` would make of a network: its runs, by the names of their wirings, and why not of others.
 
     Args:
-        model, leave_out, blocks: see `connect`.
+        model, nodes, sample, leave_out, blocks: see `connect`.
+
+    Returns:
+        a `RunPlan` for each run; for each block that could be in none, by its name, the reason.
 
     Raises:
-        ConfigError: the network is connected already, or has not what is to be left out.
+        ConfigError: the network is connected already, or has not what is to be left out; see `connect`.
+
+    Example:
+        >>> for name, run in connectable(timm.create_model("resnet18"), nodes="auto").items():
+        ...     print(name, "->", run)
+        layer1.0.wiring -> blocks: 2 blocks from layer1.0 to layer1.1, 3 edges
+        layer2 -> it does not keep the shape of what it reads
+        layer3 -> it does not keep the shape of what it reads
+        layer4 -> it does not keep the shape of what it reads
     """
-    return _obstacles(model, ADDITIVE, leave_out, blocks)
+    plans, reasons = _plan(model, nodes, sample, leave_out, blocks)
+    return {**{plan.name: plan for plan in plans}, **reasons}
 
 
 def rewirable(
     model: nn.Module, *, leave_out: Collection[str] = (), blocks: Residuals | None = None
-) -> dict[str, str | None]:
-    """Return for each block that activates after its addition, by name, why `rewire` leaves it as it is, or None.
+) -> dict[str, RunPlan | str]:
+    """Return what `rewire` would make of a network, see `connectable`; for the others the reason by the block's name.
 
     Args:
         model, leave_out, blocks: see `rewire`.
@@ -136,167 +221,232 @@ def rewirable(
     Raises:
         ConfigError: the network is connected already, or has not what is to be left out.
     """
-    return _obstacles(model, REWIRED, leave_out, blocks)
-
-
-def _obstacles(
-    model: nn.Module, table: Table, leave_out: Collection[str], blocks: Residuals | None
-) -> dict[str, str | None]:
-    modules = dict(model.named_modules())
-    for name, module in modules.items():
-        if isinstance(module, ConnectedSequential):
-            way_back = "" if module.rewired else "; disconnect(model) undoes it"
-            raise ConfigError(f"{name or type(model).__name__} is connected already{way_back}")
-    for name in leave_out:
-        if name not in modules:
-            raise ConfigError(unknown_name("module in leave_out", name, modules))
-    uses = Counter(id(child) for module in modules.values() for child in module._modules.values())
-    in_series = {id(block) for _, container in _containers(model) for block in container.children()}
-    reasons = {}
-    for name, block in modules.items():
-        kind = table.find(block, blocks)
-        if kind is None:
-            continue
-        if any(name == out or name.startswith(f"{out}.") for out in leave_out):
-            reasons[name] = "it is in leave_out"
-        elif id(block) not in in_series:
-            reasons[name] = f"it is not in {', '.join(kind.__name__ for kind in _CONTAINERS)}: its order is not known"
-        elif uses[id(block)] > 1:
-            reasons[name] = "the network uses it in more than one place"
-        elif block._forward_hooks or block._forward_pre_hooks:
-            reasons[name] = "it has forward hooks, which would not see what it hands on"
-        else:
-            reasons[name] = kind.obstacle(block)
-    return reasons
+    _check(model, leave_out)
+    plans, reasons = _plan_residuals(model, REWIRED, "rewired", leave_out, blocks)
+    return {**{plan.name: plan for plan in plans}, **reasons}
 
 
 def disconnect(model: nn.Module) -> nn.Module:
     """Return a copy of a connected network as it was before `connect`: its modules and names, nothing of topodet.
 
     Raises:
-        ConfigError: an alpha is not 1, so that the original blocks would compute something else; or the network
-            is not connected, or rewired.
+        ConfigError: an alpha is not what it was at the start, so that the original blocks would compute something
+            else; or the network is not connected, or rewired.
     """
-    if not any(isinstance(module, ConnectedSequential) for module in model.modules()):
+    if not any(isinstance(module, ConnectedBlock) for module in model.modules()):
         raise ConfigError(f"{type(model).__name__} is not connected: there is nothing to undo")
-    for name, module in model.named_modules():
-        if isinstance(module, ConnectedSequential) and module.rewired:
+    for name, blocks in runs(model).items():
+        first = next(iter(blocks.values()))
+        if first.link.run.form == "rewired":
             raise ConfigError(
-                f"{name or type(model).__name__} is rewired: whatever its edge weights, the original blocks would "
+                f"{name.removesuffix('.wiring')} is rewired: whatever its edge weights, the original blocks would "
                 "compute something else. Keep it (it can be exported as it is)"
             )
-        if isinstance(module, ResidualWiring) and not module.complete:
+        if not first.wiring.complete:
             raise ConfigError(f"{name} was pruned: blocks of the original are gone. Keep the network as it is")
-        if isinstance(module, ResidualWiring) and bool((module.alpha != 1).any()):
-            off = (module.alpha.detach() - 1).abs().max().item()
+        alpha = first.wiring.alpha.detach()
+        off = (alpha - first.wiring.initial_alpha(device=alpha.device, dtype=alpha.dtype)).abs().max()
+        if bool(off != 0):
             raise ConfigError(
-                f"{name}.alpha differs from 1 by up to {off:.3g}: without its edge weights the network would compute "
-                "something else. Keep it connected (it can be exported as it is), or set the weights back with "
-                "reset_parameters() and train on"
+                f"{name}.alpha differs from its start by up to {off.item():.3g}: without its edge weights the network "
+                "would compute something else. Keep it connected (it can be exported as it is), or set the weights "
+                "back with reset_parameters() and train on"
             )
     model = copy.deepcopy(model)
-    for name, chain in [item for item in model.named_modules() if isinstance(item[1], ConnectedSequential)]:
-        for block_name, link in chain.links.items():
-            block = chain._modules.get(block_name)
-            if block is None:
-                continue  # cut off
-            if link.begins:
-                del block.wiring
-            if link.addition:
-                setattr(block, *link.addition)
-        chain.original[0].training = chain.training
-        model = _replace(model, name, chain.original[0])
+    disconnect_modules(model)
     return model
 
 
-def _chained(
-    model: nn.Module,
-    table: Table,
-    edge_weights: EdgeWeights,
-    leave_out: Collection[str],
-    blocks: Residuals | None,
-) -> nn.Module:
-    reasons = _obstacles(model, table, leave_out, blocks)
-    if all(reasons.values()):  # none at all is all of none
-        raise ConfigError(_nothing_to_do(model, table, reasons))
-    model = copy.deepcopy(model)
-    for name, container in list(_containers(model)):
-        kinds = {
-            key: table.find(block, blocks)
-            for key, block in container._modules.items()
-            if reasons.get(f"{name}.{key}" if name else key, "it is no residual block") is None
-        }
-        if kinds:
-            model = _replace(model, name, _unfold(container, kinds, edge_weights))
-    return model
+def _plan(
+    model: nn.Module, nodes: Nodes, sample: Sample | None, leave_out: Collection[str], blocks: Residuals | None
+) -> tuple[list[RunPlan], dict[str, str]]:
+    """Return the runs of a network that can be connected, and for other blocks why not, by name."""
+    if nodes not in get_args(Nodes):
+        raise ConfigError(unknown_name("nodes", nodes, get_args(Nodes)))
+    _check(model, leave_out)
+    plans, reasons = [], {}
+    if nodes != "blocks":
+        plans, reasons = _plan_residuals(model, ADDITIVE, "residuals", leave_out, blocks)
+    if nodes == "residuals":
+        return plans, reasons
+    # What is called may keep what it computed (a cache of positions): these are copies, and thrown away.
+    root, output, sample = follow(copy.deepcopy(model), sample)
+    if plans and not _is_exact(_apply(copy.deepcopy(model), plans), sample, output, model):
+        plans = []
+    of_blocks, others = _plan_blocks(root, leave_out, [name for plan in plans for name in plan.links])
+    plans = plans + of_blocks
+    if of_blocks and not _is_exact(_apply(copy.deepcopy(model), plans), sample, output, model):
+        raise ConfigError(
+            f"{type(model).__name__} computes something else when its blocks are connected, although they are called "
+            f"one after the other: {'; '.join(map(str, of_blocks))}. It may overwrite what they return. Find the run "
+            "with connect(..., leave_out=[names of blocks])"
+        )
+    return plans, others if of_blocks or not reasons else {**reasons, **others}
 
 
-def _containers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, _CONTAINERS))
+def _check(model: nn.Module, leave_out: Collection[str]) -> None:
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if isinstance(module, ConnectedBlock):
+            way_back = "" if module.link.run.form == "rewired" else "; disconnect(model) undoes it"
+            raise ConfigError(f"{name or type(model).__name__} is connected already{way_back}")
+    for name in leave_out:
+        if name not in modules:
+            raise ConfigError(unknown_name("module in leave_out", name, modules))
 
 
-def _unfold(container: nn.Module, kinds: Mapping[str, Residual], edge_weights: EdgeWeights) -> ConnectedSequential:
-    """Return the chain of a container's blocks, of which those in `kinds` read weighted sums."""
-    runs: list[dict[str, Link]] = [{}]
-    for key, block in container._modules.items():
-        kind = kinds.get(key)
+def _obstacle(name: str, block: nn.Module, leave_out: Collection[str]) -> str | None:
+    """Return why a module cannot be a connected block, whatever it computes; None when it can."""
+    if any(name == out or name.startswith(f"{out}.") for out in leave_out):
+        return "it is in leave_out"
+    if isinstance(block, torch.jit.ScriptModule) or hasattr(type(block), "__deepcopy__"):
+        return f"its class {type(block).__name__} copies itself in a way of its own"
+    if "forward" in vars(block):
+        return "its forward was replaced by a wrapper: connect the network first, then wrap it"
+    taken = [attribute for attribute in ("wiring", "link") if hasattr(block, attribute)]
+    return f"it has an attribute {taken[0]!r} of its own" if taken else None
+
+
+def _plan_residuals(
+    model: nn.Module, table: Table, form: Form, leave_out: Collection[str], own: Residuals | None
+) -> tuple[list[RunPlan], dict[str, str]]:
+    """Return the runs of residual blocks in the containers of a network, and for other such blocks why not."""
+    modules = dict(model.named_modules())
+    uses = Counter(id(child) for module in modules.values() for child in module._modules.values())
+    containers = [(name, module) for name, module in modules.items() if isinstance(module, _CONTAINERS)]
+    in_series = {id(block) for _, container in containers for block in container.children()}
+    reasons: dict[str, str | None] = {}
+    for name, block in modules.items():
+        kind = table.find(block, own)
+        if kind is None:
+            continue
+        if id(block) not in in_series:
+            reasons[name] = f"it is not in {', '.join(kind.__name__ for kind in _CONTAINERS)}: its order is not known"
+        elif uses[id(block)] > 1:
+            reasons[name] = "the network uses it in more than one place"
+        else:
+            reasons[name] = _obstacle(name, block, leave_out) or kind.obstacle(block)
+    plans = []
+    for prefix, container in containers:
+        names = [f"{prefix}.{key}".removeprefix(".") for key in container._modules]
+        for links in _unfold(
+            {name: modules[name] for name in names},
+            {name: table.find(modules[name], own) for name in names if reasons.get(name, "") is None},
+            form,
+        ):
+            plans.append(RunPlan(form, links, complete(next(reversed(links.values())).end + 1)))
+    return plans, {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _unfold(blocks: Mapping[str, nn.Module], kinds: Mapping[str, Residual], form: Form) -> Iterator[dict[str, Link]]:
+    """Yield the places of a container's blocks run by run; those in `kinds` add to the stream."""
+    found: list[dict[str, Link]] = [{}]
+    for name, block in blocks.items():
+        kind = kinds.get(name)
         begins = kind is not None and kind.begins_run(block)
         if kind is None or begins:
-            runs.append({})
+            found.append({})
         if kind is not None:
-            before = next(reversed(runs[-1].values())) if runs[-1] else None
-            node = before.end if before else 1
-            runs[-1][key] = Link(
+            place = len(found[-1])
+            run = found[-1][next(iter(found[-1]))].run if place else Run(form, kind.stream_width(block))
+            found[-1][name] = Link(
+                run,
                 kind.branches,
-                node,
-                begins=node == 1,
+                next(reversed(found[-1].values())).end if place else 1,
+                place,
                 parts=kind.parts,
-                addition=_switch_off(block, kind),
+                switch=kind.switch,
                 activation=kind.activation,
                 shortcut=kind.shortcut if begins else None,
-                width=before.width if before else kind.stream_width(block),
             )
-    runs = [run for run in runs if run]
-    device = next(container.parameters(), torch.empty(0)).device
-    for run in runs:
-        first = container.get_submodule(next(iter(run)))
-        output = next(reversed(run.values())).end
-        first.wiring = ResidualWiring(complete(output + 1), edge_weights, device=device).train(first.training)
-    chain = ConnectedSequential(container, {key: link for run in runs for key, link in run.items()})
-    for attribute, value in vars(container).items():
-        if "_hooks" in attribute:  # what looks at a stage looks at its chain
-            setattr(chain, attribute, value)
-    return chain
+    for links in filter(None, found):
+        last = next(reversed(links))
+        yield {**links, last: replace(links[last], ends=True)}
 
 
-def _switch_off(block: nn.Module, kind: Residual) -> tuple[str, object] | None:
-    """Make a block leave out its addition where it can; return what `setattr` needs to undo it."""
-    if kind.switch is None:
-        return None
-    attribute, off = kind.switch
-    addition = attribute, getattr(block, attribute)
-    setattr(block, attribute, off)
-    return addition
+def _plan_blocks(
+    root: Call, leave_out: Collection[str], taken: Collection[str]
+) -> tuple[list[RunPlan], dict[str, str]]:
+    """Return the runs of whole blocks in a network that was followed, and for other blocks that keep shapes why not.
+
+    Args:
+        root: see `follow`.
+        leave_out: see `connect`.
+        taken: names of blocks that other runs have.
+    """
+
+    found, reasons = runs_of_blocks(root, lambda name, block: _obstacle(name, block, leave_out), taken)
+    plans = []
+    for nodes in found:
+        run = Run("blocks", Residual(()).stream_width(root.module.get_submodule(nodes[0].name)))
+        links = {
+            node.name: Link(
+                run, (whole,), k + 1, k, ends=k + 1 == len(nodes), argument=node.argument, result=node.result
+            )
+            for k, node in enumerate(nodes)
+        }
+        plans.append(RunPlan("blocks", links, complete(len(nodes) + 1)))
+    return plans, reasons
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    """Return the model with `module` in the place called `name`; that is `module` itself for the root."""
-    if not name:
-        return module
-    parent, _, child = name.rpartition(".")
-    model.get_submodule(parent).add_module(child, module)
+def _apply(model: nn.Module, plans: Collection[RunPlan], edge_weights: EdgeWeights = "learned") -> nn.Module:
+    """Connect runs of a network in place, and return it."""
+    device = next(model.parameters(), torch.empty(0)).device
+    for plan in plans:
+        start = "chain" if plan.form == "blocks" else "ones"
+        for name, link in plan.links.items():
+            block = model.get_submodule(name)
+            if link.begins:
+                wiring = RunWiring(plan.topology, edge_weights, start=start, device=device)
+                block.wiring = wiring.train(block.training)
+            connect_block(block, link)
+            parent = model.get_submodule(name.rpartition(".")[0])
+            if isinstance(parent, nn.Sequential | nn.ModuleList):
+                connect_series(parent)
     return model
 
 
-def _nothing_to_do(model: nn.Module, table: Table, reasons: Mapping[str, str | None]) -> str:
-    name = "connect" if table is ADDITIVE else "rewire"
+@torch.no_grad()
+def _is_exact(connected: nn.Module, sample: Sample, output: Any, original: nn.Module) -> bool:
+    """Whether a connected network computes on a sample what the original did, up to rounding."""
+    try:
+        found = call(connected, sample)
+    except ConfigError:  # it does not call its blocks as the run would have it
+        return False
+    if _equal(found, output):
+        return True
+    # A network that draws numbers in evaluation cannot be compared.
+    return not _equal(call(copy.deepcopy(original), sample), output)
+
+
+def _equal(ours: Any, theirs: Any) -> bool:
+    ours, theirs = ([value for value in tree_leaves(values) if isinstance(value, Tensor)] for values in (ours, theirs))
+    return len(ours) == len(theirs) and all(map(_close, ours, theirs))
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    if ours.shape != theirs.shape or ours.is_meta:
+        return ours.shape == theirs.shape
+    if not ours.is_floating_point():
+        return torch.equal(ours, theirs)
+    scale = theirs.abs().nan_to_num(0, 0, 0).max().item() if theirs.numel() else 0.0
+    rounding = 1e-5 if ours.dtype in (torch.float32, torch.float64) else 1e-2
+    return torch.allclose(ours, theirs, rtol=rounding, atol=rounding * scale, equal_nan=True)
+
+
+def _nothing_to_do(model: nn.Module, nodes: Nodes | Literal["rewired"], reasons: Mapping[str, str]) -> str:
+    name = "rewire" if nodes == "rewired" else "connect"
+    table = REWIRED if nodes == "rewired" else ADDITIVE
     prefix = f"nothing to {name} in {type(model).__name__}: "
     if not reasons:
-        if table is REWIRED and any(ADDITIVE.find(block) for block in model.modules()):
+        if nodes in ("blocks", "auto"):
+            return f"{prefix}no two blocks in series keep the shape of what they read"
+        if nodes == "rewired" and any(ADDITIVE.find(block) for block in model.modules()):
             return f"{prefix}no block of it is known to activate after its addition. connect(model) says what it can do"
         return (
             f"{prefix}it has no residual block that topodet knows. Known in timm.models: "
             f"{', '.join(table.classes())}. For others say how they add: {name}(..., blocks={{Class: Residual(...)}})"
+            f"{'' if nodes == 'rewired' else ', or connect whole blocks: nodes=' + repr('blocks')}"
         )
     named: dict[str, list[str]] = {}  # blocks by reason
     for block, reason in reasons.items():

@@ -14,7 +14,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ...models import TopoStage
-from ...models.connected.sequential import ConnectedSequential
+from ...models.connected import runs
 from ...models.wiring import Wiring
 from .cells import Cell, NNMass, possible_skips
 from .dense_cells import DenseCell
@@ -79,18 +79,15 @@ def _cells(name: str, module: nn.Module) -> Iterator[Cell]:
 
 def _runs(model: nn.Module) -> Iterator[tuple[str, list[Cell]]]:
     """Yield the names of all connected blocks, each run's cell with its first one."""
-    for name, chain in model.named_modules():
-        if not isinstance(chain, ConnectedSequential):
-            continue
-        for run in chain.runs():
-            first, *others = (f"{name}.{key}".removeprefix(".") for key in run)
-            wiring, nodes = chain._modules[run[0]].wiring, chain.links[run[-1]].end + 1
-            computes = any(chain.links[key].branches for key in run)  # pruning may have left nothing that does
-            if computes and (width := chain.links[run[0]].width) is None:
-                kind = type(chain._modules[run[0]]).__name__
-                raise ConfigError(f"{kind} has no layer to read the width of its stream from")
-            yield first, [_wired(first, wiring, nodes, width, sums_only=True)] if computes else []
-            yield from ((other, []) for other in others)
+    for blocks in runs(model).values():
+        (first, block), *others = blocks.items()
+        end, wiring, width = next(reversed(blocks.values())).link.end, block.wiring, block.link.run.width
+        sums_only = end < wiring.topology.num_nodes
+        computes = any(block.link.branches for block in blocks.values())  # pruning may have left nothing that does
+        if computes and width is None:
+            raise ConfigError(f"{type(block).__name__} has no layer to read the width of its stream from")
+        yield first, [_wired(first, wiring, end + sums_only, width, sums_only=sums_only)] if computes else []
+        yield from ((other, []) for other, _ in others)
 
 
 def _wired(name: str, wiring: Wiring, nodes: int, channels: int, *, sums_only: bool) -> Cell:

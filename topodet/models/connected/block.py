@@ -1,0 +1,355 @@
+"""`ConnectedBlock`: a block of an existing network as nodes of a graph (Eq. 1), in the place that it has there.
+
+The class of a connected block is a subclass of its own, made by `connect_block`. So its name, its tensors' names, its
+hooks and the container or loop that calls it stay what they are. What a pass has computed so far goes from block to
+block on the tensor that they hand on, as an attribute of it: no module remembers a pass, so that passes can be nested,
+run in threads, or be recomputed in part by gradient checkpointing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from ...errors import ConfigError
+from ...ops import WeightedSums
+from ...ops.dispatch import is_traced
+from ..wiring import Wiring
+from .residual import Branch
+
+Form = Literal["residuals", "blocks", "rewired"]
+_PASS = "_topodet_pass"  # attribute of a tensor between two blocks of a run
+
+
+class RunWiring(Wiring):
+    """The wiring of a run of blocks: a `Wiring` that a checkpoint of the original network need not know.
+
+    Where a state dict has neither `alpha` nor `edges` every weight becomes what the run starts with. Half of them, or
+    another graph, is an error as ever; so is a state dict without edges for a graph that is not complete.
+    """
+
+    alternate = False  # terms are added as the original network adds them: the results are equal to the bit
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was pruned from the run."""
+        nodes = self.topology.num_nodes
+        return self.numbers == tuple(range(nodes)) and self.topology.num_edges == nodes * (nodes - 1) // 2
+
+    def add_missing(self, state_dict: dict[str, Tensor], prefix: str, device: torch.device) -> None:
+        """Put the first weights and the edges into a state dict, in place, that knows nothing of them."""
+        if self.complete and f"{prefix}alpha" not in state_dict and f"{prefix}edges" not in state_dict:
+            state_dict |= {
+                f"{prefix}alpha": self.initial_alpha(device=device, dtype=self.alpha.dtype),
+                f"{prefix}edges": torch.tensor(self._numbered(), dtype=torch.int64, device=device),
+            }
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        self.add_missing(state_dict, prefix, self.alpha.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class Run:
+    """A run of blocks that one wiring connects: what its links have in common.
+
+    Args:
+        form: see `connect` and `rewire`.
+        width: channels of the stream, None where the blocks do not tell.
+    """
+
+    def __init__(self, form: Form, width: int | None):
+        self.form, self.width = form, width
+
+
+@dataclass(frozen=True)
+class Link:
+    """The place of a block in its run.
+
+    Args:
+        run: the same object in all links of a run, also in a copy or pickle of the network.
+        branches: functions of (block, *arguments of its call) that compute its nodes; none of a block that pruning has
+            emptied.
+        node: of the first branch; the others follow.
+        place: of the block among those of its run.
+        ends: whether it is the last one.
+        opens: whether its first branch is there, which reads an activated sum where blocks have an `activation`; all
+            others activate what they read themselves.
+        parts: see `Residual`; of each branch.
+        switch: (attribute, value) that the block exchanges for its own when it is connected, and once more when it is
+            disconnected; see `Residual`.
+        activation: see `Residual`.
+        shortcut: see `Residual`; of a block that begins a run by it, None for others.
+        argument: which argument of the call the stream is, by position or name.
+        result: which element of what a block returns the stream is, where it returns several.
+    """
+
+    run: Run
+    branches: tuple[Branch, ...]
+    node: int
+    place: int
+    ends: bool = False
+    opens: bool = True
+    parts: tuple[str, ...] = ()
+    switch: tuple[str, Any] | None = None
+    activation: str | None = None
+    shortcut: str | None = None
+    argument: int | str = 0
+    result: int | None = None
+
+    @property
+    def begins(self) -> bool:
+        """Whether the block is the first of its run."""
+        return self.place == 0
+
+    @property
+    def end(self) -> int:
+        """The node after the last branch."""
+        return self.node + len(self.branches)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What the tensor that a block hands on carries: the run so far. Never changed, only followed by another.
+
+    It holds nothing of what is computed from that tensor later: else autograd, which saves the tensor, would keep
+    itself alive.
+    """
+
+    run: Run
+    place: int  # of the block that reads the tensor
+    sums: WeightedSums
+
+
+class ConnectedBlock(nn.Module):
+    """A block whose nodes read weighted sums of what the run's earlier nodes computed; see `connect_block`."""
+
+    link: Link
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the block's nodes and return the sum that the next node reads, or what a last node computes."""
+        link, x = self.link, self._stream(args, kwargs)
+        if link.begins:
+            sums, given = self.wiring.sums(x), x
+            if link.shortcut is None:
+                sums.put(0, x)
+            else:
+                if link.opens:
+                    sums.put(0, x, stop=1)
+                sums.put(0, getattr(self, link.shortcut)(x).to(x.dtype), start=int(link.opens))
+            x = sums.read(1)
+            args, kwargs = _put_in(args, kwargs, given, x)
+        else:
+            before = _carried(x)
+            if before is None or before.run is not link.run or before.place != link.place:
+                raise ConfigError(self._lost())
+            sums = before.sums.fork()
+        dtype, output = x.dtype, x
+        for node, branch in enumerate(link.branches, link.node):
+            output = branch(_Original(self), *args, **kwargs)
+            result = output if link.result is None else output[link.result]
+            if link.run.form == "blocks" and not is_traced(x) and result.shape != x.shape:
+                raise ConfigError(self._misshapen(x, result))
+            given, x = x, result
+            if node + 1 < len(sums.sources):
+                # Autocast may give a branch another dtype than the stream; all terms of a sum have that of the stream.
+                sums.put(node, result.to(dtype))
+                x = sums.read(node + 1)
+                args, kwargs = _put_in(args, kwargs, given, x)
+        if link.activation:
+            x = getattr(self, link.activation)(x)
+        if not link.ends:
+            setattr(x, _PASS, _Pass(link.run, link.place + 1, sums))
+        return x if link.result is None else _with(output, link.result, x)
+
+    def _stream(self, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        argument = self.link.argument
+        try:
+            return kwargs[argument] if isinstance(argument, str) else args[argument]
+        except (KeyError, IndexError):
+            raise ConfigError(
+                f"a connected {original_class(self).__name__} reads its stream from argument {argument!r}, as the "
+                f"network passed it on the sample; this call has {len(args)} positional arguments and "
+                f"{sorted(kwargs) or 'no'} keywords. Leave the block out: connect(..., leave_out=[its name])"
+            ) from None
+
+    def _lost(self) -> str:
+        return (
+            f"{original_class(self).__name__} of a connected run was called on something else than what the block "
+            "before it returned: the network changes its stream between blocks, or leaves some out, or recomputes it "
+            "with use_reentrant=True. Leave these blocks out: connect(..., leave_out=[their names])"
+        )
+
+    def _misshapen(self, x: Tensor, result: Tensor) -> str:
+        return (
+            f"{original_class(self).__name__} of a connected run makes {list(result.shape)} of {list(x.shape)}: "
+            "its nodes can be summed only where blocks keep the shape. Give images of a size at which it does, as the "
+            "sample that the network was connected with, or leave the block out: connect(..., leave_out=[its name])"
+        )
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        # A network built on the meta device has no device yet: that of the file's tensors, of which a wiring that the
+        # file does not know will see none.
+        if self.link.begins and self.wiring.alpha.is_meta:
+            device = next((tensor.device for key, tensor in state_dict.items() if key.startswith(prefix)), None)
+            if device:
+                self.wiring.add_missing(state_dict, f"{prefix}wiring.", device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        # The class was made here and has no name by which a pickle could find it.
+        _, (made,), *rest = super().__reduce_ex__(protocol)
+        return _new, made.__mro__[1:3], *rest
+
+
+class ConnectedSeries(nn.Module):
+    """A container of blocks in series that can be cut within a run: `model.blocks[:2]`, as timm does."""
+
+    def __getitem__(self, key: int | slice) -> nn.Module:
+        """Return a block, or a container of the first blocks; the last one hands on what the next one would read."""
+        part = super().__getitem__(key)
+        if not isinstance(key, slice):
+            return part
+        if range(len(self))[key] != range(len(part)):
+            raise ConfigError(
+                f"blocks of a connected run can be cut at their end only, [:n], got {key} of {len(self)} blocks"
+            )
+        _cut_run(part)
+        return part
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        _, (made,), *rest = super().__reduce_ex__(protocol)
+        return _new, made.__mro__[1:3], *rest
+
+
+class _Original:
+    """A block as its class made it: calling it computes what it would without its link."""
+
+    __slots__ = ("block",)
+
+    def __init__(self, block: ConnectedBlock):
+        self.block = block
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super(ConnectedBlock, self.block).forward(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__slots__:
+            raise AttributeError(name)  # before __init__, as a compiler sees it: there is no block to ask yet
+        return getattr(self.block, name)
+
+
+def whole(block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Compute a node that is a whole block."""
+    return block(*args, **kwargs)
+
+
+def connect_block(block: nn.Module, link: Link) -> None:
+    """Make a block, in place, the nodes that `link` says; the first one of a run has its `wiring` already."""
+    block.link = _exchange(block, link)
+    block.__class__ = _subclass(ConnectedBlock, type(block))
+
+
+def _exchange(block: nn.Module, link: Link) -> Link:
+    if link.switch is None:
+        return link
+    attribute, value = link.switch
+    own = getattr(block, attribute)
+    setattr(block, attribute, value)
+    return replace(link, switch=(attribute, own))
+
+
+def connect_series(container: nn.Module) -> None:
+    """Make a container, in place, one that can be cut within a run."""
+    if not isinstance(container, ConnectedSeries):
+        container.__class__ = _subclass(ConnectedSeries, type(container))
+
+
+def disconnect_modules(model: nn.Module) -> None:
+    """Give blocks and containers, in place, their own classes back."""
+    for module in model.modules():
+        if isinstance(module, ConnectedBlock):
+            if _exchange(module, module.link).begins:
+                del module.wiring
+            del module.link
+        if isinstance(module, ConnectedBlock | ConnectedSeries):
+            module.__class__ = original_class(module)
+
+
+def runs(model: nn.Module) -> dict[str, dict[str, ConnectedBlock]]:
+    """Return the blocks of each run of a model, by name and in series, by the name of the run's wiring."""
+    found: dict[Run, dict[str, ConnectedBlock]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ConnectedBlock):
+            found.setdefault(module.link.run, {})[name] = module
+    named = {}
+    for blocks in found.values():
+        (first, block), *_ = in_series = sorted(blocks.items(), key=lambda item: item[1].link.place)
+        if block.link.begins:  # else the model is a part of the network, without the run's beginning
+            named[f"{first}.wiring".removeprefix(".")] = dict(in_series)
+    return named
+
+
+def _cut_run(container: nn.Module) -> None:
+    """Give the last run of a container, whose further blocks are cut off, a wiring without them."""
+    blocks = list(container._modules.values())
+    last = blocks[-1] if blocks else None
+    if not isinstance(last, ConnectedBlock) or last.link.ends:
+        return
+    name, block = next(
+        ((name, block) for name, block in container._modules.items() if _begins(block, last.link.run)), (None, None)
+    )
+    if block is None:
+        return  # the run begins in another container, which keeps its edges
+    topology, end = block.wiring.topology, last.link.end
+    if topology.num_nodes > end + 1:
+        if not block.wiring.complete:
+            raise ConfigError(f"the run of block {name} was pruned and cannot be cut any more: cut first, then prune")
+        twin = copy.copy(block)  # the block of the longer run keeps its own
+        twin._modules = block._modules.copy()
+        twin.wiring = block.wiring.subset([edge for edge in topology.edges if edge[1] <= end], renumber=False)
+        container.add_module(name, twin)
+
+
+def _begins(block: nn.Module, run: Run) -> bool:
+    return isinstance(block, ConnectedBlock) and block.link.run is run and block.link.begins
+
+
+@cache
+def _subclass(mixin: type, kind: type) -> type:
+    name = f"Connected{kind.__name__}"
+    return type(name, (mixin, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+
+
+def original_class(module: nn.Module) -> type:
+    """Return the class that a connected block or container had."""
+    return type(module).__mro__[2]
+
+
+def _new(mixin: type, kind: type) -> nn.Module:
+    made = _subclass(mixin, kind)
+    return made.__new__(made)
+
+
+def _carried(x: Tensor) -> _Pass | None:
+    # A tensor of torch.fx has every attribute that it is asked for.
+    return vars(x).get(_PASS) if isinstance(x, fx.Proxy) else getattr(x, _PASS, None)
+
+
+def _put_in(args: tuple, kwargs: Mapping[str, Any], old: Tensor, new: Tensor) -> tuple[tuple, dict[str, Any]]:
+    """Return arguments with one tensor in the place of another, wherever that was among them."""
+    return (
+        tuple(new if value is old else value for value in args),
+        {name: new if value is old else value for name, value in kwargs.items()},
+    )
+
+
+def _with(output: Any, index: int, x: Tensor) -> Any:
+    """Return a block's results with the stream in its place."""
+    values = [*output[:index], x, *output[index + 1 :]]
+    return values if isinstance(output, list) else tuple(values)

@@ -1,0 +1,311 @@
+"""Runs of blocks that keep their shape, found by following what a network does on a sample input.
+
+Not by the names of classes: a run is where one block is called on the very tensor that the block before it returned,
+wherever that happens, in `nn.Sequential`, in a loop over a `ModuleList`, or line by line in a `forward`.
+
+Of nested blocks the outermost make a run: what is inside of a block stays as its authors made it. A module that only
+calls blocks one after the other, as a stage of an isotropic network, is no block but their container: its blocks are
+nodes, and a run goes on into the next such container.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+
+Sample = Tensor | Sequence[Any]
+
+
+@dataclass(eq=False)
+class Call:
+    """A call of a module.
+
+    Attributes:
+        name: of the module in the network.
+        module: itself.
+        inputs: the tensors among its arguments, by position or name, with their versions when it began.
+        outputs: the tensors that it returned, by position, or by None where it returned one, with their versions.
+        start, stop: when, in the order of all calls.
+        children: the calls within it.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: dict[int | str, tuple[Tensor, int]]
+    start: int
+    stop: int = 0
+    outputs: dict[int | None, tuple[Tensor, int]] = field(default_factory=dict)
+    children: list[Call] = field(default_factory=list)
+
+    def walk(self) -> Iterator[Call]:
+        """Yield this call and all within it."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+@dataclass(frozen=True)
+class Node:
+    """A block of a run: its name, which argument of its call the stream is, and which of its results."""
+
+    name: str
+    argument: int | str
+    result: int | None
+
+
+@torch.no_grad()
+def call(model: nn.Module, sample: Sample) -> Any:
+    """Return what a network computes of a sample in evaluation mode, in which it stays."""
+    with torch.random.fork_rng(devices=[]):
+        return model.eval()(*_arguments(sample))
+
+
+def follow(model: nn.Module, sample: Sample | None = None) -> tuple[Call, Any, Sample]:
+    """Call a network on a sample, in evaluation mode, in which it stays; return its call, its output and the sample.
+
+    Args:
+        model: any network.
+        sample: the input, [B, C, H, W], or all arguments of the call; by default random images of a size that the
+            network takes.
+
+    Raises:
+        ConfigError: the network cannot be called on the sample.
+    """
+    problems = []
+    for given in samples(model) if sample is None else (sample,):
+        calls: list[Call] = []
+        handles = list(_watch(model, calls))
+        try:
+            output = call(model, given)
+            return calls[0], output, given
+        except Exception as error:  # whatever a network says to an input of a size that it is not made for
+            problems.append(f"{_in_words(given)}: {type(error).__name__}: {error}")
+        finally:
+            for handle in handles:
+                handle.remove()
+    raise ConfigError(
+        f"{type(model).__name__} cannot be followed on the sample {'; '.join(problems)}. Give an input that it takes: "
+        "sample=torch.zeros(1, 3, height, width), or a tuple of all its arguments"
+    )
+
+
+def samples(model: nn.Module) -> Iterator[Tensor]:
+    """Yield random images, float [1, C, H, W], one after the other until the network takes one."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    conv = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    own = next((module.img_size for module in model.modules() if getattr(module, "img_size", None)), None)
+    sizes = [own, (cfg.get("input_size") or (None,))[1:], (224, 224)]
+    if own is None and not cfg.get("fixed_input_size"):
+        # Small, for speed; at stride 32 a map of 3 by 3, which one more stride would change.
+        sizes.insert(0, (96, 96))
+    seen = set()
+    for size in sizes:
+        size = (size, size) if isinstance(size, int) else tuple(size or ())
+        if len(size) == 2 and size not in seen:
+            seen.add(size)
+            generator = torch.Generator().manual_seed(0)
+            image = torch.randn(1, conv.in_channels if conv else 3, *size, generator=generator, device="cpu")
+            yield image.to(parameter.device, parameter.dtype)
+
+
+def runs_of_blocks(
+    root: Call, obstacle: Callable[[str, nn.Module], str | None], taken: Collection[str] = ()
+) -> tuple[list[list[Node]], dict[str, str]]:
+    """Return the runs of at least two blocks that keep their shape, and why other such blocks are in none, by name.
+
+    Args:
+        root: the call of the network.
+        obstacle: from a module and its name to the reason why it cannot be a node; None when it can.
+        taken: names of blocks that other runs have; neither they nor what contains them is a node.
+    """
+    taken = set(taken)
+    around = {".".join(name.split(".")[:k]) for name in taken for k in range(name.count(".") + 1)}
+    everything = list(root.walk())
+    uses = Counter(id(call.module) for call in everything)
+    passed_on = [call for call in everything if _passes_on(call)]
+    reasons: dict[str, str] = {}
+
+    def refuse(call: Call) -> str | None:
+        if uses[id(call.module)] > 1:
+            return f"it is called {uses[id(call.module)]} times"
+        return obstacle(call.name, call.module)
+
+    def is_block(call: Call) -> bool:
+        if call is root or call.name in taken or call.name in around or not _keeps_shape(call):
+            return False
+        reason = refuse(call)
+        if reason:
+            reasons[call.name] = reason
+        return reason is None
+
+    def follows(before: Call, after: Call) -> tuple[int | None, int | str] | None:
+        """Return which result of one call is which argument of another."""
+        for result, (output, version) in before.outputs.items():
+            for argument, (tensor, now) in after.inputs.items():
+                if tensor is output and version == now and not _between(before, after, output, passed_on):
+                    return result, argument
+        return None
+
+    def atoms(call: Call) -> Iterator[Call]:
+        """Yield the calls that the blocks within a call are, containers of blocks taken apart."""
+        for child in call.children:
+            yield from _inner(child) if is_block(child) else (child,)
+
+    def _inner(call: Call) -> Iterator[Call]:
+        inside = [child for child in call.children if not _is_identity(child.module)]
+        if inside and all(map(is_block, inside)) and _in_series(call, inside):
+            for child in inside:
+                yield from _inner(child)
+        else:
+            yield call
+
+    found: list[list[Node]] = []
+
+    def search(call: Call) -> bool:
+        """Find the runs within a call; return whether there are any, or some that others have."""
+        chains: list[list[Call]] = []
+        parts = list(atoms(call))
+        for part in filter(is_block, parts):
+            before = next((chain for chain in reversed(chains) if follows(chain[-1], part)), None)
+            if before and _nodes([*before, part], follows):
+                before.append(part)
+            else:
+                chains.append([part])
+        chains = [chain for chain in chains if len(chain) > 1]
+        found.extend(_nodes(chain, follows) for chain in chains)
+        in_runs = {id(part) for chain in chains for part in chain}
+        left = [part for part in parts if id(part) not in in_runs and part.name not in taken]
+        empty = [part for part in left if not search(part)]
+        for part in empty:
+            if part.children and any(parameter.ndim > 1 for parameter in part.module.parameters()):
+                inside = [name for name in reasons if name.startswith(f"{part.name}.")]
+                refused = {name: reasons.pop(name) for name in inside}
+                reasons.setdefault(part.name, next(iter(refused.values()), _ALONE if _keeps_shape(part) else _CHANGES))
+        return len(empty) < len(parts)
+
+    search(root)
+    # What is of the class of such a block is one too, and stays whole where it is in no run.
+    names = {*taken, *(node.name for run in found for node in run)}
+    kinds = {type(call.module) for call in everything if call.name in names}
+
+    def within(name: str) -> Iterator[nn.Module]:
+        parts = name.split(".")
+        return (root.module.get_submodule(".".join(parts[:k])) for k in range(1, len(parts)))
+
+    found = [run for run in found if not any(type(module) in kinds for module in within(run[0].name))]
+    return found, {
+        name: reason
+        for name, reason in reasons.items()
+        # Of what changes the shape only what is made of such blocks: no stem and no head.
+        if reason != _CHANGES
+        or not kinds
+        or any(type(module) in kinds for module in root.module.get_submodule(name).modules())
+    }
+
+
+_CHANGES = "it does not keep the shape of what it reads"
+_ALONE = "no block before or after it keeps this shape and is called on the very tensor that the other returns"
+
+
+def _nodes(chain: Sequence[Call], follows: Callable[[Call, Call], Any]) -> list[Node] | None:
+    """Return the blocks of a chain of calls as nodes; None where the stream does not keep its shape all along."""
+    links = [follows(before, after) for before, after in pairwise(chain)]
+    shape = chain[0].outputs[links[0][0]][0]
+    first = [argument for argument, (tensor, _) in chain[0].inputs.items() if _alike(tensor, shape)]
+    last = [result for result, (tensor, _) in chain[-1].outputs.items() if _alike(tensor, shape)]
+    if not first or not last or any(not _alike(call.outputs[link[0]][0], shape) for call, link in zip(chain, links)):
+        return None
+    arguments = [links[0][1] if links[0][1] in first else first[0], *(argument for _, argument in links)]
+    results = [*(result for result, _ in links), links[-1][0] if links[-1][0] in last else last[0]]
+    return [Node(call.name, *place) for call, *place in zip(chain, arguments, results)]
+
+
+def _keeps_shape(call: Call) -> bool:
+    """Whether a call makes of one of its tensors another one like it, with weights that mix (no normalization)."""
+    return any(parameter.ndim > 1 for parameter in call.module.parameters()) and any(
+        _alike(tensor, output) and tensor is not output
+        for tensor, _ in call.inputs.values()
+        for output, _ in call.outputs.values()
+    )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.is_floating_point() and a.ndim > 1
+
+
+def _in_series(call: Call, inside: Sequence[Call]) -> bool:
+    """Whether a call does nothing but hand its input to the first call within it, and so on to its output."""
+    stream = [tensor for tensor, _ in call.inputs.values()]
+    for child in inside:
+        if not any(tensor is one for tensor, _ in child.inputs.values() for one in stream):
+            return False
+        stream = [tensor for tensor, _ in child.outputs.values()]
+    last, own = inside[-1].outputs, call.outputs
+    return last.keys() == own.keys() and all(last[key][0] is own[key][0] for key in own)
+
+
+def _is_identity(module: nn.Module) -> bool:
+    """Whether a module hands on what it is given, in training too."""
+    children = list(module.children())
+    if children:
+        return isinstance(module, nn.Sequential) and all(map(_is_identity, children))
+    nothing = isinstance(module, nn.Identity | nn.Sequential)
+    return nothing or getattr(module, "p", None) == 0 or getattr(module, "drop_prob", None) == 0
+
+
+def _passes_on(call: Call) -> bool:
+    """Whether a call returned what it was given, as dropout does in evaluation, and might not in training."""
+    return not _is_identity(call.module) and any(
+        tensor is output for tensor, _ in call.inputs.values() for output, _ in call.outputs.values()
+    )
+
+
+def _between(before: Call, after: Call, stream: Tensor, passed_on: Sequence[Call]) -> bool:
+    return any(
+        before.stop < call.start and call.stop < after.start and any(t is stream for t, _ in call.inputs.values())
+        for call in passed_on
+    )
+
+
+def _watch(model: nn.Module, calls: list[Call]) -> Iterator[Any]:
+    """Register hooks that write down every call; yield their handles."""
+    open_calls: list[Call] = []
+    clock = count()
+
+    def enter(name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        call = Call(name, module, _tensors([*enumerate(args), *kwargs.items()]), next(clock))
+        (open_calls[-1].children if open_calls else calls).append(call)
+        open_calls.append(call)
+
+    def leave(module: nn.Module, args: tuple, output: Any) -> None:
+        call = open_calls.pop()
+        call.outputs = _tensors(enumerate(output) if isinstance(output, tuple | list) else [(None, output)])
+        call.stop = next(clock)
+
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            yield module.register_forward_pre_hook(
+                lambda module, args, kwargs, name=name: enter(name, module, args, kwargs), with_kwargs=True
+            )
+            yield module.register_forward_hook(leave)
+
+
+def _tensors(values: Collection[tuple[Any, Any]]) -> dict[Any, tuple[Tensor, int]]:
+    return {key: (value, value._version) for key, value in values if isinstance(value, Tensor)}
+
+
+def _arguments(sample: Sample) -> Sequence[Any]:
+    return (sample,) if isinstance(sample, Tensor) else sample
+
+
+def _in_words(sample: Sample) -> str:
+    return ", ".join(str(list(x.shape)) if isinstance(x, Tensor) else repr(x) for x in _arguments(sample))

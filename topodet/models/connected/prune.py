@@ -1,0 +1,109 @@
+"""Runs of connected blocks without some of their edges, and without what only these used."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from itertools import compress, pairwise
+
+from torch import nn
+
+from ...errors import ConfigError
+from ...topology.graph import Edge
+from ...topology.paths import check_paths
+from .block import ConnectedBlock, Link, original_class
+
+
+def prune_run_(blocks: Mapping[str, ConnectedBlock], edges: Collection[Edge]) -> None:
+    """Take out of a run, in place, all edges but these and the branches of nodes that are on none of them.
+
+    What only these branches used goes from their blocks; the other parameters keep their names, and the nodes their
+    numbers in a file. The run computes what it would with the weights of the other edges at 0. Blocks that have lost
+    all of their branches stay in their places, and hand on what they are given: a network finds as many as it expects.
+
+    Args:
+        blocks: the run's blocks in series, by name.
+        edges: of the run's topology, as nodes are numbered there.
+
+    Raises:
+        TopologyError: they are not all on paths from the run's input to its output.
+        ConfigError: a block of several branches is to lose some, and does not tell what they use; a block that
+            returns more than its stream is to go.
+    """
+    links = _links_of(blocks, edges)
+    first, *_ = blocks.values()
+    wiring = first.wiring.subset(edges, renumber=False)
+    for name, block in blocks.items():
+        for lost in _unused(block, links[name]):
+            delattr(block, lost)
+        block.link = links[name]
+        if not (block.link.opens or block.link.begins):
+            _not_in_place(block)
+    first.wiring = wiring
+
+
+def removed_from_run(blocks: Mapping[str, ConnectedBlock], edges: Collection[Edge]) -> list[str]:
+    """Return the names of the modules and tensors that `prune_run_` would remove; changes nothing."""
+    links = _links_of(blocks, edges)
+    return [f"{name}.{lost}".removeprefix(".") for name in blocks for lost in _unused(blocks[name], links[name])]
+
+
+def _links_of(blocks: Mapping[str, ConnectedBlock], edges: Collection[Edge]) -> dict[str, Link]:
+    """Return the places of a run's blocks when it has only these edges."""
+    first, *_ = blocks.values()
+    check_paths(first.wiring.topology, edges)
+    nodes = {node for edge in edges for node in edge}
+    of_projection = any(j == 0 and not (i == 1 and first.link.opens) for j, i in edges)
+    links: dict[str, Link] = {}
+    next_node = 1
+    for name, block in blocks.items():
+        before = block.link
+        left = [node in nodes for node in range(before.node, before.end)]
+        if any(left) and not all(left) and not before.parts:
+            raise ConfigError(
+                f"block {name} ({original_class(block).__name__}) would lose some of its branches, and nothing "
+                "tells what they use: give Residual(..., parts=(...)) to connect or rewire"
+            )
+        if left and not any(left) and before.result is not None:
+            raise ConfigError(
+                f"block {name} ({original_class(block).__name__}) would go, and it returns more than its stream, which "
+                "nothing else would compute: keep one of the edges from it"
+            )
+        links[name] = replace(
+            before,
+            branches=tuple(compress(before.branches, left)),
+            parts=tuple(compress(before.parts, left)),
+            node=next_node,
+            opens=before.opens and left[:1] == [True],
+            shortcut=before.shortcut if of_projection else None,
+        )
+        next_node = links[name].end
+    for name, following in pairwise(blocks):
+        if not links[following].opens:  # who reads the sum activates it
+            links[name] = replace(links[name], activation=None)
+    return links
+
+
+def _unused(block: ConnectedBlock, after: Link) -> list[str]:
+    """Return what of a block only the branches used that it has lost: names of modules and tensors."""
+    before = block.link
+    held = [*block._modules, *block._parameters, *block._buffers]
+    if not after.branches:
+        gone = set(held)
+    else:
+        gone = _names(part for part in before.parts if part not in after.parts) - _names(after.parts)
+        if before.parts and before.activation and before.activation not in _names(after.parts):
+            gone.add(before.activation)
+    gone |= {before.shortcut}
+    return [name for name in held if name in gone - {after.activation, after.shortcut, "wiring"}]
+
+
+def _not_in_place(block: nn.Module) -> None:
+    """Let a block that may activate what it is given leave that as it is: it is not the block's own sum."""
+    for module in block.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+
+
+def _names(parts: Iterable[str]) -> set[str]:
+    return set(" ".join(parts).split())
