@@ -297,7 +297,7 @@ def test_own_blocks_and_modules_that_occur_twice():
     assert list(connectivity.wirings(connected)) == ["0.wiring", "3.wiring"]
     assert isinstance(connected[0].wiring, Wiring)
     assert len(connected) == 5
-    with pytest.raises(ConfigError, match="cut at its end only"):
+    with pytest.raises(ConfigError, match="cut at their end only"):
         connected[1:]
     assert repr(disconnect(connected)) == repr(original)
 

@@ -328,12 +328,9 @@ def _plan_residuals(
             reasons[name] = _obstacle(name, block, leave_out) or kind.obstacle(block)
     plans = []
     for prefix, container in containers:
-        names = [f"{prefix}.{key}".removeprefix(".") for key in container._modules]
-        for links in _unfold(
-            {name: modules[name] for name in names},
-            {name: table.find(modules[name], own) for name in names if reasons.get(name, "") is None},
-            form,
-        ):
+        children = {f"{prefix}.{key}".removeprefix("."): block for key, block in container._modules.items()}
+        kinds = {name: table.find(children[name], own) for name in children if reasons.get(name, "") is None}
+        for links in _unfold(children, kinds, form):
             plans.append(RunPlan(form, links, complete(next(reversed(links.values())).end + 1)))
     return plans, {name: reason for name, reason in reasons.items() if reason is not None}
 
