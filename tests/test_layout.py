@@ -19,7 +19,7 @@ FLOORS = [
     ("weights", "visualization", "complexity", "detections"),
     ("pretrain", "related"),
     ("records",),
-    ("analysis", "benchmark", "new_config"),
+    ("analysis", "benchmark", "new_config", "reproduce"),
     ("mmdet", "detectron2"),
     ("commands",),
     ("cli",),
@@ -75,7 +75,7 @@ def test_no_floor_imports_a_higher_one():
     assert not broken(upward)
 
 
-@pytest.mark.parametrize("part", ["pretrain", "mmdet", "detectron2", "analysis", "benchmark"])
+@pytest.mark.parametrize("part", ["pretrain", "mmdet", "detectron2", "analysis", "benchmark", "reproduce"])
 def test_parts_of_one_floor_do_not_know_each_other(part):
     beside = next(names for names in FLOORS if part in names)
     assert not broken(lambda parts, name: parts[1] == part and part_of(name) in set(beside) - {part})

@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "--families", nargs="+", default=families, metavar="NAME", help=f"(default: {', '.join(families)})"
     )
     made.add_argument("--seeds", type=int, default=3, help="of each network (default: %(default)s)")
+    made.add_argument("--first-seed", type=int, default=0, metavar="SEED", help="(default: %(default)s)")
     made.add_argument("--epochs", type=int, help="of training, other than the families' own")
     experiment_cli.add_outputs(made)
     return made
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         experiment_cli.redraw(ROOT, args.redraw, experiment.figure)
         return
     progress = partial(tqdm, unit="network", mininterval=1.0)
-    results = experiment.run(args.families, seeds=args.seeds, epochs=args.epochs, progress=progress)
+    results = experiment.run(args.families, seeds=args.seeds, first_seed=args.first_seed, epochs=args.epochs, progress=progress)
     experiment_cli.deliver(
         results,
         args,

@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"of retargeting: numbers, or {MAX_S} for the one of largest S (default: {MAX_S})",
     )
     made.add_argument("--seeds", type=int, default=3, help="of each network (default: %(default)s)")
+    made.add_argument("--first-seed", type=int, default=0, metavar="SEED", help="(default: %(default)s)")
     for name in ("iterations", "every"):
         made.add_argument(f"--{name}", type=int, help="of training, other than the data's own")
     made.add_argument("--targets", nargs="+", type=float, metavar="ACCURACY", help="other than the data's own")
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     other = {name: getattr(args, name) for name in ("iterations", "every", "targets")}
     task = replace(task, **{name: value for name, value in other.items() if value is not None})
     progress = partial(tqdm, unit="training", mininterval=1.0)
-    results = experiment.run(task, args.networks, ps=args.p, seeds=args.seeds, progress=progress)
+    results = experiment.run(task, args.networks, ps=args.p, seeds=args.seeds, first_seed=args.first_seed, progress=progress)
     experiment_cli.deliver(
         results,
         args,

@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = made.add_argument
-    add("--networks", type=int, default=8, metavar="N", help="of each kind, with seeds 0..N-1")
+    add("--networks", type=int, default=8, metavar="N", help="of each kind, with seeds in a row")
+    add("--first-seed", type=int, default=0, metavar="SEED", help="of them (default: %(default)s)")
     add("--widths", type=int, nargs="+", default=[256, 256, 256], metavar="W", help="neurons of each hidden layer")
     add("--epsilon", type=float, default=10.0, help="of the first links, see topodet.related.nnstd.SET")
     add("--epochs", type=int, default=60)
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weight-decay", type=float, default=2e-4)
     add("--batch", type=int, default=32)
     add("--output", type=Path, default=ROOT / "runs" / "sparse_topologies", help="folder of record and heat map")
+    add("--json", type=Path, metavar="FILE", help="write the record there, and the heat map beside it, instead")
     add("--record", metavar="NAME", help="write records/experiments/NAME.json and docs/NAME.png instead")
     return made
 
@@ -67,11 +69,12 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         )
     torch.set_num_threads(1)  # too small for more
     results, matrix = experiment(args)
-    name = args.record or "sparse_topologies"
+    name = args.record or (args.json.stem if args.json else "sparse_topologies")
     command = f"python tools/sparse_topologies.py {shlex.join(words)}".rstrip()
     packages = ("numpy", "scipy", "scikit-learn")
     record = runs.record_experiment(results, name=name, command=command, kind=KIND, packages=packages)
-    folder, pictures = (ROOT / "records" / "experiments", ROOT / "docs") if args.record else (args.output, args.output)
+    output = args.json.parent if args.json else args.output
+    folder, pictures = (ROOT / "records" / "experiments", ROOT / "docs") if args.record else (output, output)
     figure = distance_figure(matrix, title="network, at epoch", block=len(args.compare_at))
     with atomic_path(pictures / f"{name}.png") as temporary:
         figure.savefig(temporary, format="png", dpi=130)
@@ -90,7 +93,7 @@ def experiment(args: argparse.Namespace) -> tuple[dict[str, Any], Distances]:
     total = len(NETWORKS) * args.networks * args.epochs
     with tqdm(total=total, desc="training", unit="epoch", leave=False, disable=None) as progress:
         for kind, zeta in NETWORKS.items():
-            for seed in range(args.networks):
+            for seed in range(args.first_seed, args.first_seed + args.networks):
                 model, kept = train(sets[0], args, seed, zeta, progress)
                 accuracies[kind].append(accuracy(model, *sets[1]))
                 weights[kind].append(sum(int(part.weight.count_nonzero()) for part in model if hasattr(part, "weight")))
@@ -98,10 +101,19 @@ def experiment(args: argparse.Namespace) -> tuple[dict[str, Any], Distances]:
                     masks |= {f"{seed}, {epoch}": links for epoch, links in kept.items()}
     classifier = f"{2 * len(args.widths)}.weight"
     matrix = distances(masks, fixed_outputs=classifier in next(iter(masks.values())))
-    settings = {key: value for key, value in vars(args).items() if key not in ("output", "record")}
+    settings = {key: value for key, value in vars(args).items() if key not in ("output", "record", "json")}
+    seeds = range(args.first_seed, args.first_seed + args.networks)
+    place = {label: k for k, label in enumerate(matrix.labels)}
+    between = {
+        str(epoch): float(
+            np.mean([matrix.layers[place[f"{i}, {epoch}"], place[f"{j}, {epoch}"]] for i, j in combinations(seeds, 2)])
+        )
+        for epoch in args.compare_at
+    }
     results = {
         "settings": {**settings, "images": [len(part[1]) for part in sets]},
         "networks": {kind: {"accuracies": accuracies[kind], "weights": weights[kind]} for kind in NETWORKS},
+        "between": between,  # mean distance of two networks at each epoch
         "distances": {
             "labels": list(matrix.labels),
             "layers": list(matrix.names),
@@ -163,7 +175,8 @@ def tables(record: dict[str, Any]) -> str:
     values = np.array(record["distances"]["values"])
     epochs = record["settings"]["compare_at"]
     place = {label: k for k, label in enumerate(record["distances"]["labels"])}
-    seeds = range(record["settings"]["networks"])
+    first = record["settings"].get("first_seed", 0)
+    seeds = range(first, first + record["settings"]["networks"])
     rows = {
         f"two networks at epoch {epoch}": [
             (place[f"{i}, {epoch}"], place[f"{j}, {epoch}"]) for i, j in combinations(seeds, 2)

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -17,7 +18,8 @@ from topodet.analysis import damage_curves
 from topodet.benchmark import report
 from topodet.errors import exit_status
 from topodet.files import atomic_path, atomic_write
-from topodet.records import pages, runs, zoo
+from topodet.records import runs, zoo
+from topodet.reproduce import find_study, make_page
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,11 +62,6 @@ def model_zoo(root: Path) -> Page:
     return zoo.model_zoo(_paper(root), recorded, coco_configs(root), benchmarks), zoo.pictures(recorded)
 
 
-def experiments(root: Path) -> Page:
-    recorded = runs.load_all(root / "records" / "runs")
-    return pages.update_page(_read(root, "docs/experiments.md"), _paper(root)["cifar100"], recorded), {}
-
-
 def performance(root: Path) -> Page:
     found = runs.load_all(root / "records" / "benchmarks")
     text = report.update_page(_read(root, "docs/performance.md"), found)
@@ -78,11 +75,18 @@ def damage(root: Path) -> Page:
     return text, {f"docs/{name}": figure for each in figures for name, figure in each.items()}
 
 
+def study(name: str, root: Path) -> Page:
+    return make_page(find_study(name, root), root)
+
+
 PAGES: dict[str, Callable[[Path], Page]] = {
     "model_zoo.md": model_zoo,
-    "docs/experiments.md": experiments,
     "docs/performance.md": performance,
     "docs/topology_damage.md": damage,
+    **{
+        f"docs/studies/{path.stem}.md": partial(study, path.stem)
+        for path in sorted((ROOT / "configs" / "studies").glob("*.yaml"))
+    },
 }
 
 

@@ -15,7 +15,7 @@ class _Group(Protocol):
 
 
 def add_pruning(group: _Group, *, several: bool = False, allow: bool = False) -> None:
-    """Add --threshold, --keep, --per and --on-disconnected.
+    """Add --threshold, --keep, --per, --random-edges and --on-disconnected.
 
     Args:
         group: parser or group of one.
@@ -27,6 +27,9 @@ def add_pruning(group: _Group, *, several: bool = False, allow: bool = False) ->
     group.add_argument("--keep", **number, metavar="SHARE", help="keep the strongest edges, this share of them")
     group.add_argument(
         "--per", choices=PER, default="network", help="the group of edges that --keep and --threshold refer to"
+    )
+    group.add_argument(
+        "--random-edges", type=int, metavar="SEED", help="remove as many edges chosen by chance, not the weak ones"
     )
     group.add_argument(
         "--on-disconnected",
@@ -43,10 +46,14 @@ class Pruning:
     threshold: float | None = None
     keep: float | None = None
     per: str = "network"
+    random_edges: int | None = None
     on_disconnected: str = "error"
 
     def arguments(self) -> dict[str, Any] | None:
         """Return the arguments of `topodet.connectivity.prune`, or None where nothing is pruned."""
         chosen = {"threshold": self.threshold, "keep": self.keep}
         given = {name: value for name, value in chosen.items() if value is not None}
-        return {**given, "per": self.per, "on_disconnected": self.on_disconnected} if given else None
+        if not given:
+            return None
+        random = {} if self.random_edges is None else {"random": self.random_edges}
+        return {**given, "per": self.per, "on_disconnected": self.on_disconnected, **random}

@@ -17,6 +17,7 @@ COMMANDS = {
     "publish": "publish",
     "analyze": "analyze",
     "damage": "damage",
+    "reproduce": "reproduce",
     "demo": "demo",
     "export": "export",
     "analyze-model": "analyze_model",

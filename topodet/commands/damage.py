@@ -76,6 +76,7 @@ def main(words: Sequence[str]) -> None:
                 keep=args.keep,
                 per=args.per,
                 on_disconnected=args.on_disconnected,
+                random=args.random_edges,
                 csv=output / "edges.csv",
             )
         if args.nodes:

@@ -92,6 +92,7 @@ def remove_edges(
     keep: Sequence[float] | None = None,
     per: Per = "network",
     on_disconnected: OnDisconnected = "allow",
+    random: int | None = None,
     csv: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> Damage:
@@ -101,7 +102,7 @@ def remove_edges(
         model, evaluate, csv, progress: see `remove_nodes`.
         thresholds: see `plan_pruning`, each in turn.
         keep: instead, shares of the edges that are left; with neither, 0.9 to 0.1.
-        per: see `plan_pruning`.
+        per, random: see `plan_pruning`.
         on_disconnected: see `plan_pruning`. With "allow" a graph that falls apart is measured without any of its edges.
 
     Returns:
@@ -117,7 +118,7 @@ def remove_edges(
     option, values = ("keep", SHARES if keep is None else keep) if thresholds is None else ("threshold", thresholds)
     removals = []
     for value in values:
-        plans = plan_pruning(model, **{option: value}, per=per, on_disconnected=on_disconnected)
+        plans = plan_pruning(model, **{option: value}, per=per, on_disconnected=on_disconnected, random=random)
         total = sum(part.topology.num_edges for part in plans.values())
         left = sum(len(part.edges) for part in plans.values())
         row = {

@@ -74,6 +74,7 @@ def plan_pruning(
     keep: float | None = None,
     per: Per = "network",
     on_disconnected: OnDisconnected = "error",
+    random: int | None = None,
 ) -> dict[str, PruningPlan]:
     """Return what is left of each wiring of a model, by its module name, when its weak edges go. Changes nothing.
 
@@ -89,6 +90,8 @@ def plan_pruning(
         per: what an edge's strength is relative to: "network" (|alpha| as it is), "stage" or "node".
         on_disconnected: where no path is left from a stage's input to its output: "error", "repair" keeps the path
             whose weakest edge is the strongest, with a warning, "allow" leaves no edge.
+        random: a seed by which strengths are dealt out to the edges anew, so that the edges that go are chosen by
+            chance; the control for a claim about weak edges.
 
     Raises:
         ConfigError: a model without wiring, both or neither of `threshold` and `keep`, one out of range, an edge
@@ -100,6 +103,8 @@ def plan_pruning(
         raise ConfigError(f"{type(model).__name__} has no wiring whose edges could go; give a model that contains one")
     graphs = {name: wiring.topology for name, wiring in parts.items()}
     sizes = strengths(model, per)
+    if random is not None:
+        sizes = _dealt_anew(sizes, random)
     everything = torch.cat(list(sizes.values()))
     strong = ~is_below(everything, threshold) if keep is None else _strongest(graphs, everything, keep)
     asked = f"threshold={threshold:g}" if keep is None else f"keep={keep:g}"
@@ -182,6 +187,7 @@ def prune(
     keep: float | None = None,
     per: Per = "network",
     on_disconnected: Literal["error", "repair"] = "error",
+    random: int | None = None,
 ) -> nn.Module:
     """Return a smaller copy of a model: weak edges are gone from its graphs, and so are nodes left without use.
 
@@ -194,7 +200,7 @@ def prune(
 
     Args:
         model: any module that contains wirings: a TopoNet, a connected network, a `features_only` form, a detector.
-        threshold, keep, per, on_disconnected: see `plan_pruning`.
+        threshold, keep, per, on_disconnected, random: see `plan_pruning`.
 
     Raises:
         ConfigError: what `plan_pruning` raises; a block of several branches, of a class that the user made known, which
@@ -208,7 +214,9 @@ def prune(
     """
     if on_disconnected == "allow":
         raise ConfigError("prune: a graph without edges is no network; use on_disconnected='error' or 'repair'")
-    plans = plan_pruning(model, threshold=threshold, keep=keep, per=per, on_disconnected=on_disconnected)
+    plans = plan_pruning(
+        model, threshold=threshold, keep=keep, per=per, on_disconnected=on_disconnected, random=random
+    )
     pruned = copy.deepcopy(model)
     prune_to_edges_(pruned, {name: part.edges for name, part in plans.items()})
     return pruned
@@ -306,6 +314,13 @@ def _strengths(name: str, wiring: Wiring, per: Per) -> Tensor:
     for group in groups:
         largest[group] = size[group].max()
     return torch.where(largest > 0, size / largest, 0.0)
+
+
+def _dealt_anew(strengths: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Return the strengths of all edges in random order, over the whole network."""
+    everything = torch.cat(list(strengths.values()))
+    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))
+    return dict(zip(strengths, everything[order].split([len(part) for part in strengths.values()])))
 
 
 def _strongest(graphs: Mapping[str, Topology], strengths: Tensor, keep: float) -> Tensor:

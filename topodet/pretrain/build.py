@@ -72,6 +72,8 @@ def create_model(
             _load_initial(model, options.model.initial_checkpoint)
         if source is not None:
             _read_edges(model, source, options.edges.edges_from)
+        if options.edges.shuffle_alpha is not None:
+            _shuffle(model, options.edges.shuffle_alpha)
         model = _pruned(options, model)
     if options.edges.freeze_alpha:
         connectivity.freeze(model)
@@ -134,6 +136,14 @@ def _read_edges(model: nn.Module, source: Mapping[str, Tensor], path: str) -> No
         if any(value is None for value in own.values()):
             raise WeightsError(f"--edges-from {path!r} has no {name}: it is of another kind of network")
         wiring.load_state_dict(own)
+
+
+@torch.no_grad()
+def _shuffle(model: nn.Module, seed: int) -> None:
+    """Put the edge weights of each wiring into a random order, in place."""
+    order = torch.Generator().manual_seed(seed)
+    for wiring in connectivity.wirings(model).values():
+        wiring.alpha.copy_(wiring.alpha[torch.randperm(len(wiring.alpha), generator=order)])
 
 
 def _pruned(options: Options, model: nn.Module) -> nn.Module:

@@ -174,19 +174,36 @@ def _tokens(option: str, value: object, default: object) -> list[str]:
         # Flags named --no-... have no opposite: they are off unless given.
         return ["--no-" + option[2:]] if isinstance(default, bool) and not option.startswith("--no-") else []
     if isinstance(value, dict):
-        return [option, *(f"{key}={item!r}" for key, item in value.items())]
+        return [option, *(f"{key}={_literal(item)}" for key, item in value.items())]
     if isinstance(value, list):
         return [option, *(str(item) for item in value)]
     return [f"{option}={value}"]
 
 
+def _literal(value: object) -> str:
+    """Return a value as ParseKwargs reads it, with quotes that a shell leaves alone within its own."""
+    text = repr(value)
+    return text if '"' in text else text.replace("'", '"')
+
+
 def command_line(values: Mapping[str, object]) -> list[str]:
     """Return the words that give these values on the command line, without those that are the defaults."""
     defaults = Options().flat()
+    return option_words({name: value for name, value in values.items() if value != defaults.get(name, value)})
+
+
+def option_words(values: Mapping[str, object]) -> list[str]:
+    """Return the words that give these values on the command line, over those of a YAML file.
+
+    Raises:
+        ConfigError: an option that does not exist.
+    """
+    defaults = Options().flat()
     words = []
     for name, value in values.items():
-        if name in defaults and value != defaults[name]:
-            words += _tokens(_option(name), value, defaults[name])
+        if name not in defaults:
+            raise ConfigError(f"unknown option {_option(name)!r}.{_nearest(_option(name), list(map(_option, defaults)))}")
+        words += _tokens(_option(name), value, defaults[name])
     return words
 
 
@@ -227,8 +244,14 @@ def check(options: Options) -> None:
         )
     if options.pruning.threshold is not None and options.pruning.keep is not None:
         raise ConfigError("--threshold and --keep are two ways to choose the edges: leave one out")
-    if options.pruning.per != "network" and options.pruning.threshold is None and options.pruning.keep is None:
-        raise ConfigError(f"--per {options.pruning.per} prunes nothing alone: give --keep or --threshold too")
+    if options.pruning.threshold is None and options.pruning.keep is None:
+        if options.pruning.per != "network":
+            raise ConfigError(f"--per {options.pruning.per} prunes nothing alone: give --keep or --threshold too")
+        if options.pruning.random_edges is not None:
+            raise ConfigError("--random-edges prunes nothing alone: give --keep or --threshold too")
+    started = options.edges.edges_from or options.model.initial_checkpoint
+    if options.edges.shuffle_alpha is not None and not started:
+        raise ConfigError("--shuffle-alpha needs edge weights that were trained: give --edges-from FILE")
     if not options.data.val_split and options.run.eval_metric == "top5":
         raise ConfigError("--eval-metric top5 needs a validation split; training itself counts top1 and loss only")
     if options.augmentation.jsd_loss and options.augmentation.bce_loss:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -26,7 +27,7 @@ import yaml
 from .. import weights
 from ..connectivity import Damage
 from ..errors import DataError
-from ..files import atomic_json, sha256
+from ..files import atomic_json, atomic_write, sha256
 from ..pretrain.command_line import command_line
 from .results import framework_of, read_evaluations, read_speed
 
@@ -74,8 +75,29 @@ def record_pretraining(
         "published": published,
         "metrics": rows[-1],
         "history": rows,
+        "date": _date(folder / "summary.csv"),
+        "alpha": _alpha(folder / "last.pth.tar"),
         **_environment(),
     }
+
+
+def _date(path: Path) -> str:
+    """Return the day on which a file was last written, in UTC."""
+    return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).date().isoformat()
+
+
+def _alpha(checkpoint: Path) -> dict[str, list[list[float]]]:
+    """Return [source, target, weight] of each edge of a checkpoint, by wiring; nothing of one without edges, or none."""
+    if not checkpoint.exists():
+        return {}
+    tensors = weights.read_trained(checkpoint).state_dict
+    found = {}
+    for name, edges in tensors.items():
+        wiring = name.removesuffix(".edges")
+        alpha = tensors.get(f"{wiring}.alpha")
+        if name.endswith("wiring.edges") and alpha is not None:
+            found[wiring] = [[*edge, float(f"{a:.5g}")] for edge, a in zip(edges.tolist(), alpha.tolist())]
+    return found
 
 
 def _architecture(args: Mapping[str, Any]) -> str:
@@ -130,6 +152,7 @@ def record_detector(
         "metrics": {key.removeprefix("coco/"): value for key, value in rows[-1].items() if key.startswith("coco/")},
         "history": [{key: row[key] for key in ("step", "coco/bbox_mAP", "coco/bbox_mAP_50")} for row in rows],
         "speed": read_speed(folder),
+        "date": datetime.now(timezone.utc).date().isoformat(),
         **_environment(_FRAMEWORKS[framework]),
     }
 
@@ -264,7 +287,13 @@ def save_as(record: dict[str, Any], folder: str | Path) -> Path:
 
 def save(record: dict[str, Any], folder: str | Path) -> Path:
     """Write a record under its name; a record of the same run is replaced."""
-    return atomic_json(Path(folder) / f"{full_name(record)}.json", record)
+    return atomic_write(Path(folder) / f"{full_name(record)}.json", compact_json(record))
+
+
+def compact_json(record: Mapping[str, Any]) -> str:
+    """Return a record as indented JSON in which a list of numbers, and a list of such lists, is short to read."""
+    text = json.dumps(record, indent=2, allow_nan=False)
+    return re.sub(r"\[[\s\d.,eE+-]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 def full_name(record: dict[str, Any]) -> str:

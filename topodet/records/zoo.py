@@ -17,7 +17,7 @@ from ..complexity import multiply_adds, parameters
 from ..models import ARCHITECTURES
 from ..topology import Topology
 from .benchmarks import subject
-from .pages import difference
+from .statistics import difference
 from .results import seed_curves
 from .runs import full_name
 

@@ -92,6 +92,7 @@ def run(
     families: Sequence[str] = tuple(FAMILIES),
     *,
     seeds: int = 3,
+    first_seed: int = 0,
     epochs: int | None = None,
     progress: Callable[[list], Any] = list,
 ) -> Results:
@@ -99,7 +100,7 @@ def run(
 
     Args:
         families: names in `FAMILIES`.
-        seeds: of each network: skip channels, weights and the order of the images.
+        seeds, first_seed: of each network: skip channels, weights and the order of the images.
         epochs: other than the families' own.
         progress: wraps the list of what is done, such as tqdm.
 
@@ -122,11 +123,12 @@ def run(
     for name, cells in progress(
         [(name, cells) for name, family in chosen.items() for cells in family.configurations()]
     ):
-        rows[name].append(_network(chosen[name], cells, digits, seeds))
+        rows[name].append(_network(chosen[name], cells, digits, range(first_seed, first_seed + seeds)))
     return {
         "data": digits.description,
         "settings": {
             "seeds": seeds,
+            "first_seed": first_seed,
             "optimizer": f"SGD, Nesterov momentum 0.9, lr {LR} with cosine, batch {BATCH}",
             "activation": "ELU (MLP), ReLU after batch normalisation (CNN)",
             "ldi_inputs": LDI_INPUTS,
@@ -203,9 +205,9 @@ def figure(results: Results) -> Figure:
     return drawn
 
 
-def _network(family: Family, cells: Cells, digits: Digits, seeds: int) -> Results:
+def _network(family: Family, cells: Cells, digits: Digits, seeds: Sequence[int]) -> Results:
     singles: dict[str, list[float]] = {"ldi": [], "ldi_spread": [], "accuracy": []}
-    for seed in range(seeds):
+    for seed in seeds:
         torch.manual_seed(seed)
         make, shape = _maker(family)
         model = make(cells, num_classes=10, fan=family.fan, seed=seed)

@@ -153,6 +153,7 @@ def run(
     *,
     ps: Sequence[float | str] = (MAX_S,),
     seeds: int = 3,
+    first_seed: int = 0,
     progress: Callable[[list], Any] = list,
 ) -> Results:
     """Train every network as it is and retargeted.
@@ -161,7 +162,7 @@ def run(
         task: `digits()`, `arrays(folder)`, or either with other settings.
         networks: names in `NETWORKS`.
         ps: what `SmallWorldSweep.choose` takes.
-        seeds: of each: weights, retargeting and the order of the images.
+        seeds, first_seed: of each: weights, retargeting and the order of the images.
         progress: wraps the list of what is done, such as tqdm.
 
     Returns:
@@ -186,12 +187,14 @@ def run(
     sweeps = {name: _sweep(NETWORKS[name](task), task) for name in networks}
     chosen = {name: list(dict.fromkeys([0.0, *map(sweep.choose, ps)])) for name, sweep in sweeps.items()}
     made: dict[tuple[str, float], list[Results]] = {}
-    for name, p, seed in progress([(n, p, s) for n in networks for p in chosen[n] for s in range(seeds)]):
+    numbers = range(first_seed, first_seed + seeds)
+    for name, p, seed in progress([(n, p, s) for n in networks for p in chosen[n] for s in numbers]):
         made.setdefault((name, p), []).append(_train(task, name, p, seed))
     return {
         "data": task.description,
         "settings": {
             "seeds": seeds,
+            "first_seed": first_seed,
             "optimizer": f"SGD, Nesterov momentum 0.9, constant lr {LR}, batch {task.batch}",
             "iterations": task.iterations,
             "every": task.every,

@@ -1,0 +1,67 @@
+"""Differences between groups of runs, with 95 % intervals and what they say of a claim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import mean, stdev
+
+from scipy.stats import t, ttest_ind
+
+SHOWN, CONTRARY, UNDECIDED = "shown", "contrary", "not decided"
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Return mean(b) - mean(a) and its 95% interval by Welch's t, of two or more numbers each."""
+    low = high = mean(b) - mean(a)
+    if stdev(a) or stdev(b):  # where no number differs from another the test has nothing to work with
+        low, high = ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
+    return mean(b) - mean(a), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences of two groups over the seeds that both have.
+
+    Attributes:
+        n: number of seeds.
+        mean: of the differences.
+        half: half the width of their 95 % interval by Student's t; None of fewer than two seeds.
+    """
+
+    n: int
+    mean: float
+    half: float | None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval; None of fewer than two seeds."""
+        return None if self.half is None else (self.mean - self.half, self.mean + self.half)
+
+
+def paired(differences: Sequence[float]) -> Paired | None:
+    """Return mean and interval of differences, one a seed; None without any."""
+    n = len(differences)
+    if not n:
+        return None
+    half = float(t.ppf(0.975, n - 1)) * stdev(differences) / sqrt(n) if n > 1 else None
+    return Paired(n, mean(differences), half)
+
+
+def verdict(found: Paired | None, margin: float = 0.0) -> str:
+    """Return, in fixed words, what seeds say about the claim that a difference is above `margin`.
+
+    "shown": the whole interval is above it; "contrary": the whole interval is below; otherwise "not decided", with the
+    smallest effect that so many seeds of this spread could show, half the interval's width.
+    """
+    if found is None:
+        return f"{UNDECIDED}: not yet run"
+    if found.interval is None:
+        return f"{UNDECIDED} at n = 1: one seed has no interval"
+    low, high = found.interval
+    if low > margin:
+        return f"{SHOWN} at n = {found.n}"
+    if high < margin:
+        return f"{CONTRARY} at n = {found.n}"
+    return f"{UNDECIDED} at n = {found.n}: the smallest effect that this could show is {found.half:.2f}"

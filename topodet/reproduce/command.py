@@ -1,0 +1,148 @@
+"""What `topodet reproduce` does: print, tell, run, and make the page."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
+
+from ..errors import ConfigError
+from ..files import atomic_path, atomic_write
+from ..parse import read_json
+from . import page, runner
+from .jobs import Job, Machines, Places, jobs_of
+from .record import commit_of, load_records
+from .study import FRAMEWORKS, Scale, Study, find_study
+
+Action = Literal["run", "dry_run", "status", "page"]
+
+
+def command(
+    name: str,
+    *,
+    scale: str | None = None,
+    seeds: int | None = None,
+    framework: str | None = None,
+    gpus: int | None = None,
+    nodes: int = 1,
+    rank: int = 0,
+    address: str = "",
+    python: Mapping[str, str] | None = None,
+    budget: float | None = None,
+    action: Action = "run",
+    runs: Path = Path("runs/studies"),
+    data: Path = Path("data"),
+    repository: Path = Path(),
+    execute: runner.Execute | None = None,
+) -> int:
+    """Do one thing with a study; return 0, or 1 where something is left to do after running.
+
+    Args:
+        name: of the study, or path of its file.
+        scale: "small" or "paper"; the study's first where None.
+        seeds: how many; the study's where None.
+        framework: of detectors; both where None.
+        gpus, nodes, rank, address, python: see `Machines`; `gpus` is the study's where None.
+        budget: hours after which it stops.
+        action: run what is missing, print its commands, tell how far it is, or only make the page.
+        runs, data: folders, see `Places`.
+        repository: the checkout with configs, records and docs, the working folder of all commands.
+        execute: runs a shell line, `runner.run_line` where None.
+
+    Raises:
+        ConfigError: an unknown study or scale, a wrong file, or numbers that make no sense.
+    """
+    study = find_study(name, repository)
+    chosen = study.scale(scale or next(iter(study.scales)))
+    count = chosen.seeds if seeds is None else seeds
+    if count < 1 or (budget is not None and budget <= 0):
+        raise ConfigError(f"--seeds {count} and --budget {budget}: seeds are at least 1, hours above 0")
+    machines = Machines(chosen.gpus if gpus is None else gpus, nodes, rank, address, python or {})
+    places = Places(repository / runs, data, repository / "records" / "studies")
+    frameworks = FRAMEWORKS if framework is None else (framework,)
+    jobs = jobs_of(study, chosen, places, seeds=count, frameworks=frameworks)
+    if action == "page":
+        return _write_page(study, repository)
+    if action == "dry_run":
+        return _print(jobs, machines)
+    if action == "status":
+        print(status_text([runner.state_of(job) for job in jobs], machines))
+        return 0
+    if shutil.which("bash") is None:
+        raise ConfigError("the commands of a study run in bash, which is not on the PATH")
+    done = runner.run_jobs(
+        jobs,
+        machines,
+        commit=commit_of(repository),
+        budget=budget,
+        execute=execute or partial(runner.run_line, folder=repository),
+    )
+    if not rank:
+        _write_page(study, repository)
+    return 0 if done else 1
+
+
+def status_text(states: Sequence[runner.State], machines: Machines) -> str:
+    """Return how far each arm is, seed by seed, and the hours left."""
+    marks = {"done": "done", "running": "runs", "stopped": "stopped", "missing": "-"}
+    arms: dict[str, dict[int, str]] = {}
+    for state in states:
+        text = marks[state.word] + (f" {state.share:.0%}" if 0 < state.share < 1 else "")
+        arms.setdefault(f"{state.job.study.name}-{state.job.scale.name} {state.job.arm.name}", {})[state.job.seed] = text
+    width = max(map(len, arms))
+    lines = [
+        f"{name:{width}}  " + "  ".join(f"seed {seed}: {text:12}" for seed, text in found.items()).rstrip()
+        for name, found in arms.items()
+    ]
+    counts = {word: sum(state.word == word for state in states) for word in marks}
+    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    where = f"{machines.processes} GPU(s) a run" if machines.gpus else "a CPU"
+    lines.append(f"{told}; some {runner.hours_left(states):.1f} hours left on {where}, one run after the other")
+    return "\n".join(lines)
+
+
+def found_of(study: Study, scale: Scale, places: Places) -> page.Found:
+    """Return a scale with what is recorded of it, also of the other studies whose runs it measures."""
+    found: dict[tuple[str, int], Any] = {}
+    for arm in scale.arms.values():
+        job = Job(study, scale, arm, 0, places)
+        source = job.other(arm.source) if arm.kind == "run" else job
+        for (name, seed), record in load_records(source.record.parent).items():
+            if name == source.arm.name:
+                found[arm.name, seed] = record
+    return page.Found(scale, found)
+
+
+def _print(jobs: Sequence[Job], machines: Machines) -> int:
+    missing = [(job, job.lines(machines)) for job in jobs if not job.record.exists()]
+    for job, lines in missing:
+        print(f"# {job.study.name}-{job.scale.name}: {job.name}", *lines, sep="\n")
+    hours = sum(job.arm.hours for job, _ in missing)
+    print(f"# {len(missing)} of {len(jobs)} runs are missing, some {hours:.0f} hours one after the other")
+    return 0
+
+
+def make_page(study: Study, repository: Path) -> tuple[str, dict[str, Figure]]:
+    """Return the page of a study, and its pictures by their paths in the repository, from the records alone."""
+    paper = read_json(repository / "records" / "paper.json")
+    places = Places(records=repository / "records" / "studies")
+    found = [found_of(study, scale, places) for scale in study.scales.values()]
+    pictures = {
+        f"docs/studies/{page.picture_name(study, each.scale)}": page.picture(study, each)
+        for each in found
+        if any(each.values(arm) for arm in each.scale.arms.values())
+    }
+    return page.page(study, found, paper), pictures
+
+
+def _write_page(study: Study, repository: Path) -> int:
+    text, pictures = make_page(study, repository)
+    for name, figure in pictures.items():
+        with atomic_path(repository / name) as temporary:
+            figure.savefig(temporary, format="png", dpi=130)
+    print(atomic_write(repository / "docs" / "studies" / f"{study.name}.md", text))
+    return 0

@@ -1,0 +1,218 @@
+"""Run what a study lacks, seed by seed, and record each run that has finished.
+
+Several runners can share a study, on one machine or on a file system that all of them see: a run is taken by a lock on
+a file beside its folder, which ends with the process that holds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_json
+from ..parse import read_json
+from .jobs import Job, Machines
+from .record import make_record, save_record
+
+# Takes a shell line and the seconds that are left for it (None: no end); returns its exit status.
+Execute = Callable[[str, "float | None"], int]
+OUT_OF_TIME = 124  # as timeout(1) has it
+_SECONDS_TO_STOP = 60.0
+
+
+def run_line(line: str, seconds: float | None, *, folder: Path | None = None) -> int:
+    """Run a shell line and return its exit status; one that is out of time is interrupted, and killed a minute later.
+
+    `python` and the scripts beside it are those of the Python that runs this.
+
+    Args:
+        line: as bash reads it.
+        seconds: until it is interrupted; None for never.
+        folder: in which it runs; the working folder when omitted.
+    """
+    here = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    here["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder or Path.cwd()), here.get("PYTHONPATH")]))
+    process = subprocess.Popen(["bash", "-c", line], env=here, cwd=folder, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        _stop(process)
+        return OUT_OF_TIME
+    except BaseException:
+        _stop(process)
+        raise
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """End a process and those it started, first by an interrupt, which lets a training say how to go on."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(_SECONDS_TO_STOP)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a job is.
+
+    Attributes:
+        job: which one.
+        word: "done", "running", "stopped" or "missing".
+        share: of its epochs that are done.
+        hours: that it has taken so far, as far as it was run from here.
+    """
+
+    job: Job
+    word: str
+    share: float
+    hours: float
+
+
+def state_of(job: Job) -> State:
+    """Return how far a job is, from its record, its lock and its folder."""
+    hours = sum(session.get("seconds", 0.0) for session in sessions(job)) / 3600
+    if job.record.exists():
+        return State(job, "done", 1.0, read_json(job.record).get("hours") or hours)
+    epochs = job.epochs()
+    share = epochs[0] / epochs[1] if epochs else 0.0
+    with _locked(job, make=False) as free:
+        if not free:
+            return State(job, "running", share, hours)
+    return State(job, "stopped" if job.folder.exists() else "missing", share, hours)
+
+
+def hours_left(states: Sequence[State]) -> float:
+    """Return the hours of what is not done: each run as long as its arm's recorded ones took, else as the study guesses."""
+    left = 0.0
+    for state in states:
+        if state.word == "done":
+            continue
+        arm = (state.job.study.name, state.job.arm.name)
+        took = [s.hours for s in states if s.word == "done" and s.hours and (s.job.study.name, s.job.arm.name) == arm]
+        whole = sum(took) / len(took) if took else state.job.arm.hours
+        left += whole * (1 - state.share)
+    return left
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    machines: Machines,
+    *,
+    commit: str,
+    budget: float | None = None,
+    execute: Execute = run_line,
+    told: Callable[[str], None] = print,
+) -> bool:
+    """Run what has no record yet, in order; return whether everything is done.
+
+    A run whose lock another process holds is passed over, and so is what starts from it. A run that fails does not stop
+    those that do not need it.
+
+    Args:
+        jobs: in an order in which what is needed goes first.
+        machines: that each run is started on.
+        commit: of the code, for the records.
+        budget: hours until what runs is interrupted; None for no end.
+        execute: runs a shell line.
+        told: is given a line about each job.
+    """
+    ends = None if budget is None else time.monotonic() + 3600 * budget
+    for job in jobs:
+        if ends is not None and time.monotonic() >= ends:
+            told("the budget is used up; the same command goes on from here")
+            break
+        if job.record.exists():
+            continue
+        waiting = [needed.name for needed in job.needs() if not needed.record.exists()]
+        if waiting:
+            told(f"{job.name}: waits for {', '.join(waiting)}")
+        elif machines.rank and job.arm.kind in ("damage", "tool"):
+            _wait_for(job.record)  # node 0 runs it
+        elif machines.rank:
+            _run(job, machines, execute, ends)
+        else:
+            with _locked(job) as free:
+                if not free:
+                    told(f"{job.name}: another process runs it")
+                elif not job.record.exists():
+                    _run_and_record(job, machines, commit, execute, ends, told)
+    return all(job.record.exists() for job in jobs)
+
+
+def _run_and_record(
+    job: Job, machines: Machines, commit: str, execute: Execute, ends: float | None, told: Callable[[str], None]
+) -> None:
+    lines = job.lines(machines)
+    told(f"{job.study.name}-{job.scale.name} {job.name}:")
+    for line in lines:
+        told(f"  {line}")
+    earlier = sessions(job)
+    began, now = time.monotonic(), datetime.now(timezone.utc).isoformat(timespec="seconds")
+    session = {"began": now, "commit": commit, "lines": lines}
+    atomic_json(_sessions_file(job), [*earlier, session])
+    status = _run(job, machines, execute, ends)
+    session["seconds"] = round(time.monotonic() - began, 1)
+    atomic_json(_sessions_file(job), [*earlier, session])
+    if status == OUT_OF_TIME:
+        told(f"{job.name}: interrupted, the budget is used up; the same command goes on with it")
+    elif status:
+        told(f"{job.name}: failed with exit status {status}")
+    else:
+        told(f"{job.name}: {save_record(make_record(job, sessions(job)), job.record)}")
+
+
+def _run(job: Job, machines: Machines, execute: Execute, ends: float | None) -> int:
+    status = 0
+    for line in job.lines(machines):
+        status = execute(line, None if ends is None else max(1.0, ends - time.monotonic()))
+        if status:
+            break
+    return status
+
+
+def sessions(job: Job) -> list[dict[str, Any]]:
+    """Return what is known of each process that worked on a job: when it began, its commit, its lines, its seconds.
+
+    Raises:
+        DataError: the file of them is damaged; without it the record lacks what it told.
+    """
+    path = _sessions_file(job)
+    return read_json(path) if path.exists() else []
+
+
+def _sessions_file(job: Job) -> Path:
+    return job.folder.with_name(f"{job.folder.name}.sessions.json")
+
+
+def _wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(10)
+
+
+@contextmanager
+def _locked(job: Job, *, make: bool = True) -> Iterator[bool]:
+    """Hold the lock of a job; yield False where another process has it."""
+    path = job.folder.with_name(f"{job.folder.name}.lock")
+    if not make and not path.exists():
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

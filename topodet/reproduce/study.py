@@ -1,0 +1,300 @@
+"""A study as its YAML file describes it, checked before anything runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, did_you_mean, unknown_name
+from ..parse import read_yaml
+from .measures import MEASURES
+
+# What can make an arm: the key that says so, and the other keys that go with it.
+KINDS: dict[str, tuple[str, ...]] = {
+    "pretrain": ("options", "hours"),
+    "mmdetection": ("options", "hours", "backbone"),
+    "detectron2": ("options", "hours", "backbone"),
+    "damage": ("options", "hours"),
+    "tool": ("options", "hours"),
+    "run": (),
+}
+FRAMEWORKS = ("mmdetection", "detectron2")
+_STUDY = ("title", "claim", "measure", "scales")
+_SCALE = ("about", "data", "seeds", "hours", "gpus", "images", "options", "arms", "comparisons")
+_NAME = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things that a study compares.
+
+    Attributes:
+        name: in the study.
+        kind: what makes it, a key of `KINDS`.
+        source: with "pretrain" a recipe, with a framework a detector's config, with "damage" the arm that is damaged,
+            with "tool" the script, with "run" the arm whose runs are measured, "ARM" or "STUDY/ARM".
+        options: of what makes it.
+        measure: from its record to the number that is compared; the study's where it has none.
+        paper: what the paper has: a path into records/paper.json, such as "backbones/resnet50/top1".
+        hours: of one run where none is recorded yet, as a guess; the scale's where it has none.
+        backbone: with a framework, the arm whose pretraining it starts from, "ARM" or "STUDY/ARM"; "" for none.
+    """
+
+    name: str
+    kind: str
+    source: str
+    options: Any
+    measure: str
+    hours: float
+    paper: str = ""
+    backbone: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A claim that one arm is above another one, or above a number.
+
+    Attributes:
+        arm: that is claimed to be above.
+        than: the other arm, or a number.
+        margin: the claim is arm - than > margin; a negative one says "costs at most".
+        paper: the difference that the paper prints, a path into records/paper.json.
+    """
+
+    arm: str
+    than: str | float
+    margin: float = 0.0
+    paper: str = ""
+
+    @property
+    def text(self) -> str:
+        """The claim in words."""
+        if self.margin:
+            way = f"{-self.margin:g} below" if self.margin < 0 else f"{self.margin:g} above"
+            return f"{self.arm} is {'at most' if self.margin < 0 else 'more than'} {way} {self.than}"
+        return f"{self.arm} is above {self.than}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A study at the paper's size, or at one's own.
+
+    Attributes:
+        name: "paper" or "small".
+        about: what is other than in the paper, in words.
+        data: the images, in words.
+        seeds: how many, 0 and up.
+        hours: of one run where none is recorded yet, as a guess.
+        gpus: of one run; 0 is a CPU.
+        images: of an update of pretraining over all processes, which keeps the recipe on any number of GPUs; 0 leaves
+            the recipe's. Where the options have a batch_size, a process with more takes several steps to an update.
+        arms, comparisons: by name, and in order.
+    """
+
+    name: str
+    about: str
+    data: str
+    seeds: int
+    hours: float
+    gpus: int
+    images: int
+    arms: dict[str, Arm]
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a file under configs/studies says.
+
+    Attributes:
+        name: of the file.
+        folder: that the file is in, where other studies are looked up.
+        title, claim: one line, and the paper's claim in a sentence.
+        scales: by name.
+    """
+
+    name: str
+    folder: Path
+    title: str
+    claim: str
+    scales: dict[str, Scale] = field(default_factory=dict)
+
+    def scale(self, name: str) -> Scale:
+        """Return a scale.
+
+        Raises:
+            ConfigError: the study has no such scale.
+        """
+        if name not in self.scales:
+            raise ConfigError(f"study {self.name}: {unknown_name('scale', name, self.scales)}")
+        return self.scales[name]
+
+    def other(self, name: str) -> Study:
+        """Return the study of another file beside this one."""
+        return self if name == self.name else load_study(self.folder / f"{name}.yaml")
+
+
+def find_study(name: str, repository: Path) -> Study:
+    """Return a study by its name in `repository`/configs/studies, or by the path of its file.
+
+    Raises:
+        ConfigError: no such study (the nearest names are offered), or its file is wrong.
+    """
+    folder = repository / "configs" / "studies"
+    if name.endswith(".yaml"):
+        return load_study(Path(name))
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if not known:
+        raise ConfigError(
+            f"{folder} has no studies: run it in a checkout of topodet's repository, or give the path of a study's .yaml"
+        )
+    if name not in known:
+        raise ConfigError(unknown_name("study", name, known))
+    return load_study(folder / f"{name}.yaml")
+
+
+def load_study(path: Path) -> Study:
+    """Read a study.
+
+    Raises:
+        ConfigError: names the file, the place in it and what is wrong.
+    """
+    top = _mapping(read_yaml(path, ConfigError), _STUDY, str(path))
+    scales = _mapping(top.get("scales"), ("paper", "small"), f"{path}: scales")
+    return Study(
+        name=path.stem,
+        folder=path.parent,
+        title=_text(top, "title", str(path)),
+        claim=_text(top, "claim", str(path)),
+        scales={
+            name: _scale(name, found, top.get("measure", ""), f"{path}: scales.{name}")
+            for name, found in scales.items()
+        },
+    )
+
+
+def paper_number(paper: Mapping[str, Any], path: str) -> float | None:
+    """Return the number that a path names in records/paper.json; None for "" and where the paper has none.
+
+    Raises:
+        ConfigError: a path that leads nowhere.
+    """
+    if not path:
+        return None
+    try:
+        found = reduce(lambda place, key: place[key], path.split("/"), paper)
+    except (KeyError, TypeError):
+        raise ConfigError(f"records/paper.json has no {path!r}") from None
+    if not isinstance(found, (int, float)):
+        raise ConfigError(f"{path!r} in records/paper.json is no number: {json.dumps(found)[:60]}")
+    return float(found)
+
+
+def _scale(name: str, content: Any, measure: str, place: str) -> Scale:
+    found = _mapping(content, _SCALE, place)
+    arms: dict[str, Arm] = {}
+    twins: dict[str, list[str]] = {}  # the arms that an entry with both frameworks makes
+    for arm_name, entry in _mapping(found.get("arms"), None, f"{place}.arms").items():
+        if not _NAME.fullmatch(arm_name):
+            raise ConfigError(f"{place}.arms: {arm_name!r} is no name: lower-case letters, digits and single _ only")
+        made = _arms(arm_name, entry, found, measure, f"{place}.arms.{arm_name}")
+        twins[arm_name] = list(made)
+        arms |= made
+    comparisons = [
+        each
+        for k, entry in enumerate(found.get("comparisons") or [])
+        for each in _comparisons(entry, twins, f"{place}.comparisons[{k}]")
+    ]
+    numbers = {key: found.get(key, 0) for key in ("seeds", "hours", "gpus", "images")}
+    for key, value in numbers.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+            raise ConfigError(f"{place}.{key} must be a number of at least 0, not {value!r}")
+    if numbers["seeds"] < 1:
+        raise ConfigError(f"{place}.seeds must be at least 1, not {numbers['seeds']}")
+    return Scale(
+        name=name,
+        about=str(found.get("about", "")).strip(),
+        data=_text(found, "data", place),
+        arms=arms,
+        comparisons=tuple(comparisons),
+        **{key: numbers[key] if key == "hours" else int(numbers[key]) for key in numbers},
+    )
+
+
+def _arms(name: str, content: Any, scale: Mapping[str, Any], measure: str, place: str) -> dict[str, Arm]:
+    entry = _mapping(content, None, place)
+    kinds = [kind for kind in KINDS if kind in entry]
+    if not kinds or (len(kinds) > 1 and set(kinds) != set(FRAMEWORKS)):
+        raise ConfigError(f"{place} must have one of {', '.join(KINDS)} (or both frameworks), but has {list(entry)}")
+    allowed = [*kinds, "measure", "paper", *dict.fromkeys(key for kind in kinds for key in KINDS[kind])]
+    _mapping(entry, allowed, place)
+    chosen = entry.get("measure", measure)
+    if chosen not in MEASURES and "." not in chosen:
+        raise ConfigError(
+            f"{place}: {unknown_name('measure', chosen, MEASURES)}, or the dotted path of a number in the record"
+        )
+    made = {}
+    for kind in kinds:
+        options = entry.get("options") or {}
+        if len(kinds) > 1:
+            options = options.get(kind, {})
+        if kind == "pretrain":
+            options = _merged(scale.get("options") or {}, options)
+        full = name if len(kinds) == 1 else f"{name}_{kind}"
+        made[full] = Arm(
+            name=full,
+            kind=kind,
+            source=str(entry[kind]),
+            options=options,
+            measure=chosen,
+            hours=float(entry.get("hours", scale.get("hours", 0))),
+            paper=entry.get("paper", ""),
+            backbone=entry.get("backbone", ""),
+        )
+    return made
+
+
+def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with an arm's own in front of the scale's, within arguments (model_kwargs) as well."""
+    inner = {
+        key: {**shared[key], **value}
+        for key, value in own.items()
+        if isinstance(value, Mapping) and isinstance(shared.get(key), Mapping)
+    }
+    return {**shared, **own, **inner}
+
+
+def _comparisons(content: Any, twins: Mapping[str, list[str]], place: str) -> list[Comparison]:
+    entry = _mapping(content, ("arm", "than", "margin", "paper"), place)
+    for key in ("arm", "than"):
+        value = entry.get(key)
+        if value not in twins and not (key == "than" and isinstance(value, (int, float))):
+            raise ConfigError(f"{place}.{key}: {unknown_name('arm', value, twins)}")
+    rest = {"margin": float(entry.get("margin", 0.0)), "paper": entry.get("paper", "")}
+    names = twins[entry["arm"]]
+    if not isinstance(entry["than"], str):
+        return [Comparison(name, float(entry["than"]), **rest) for name in names]
+    others = twins[entry["than"]]
+    pairs = zip(names, others) if len(names) == len(others) else ((a, b) for a in names for b in others)
+    return [Comparison(a, b, **rest) for a, b in pairs]
+
+
+def _mapping(content: Any, known: Any, place: str) -> dict[str, Any]:
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"{place} must hold `key: value` lines, but holds {content!r:.60}")
+    for key in content:
+        if known is not None and key not in known:
+            raise ConfigError(f"{place}: unknown key {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}")
+    return content
+
+
+def _text(content: Mapping[str, Any], key: str, place: str) -> str:
+    value = content.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{place}.{key} must be a text, but is {value!r}")
+    return value.strip()
