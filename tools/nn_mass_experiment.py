@@ -47,7 +47,9 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         experiment_cli.redraw(ROOT, args.redraw, experiment.figure)
         return
     progress = partial(tqdm, unit="network", mininterval=1.0)
-    results = experiment.run(args.families, seeds=args.seeds, first_seed=args.first_seed, epochs=args.epochs, progress=progress)
+    results = experiment.run(
+        args.families, seeds=args.seeds, first_seed=args.first_seed, epochs=args.epochs, progress=progress
+    )
     experiment_cli.deliver(
         results,
         args,

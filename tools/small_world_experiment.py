@@ -64,7 +64,9 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     other = {name: getattr(args, name) for name in ("iterations", "every", "targets")}
     task = replace(task, **{name: value for name, value in other.items() if value is not None})
     progress = partial(tqdm, unit="training", mininterval=1.0)
-    results = experiment.run(task, args.networks, ps=args.p, seeds=args.seeds, first_seed=args.first_seed, progress=progress)
+    results = experiment.run(
+        task, args.networks, ps=args.p, seeds=args.seeds, first_seed=args.first_seed, progress=progress
+    )
     experiment_cli.deliver(
         results,
         args,

@@ -15,7 +15,7 @@ from topodet.pretrain.run import run
 from .helpers import ROOT, assert_losses_are_of_their_updates, curve, load, options
 
 RECIPES = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
-IMAGENET = [path for path in RECIPES if path.stem.endswith("_imagenet")]
+IMAGENET = [path for path in RECIPES if path.stem.endswith("_imagenet") and not path.stem.startswith("mobilenet")]
 TABLE1 = [path for path in RECIPES if path.stem.endswith("_cifar100")]
 LEARNED = ("toponet50", "toponet_nano", "resnet20_cifar_connected")
 
@@ -62,6 +62,15 @@ def test_is_the_papers_training(path):
     assert args.edges.sparsity == {"uniform": "uniform", "adaptive": "adaptive"}.get(path.stem.split("_")[1], "none")
     assert args.edges.sparsity_weight == 1e-4
     assert args.model.drop is None
+
+
+def test_the_papers_training_of_mobilenetv2():
+    args = parse(["-c", str(ROOT / "configs/pretrain/mobilenetv2_imagenet.yaml")])
+    assert (args.epochs, args.img_size, args.weight_decay, args.drop) == (200, 224, 4e-5, 0.2)
+    assert (args.opt, args.momentum, args.sched) == ("sgd", 0.9, "cosine")
+    eight = Group(rank=0, world_size=8, device=torch.device("cpu"))
+    assert args.batch_size * eight.world_size == 1024
+    assert scaled_lr(args, eight) == pytest.approx(0.4)
 
 
 def test_a_recipe_for_each_form_of_table_1():

@@ -14,7 +14,7 @@ from topodet.pretrain.run import main as pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "configs/pretrain/toponet_nano_wiring.yaml"
-# Two arms of one epoch, and one that starts from another's edges.
+# Two arms of one epoch, and one that starts from another's weights.
 TINY = """
 title: A tiny study
 claim: Learned weights are above fixed ones.
@@ -29,7 +29,7 @@ scales:
     arms:
       fixed: {pretrain: RECIPE, options: {model_kwargs: {edge_weights: fixed}}, paper: cifar100/resnet20_cifar/original}
       learned: {pretrain: RECIPE, paper: cifar100/resnet20_cifar/connected}
-      again: {pretrain: RECIPE, options: {edges_from: "{run:learned}/last.pth.tar", model_kwargs: {width: 4}}}
+      again: {pretrain: RECIPE, options: {initial_checkpoint: "{run:learned}/last.pth.tar"}}
     comparisons:
       - {arm: learned, than: fixed}
       - {arm: learned, than: 0}
@@ -51,9 +51,12 @@ def checkout(folder: Path, studies: dict[str, str]) -> Path:
     digits = load_digits()
     images = np.kron(digits.images[:120], np.ones((1, 4, 4))).repeat(3, axis=0).reshape(120, 3, 32, 32)
     images = (images * 15).astype(np.uint8).transpose(0, 2, 3, 1)
+    names = [f"{digit}" for digit in range(10)]
     (folder / "data" / "digits").mkdir(parents=True)
     for split in ("train", "validation"):
-        np.savez(folder / "data" / "digits" / f"{split}.npz", images=images, labels=digits.target[:120])
+        np.savez(
+            folder / "data" / "digits" / f"{split}.npz", images=images, labels=digits.target[:120], class_names=names
+        )
     return folder
 
 

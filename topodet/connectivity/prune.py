@@ -214,9 +214,7 @@ def prune(
     """
     if on_disconnected == "allow":
         raise ConfigError("prune: a graph without edges is no network; use on_disconnected='error' or 'repair'")
-    plans = plan_pruning(
-        model, threshold=threshold, keep=keep, per=per, on_disconnected=on_disconnected, random=random
-    )
+    plans = plan_pruning(model, threshold=threshold, keep=keep, per=per, on_disconnected=on_disconnected, random=random)
     pruned = copy.deepcopy(model)
     prune_to_edges_(pruned, {name: part.edges for name, part in plans.items()})
     return pruned

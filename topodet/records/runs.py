@@ -87,7 +87,7 @@ def _date(path: Path) -> str:
 
 
 def _alpha(checkpoint: Path) -> dict[str, list[list[float]]]:
-    """Return [source, target, weight] of each edge of a checkpoint, by wiring; nothing of one without edges, or none."""
+    """Return [source, target, weight] of each edge of a checkpoint, by wiring; nothing where there is no such file."""
     if not checkpoint.exists():
         return {}
     tensors = weights.read_trained(checkpoint).state_dict

@@ -17,9 +17,9 @@ from ..complexity import multiply_adds, parameters
 from ..models import ARCHITECTURES
 from ..topology import Topology
 from .benchmarks import subject
-from .statistics import difference
 from .results import seed_curves
 from .runs import full_name
+from .statistics import difference
 
 FRAMEWORKS = {"mmdetection": "MMDetection", "detectron2": "Detectron2"}
 # Rows of Table 4 that are one network trained with another penalty.

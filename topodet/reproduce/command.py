@@ -92,7 +92,9 @@ def status_text(states: Sequence[runner.State], machines: Machines) -> str:
     arms: dict[str, dict[int, str]] = {}
     for state in states:
         text = marks[state.word] + (f" {state.share:.0%}" if 0 < state.share < 1 else "")
-        arms.setdefault(f"{state.job.study.name}-{state.job.scale.name} {state.job.arm.name}", {})[state.job.seed] = text
+        arms.setdefault(f"{state.job.study.name}-{state.job.scale.name} {state.job.arm.name}", {})[state.job.seed] = (
+            text
+        )
     width = max(map(len, arms))
     lines = [
         f"{name:{width}}  " + "  ".join(f"seed {seed}: {text:12}" for seed, text in found.items()).rstrip()
@@ -118,7 +120,7 @@ def found_of(study: Study, scale: Scale, places: Places) -> page.Found:
 
 
 def _print(jobs: Sequence[Job], machines: Machines) -> int:
-    missing = [(job, job.lines(machines)) for job in jobs if not job.record.exists()]
+    missing = [(job, job.lines(machines)) for job in runner.missing_jobs(jobs)]
     for job, lines in missing:
         print(f"# {job.study.name}-{job.scale.name}: {job.name}", *lines, sep="\n")
     hours = sum(job.arm.hours for job, _ in missing)

@@ -88,7 +88,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Job:
-    """An arm with a seed. Jobs of equal study, scale, arm and seed are the same job."""
+    """An arm with a seed."""
 
     study: Study
     scale: Scale
@@ -128,9 +128,7 @@ class Job:
         study = self.study.other(study_name) if study_name else self.study
         scale = study.scale(self.scale.name)
         if arm_name not in scale.arms:
-            raise ConfigError(
-                f"study {self.study.name}, arm {self.arm.name}: {unknown_name('arm', name, scale.arms)}"
-            )
+            raise ConfigError(f"study {self.study.name}, arm {self.arm.name}: {unknown_name('arm', name, scale.arms)}")
         job = Job(study, scale, scale.arms[arm_name], self.seed, self.places)
         return job.other(job.arm.source) if job.arm.kind == "run" else job
 
@@ -261,8 +259,8 @@ def _detectron2(job: Job, machines: Machines) -> Iterator[str]:
     if machines.nodes > 1:
         words += ["--num-machines", str(machines.nodes), "--machine-rank", str(machines.rank)]
         words += ["--dist-url", f"tcp://{machines.address}"]
-    for name, annotations, images in options.pop("datasets", ()):
-        words += ["--dataset", name, annotations, images]
+    for dataset in options.pop("datasets", ()):  # a name, its annotations and its images each
+        words += ["--dataset", *dataset]
     words += [] if machines.gpus else ["MODEL.DEVICE", "cpu"]
     for key, value in {"SEED": job.seed, "OUTPUT_DIR": job.folder, **options}.items():
         words += [key, str(value)]

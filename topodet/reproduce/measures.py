@@ -75,10 +75,7 @@ def value(record: Record, measure: str) -> float | None:
         ConfigError: a path that leads nowhere.
     """
     try:
-        if measure in MEASURES:
-            found = MEASURES[measure](record)
-        else:
-            found = reduce(_step, measure.split("."), record)
+        found = MEASURES[measure](record) if measure in MEASURES else reduce(_step, measure.split("."), record)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ConfigError(f"the record of {record.get('name')} has no {measure!r} ({error})") from error
     return None if found is None or not math.isfinite(found) else float(found)

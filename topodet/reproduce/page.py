@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..records.markdown import table
+from ..records.statistics import Paired, paired, verdict
 from .measures import UNITS, value
 from .record import COMPLETE
-from ..records.statistics import Paired, paired, verdict
 from .study import Arm, Comparison, Scale, Study, paper_number
 
 Records = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -44,7 +44,9 @@ class Found:
     def values(self, arm: Arm) -> dict[int, float]:
         """Return an arm's numbers by seed; without the seeds that have none."""
         found = {
-            seed: value(record, arm.measure) for (name, seed), record in sorted(self.records.items()) if name == arm.name
+            seed: value(record, arm.measure)
+            for (name, seed), record in sorted(self.records.items())
+            if name == arm.name
         }
         return {seed: number for seed, number in found.items() if number is not None}
 
@@ -88,7 +90,9 @@ def picture(study: Study, found: Found) -> Figure:
     panels: dict[str, list[Arm]] = {}
     for arm in arms:
         panels.setdefault(_unit(arm.measure), []).append(arm)
-    figure = Figure(figsize=(8.0, 0.7 + sum(0.5 + 0.32 * len(group) for group in panels.values())), layout="constrained")
+    figure = Figure(
+        figsize=(8.0, 0.7 + sum(0.5 + 0.32 * len(group) for group in panels.values())), layout="constrained"
+    )
     seeds = sorted({seed for _, seed in found.records})
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[1 + len(group) for group in panels.values()])
     for axis, (unit, group) in zip(axes[:, 0], panels.items()):
@@ -124,7 +128,9 @@ def _section(study: Study, found: Found, paper: Mapping[str, Any]) -> list[str]:
         blocks.append(f"![every seed of every arm]({picture_name(study, scale)})")
     blocks += _records(study, found)
     command = f"topodet reproduce {study.name} --scale {scale.name}"
-    blocks.append(f"```bash\n{command}            # runs what is missing, and makes this page anew\n{command} --dry-run\n```")
+    blocks.append(
+        f"```bash\n{command}            # runs what is missing, and makes this page anew\n{command} --dry-run\n```"
+    )
     return blocks
 
 

@@ -94,7 +94,7 @@ def state_of(job: Job) -> State:
 
 
 def hours_left(states: Sequence[State]) -> float:
-    """Return the hours of what is not done: each run as long as its arm's recorded ones took, else as the study guesses."""
+    """Return the hours of what is not done: of a run what its arm's recorded ones took, else the study's guess."""
     left = 0.0
     for state in states:
         if state.word == "done":
@@ -104,6 +104,19 @@ def hours_left(states: Sequence[State]) -> float:
         whole = sum(took) / len(took) if took else state.job.arm.hours
         left += whole * (1 - state.share)
     return left
+
+
+def missing_jobs(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs that are to be run: those without a record, and those whose checkpoint one of these starts from.
+
+    A record may have come from another machine, without the folder of its run.
+    """
+    found: list[Job] = []
+    for job in reversed(jobs):  # what needs others comes after them
+        gone = job.arm.kind == "pretrain" and not (job.folder / "last.pth.tar").exists()
+        if not job.record.exists() or (gone and any(job in later.needs() for later in found)):
+            found.insert(0, job)
+    return found
 
 
 def run_jobs(
@@ -129,13 +142,12 @@ def run_jobs(
         told: is given a line about each job.
     """
     ends = None if budget is None else time.monotonic() + 3600 * budget
-    for job in jobs:
+    left = missing_jobs(jobs)
+    for job in left:
         if ends is not None and time.monotonic() >= ends:
             told("the budget is used up; the same command goes on from here")
             break
-        if job.record.exists():
-            continue
-        waiting = [needed.name for needed in job.needs() if not needed.record.exists()]
+        waiting = [needed.name for needed in job.needs() if not _ready(needed)]
         if waiting:
             told(f"{job.name}: waits for {', '.join(waiting)}")
         elif machines.rank and job.arm.kind in ("damage", "tool"):
@@ -146,9 +158,14 @@ def run_jobs(
             with _locked(job) as free:
                 if not free:
                     told(f"{job.name}: another process runs it")
-                elif not job.record.exists():
+                elif not _ready(job):
                     _run_and_record(job, machines, commit, execute, ends, told)
-    return all(job.record.exists() for job in jobs)
+    return all(map(_ready, left))
+
+
+def _ready(job: Job) -> bool:
+    """Whether a job is recorded and can be started from."""
+    return job.record.exists() and (job.arm.kind != "pretrain" or (job.folder / "last.pth.tar").exists())
 
 
 def _run_and_record(

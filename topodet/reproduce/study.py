@@ -151,7 +151,7 @@ def find_study(name: str, repository: Path) -> Study:
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if not known:
         raise ConfigError(
-            f"{folder} has no studies: run it in a checkout of topodet's repository, or give the path of a study's .yaml"
+            f"{folder} has no studies: run it in a checkout of topodet, or give the path of a study's .yaml"
         )
     if name not in known:
         raise ConfigError(unknown_name("study", name, known))
