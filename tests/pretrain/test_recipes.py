@@ -66,10 +66,10 @@ def test_is_the_papers_training(path):
 
 def test_the_papers_training_of_mobilenetv2():
     args = parse(["-c", str(ROOT / "configs/pretrain/mobilenetv2_imagenet.yaml")])
-    assert (args.epochs, args.img_size, args.weight_decay, args.drop) == (200, 224, 4e-5, 0.2)
-    assert (args.opt, args.momentum, args.sched) == ("sgd", 0.9, "cosine")
+    assert (args.schedule.epochs, args.model.img_size, args.model.drop) == (200, 224, 0.2)
+    assert (args.optimizer.weight_decay, args.optimizer.opt, args.schedule.sched) == (4e-5, "sgd", "cosine")
     eight = Group(rank=0, world_size=8, device=torch.device("cpu"))
-    assert args.batch_size * eight.world_size == 1024
+    assert args.optimizer.batch_size * eight.world_size == 1024
     assert scaled_lr(args, eight) == pytest.approx(0.4)
 
 

@@ -37,13 +37,14 @@ def test_every_pretraining_is_understood(name, scale, monkeypatch):
         if job.arm.kind != "pretrain":
             continue
         words = shlex.split(job.lines(Machines(job.scale.gpus))[0])
-        args = parse(words[words.index("pretrain") + 1 :])
-        assert (args.seed, args.resume) == (job.seed, "auto")
-        assert Path(args.output, args.experiment) == job.folder
-        assert Path(args.data_dir).is_relative_to("data")
+        options = parse(words[words.index("pretrain") + 1 :])
+        assert (options.run.seed, options.run.resume) == (job.seed, "auto")
+        assert Path(options.run.output, options.run.experiment) == job.folder
+        assert Path(options.data.data_dir).is_relative_to("data")
         processes = job.scale.gpus or 1
         if job.scale.images:
-            assert args.batch_size * args.grad_accum_steps * processes == job.scale.images
+            steps = options.optimizer.grad_accum_steps
+            assert options.optimizer.batch_size * steps * processes == job.scale.images
         assert words[0] == ("torchrun" if processes > 1 else "python")
 
 

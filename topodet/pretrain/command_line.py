@@ -202,7 +202,9 @@ def option_words(values: Mapping[str, object]) -> list[str]:
     words = []
     for name, value in values.items():
         if name not in defaults:
-            raise ConfigError(f"unknown option {_option(name)!r}.{_nearest(_option(name), list(map(_option, defaults)))}")
+            raise ConfigError(
+                f"unknown option {_option(name)!r}.{_nearest(_option(name), list(map(_option, defaults)))}"
+            )
         words += _tokens(_option(name), value, defaults[name])
     return words
 

@@ -96,9 +96,7 @@ class EdgeOptions:
     alpha_weight_decay: float = option(0.0, "weight decay of the edge weights", metavar="WD")
     figure_interval: int = option(10, "epochs between adjacency pictures; 0 for none", metavar="N")
     edges_from: str = option("", "start with the graphs and edge weights of this file", metavar="FILE")
-    shuffle_alpha: int | None = option(
-        None, "start with each wiring's edge weights in random order", metavar="SEED"
-    )
+    shuffle_alpha: int | None = option(None, "start with each wiring's edge weights in random order", metavar="SEED")
     freeze_alpha: bool = option(False, "leave the edge weights at what they start with")
 
 
