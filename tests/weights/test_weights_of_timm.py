@@ -92,6 +92,27 @@ def test_a_published_file_gives_back_the_network(published, kind, form, capsys):
         assert torch.equal(ours, theirs)
 
 
+def test_whole_blocks_as_nodes_are_published_pruned_and_rebuilt(tmp_path):
+    options = {"layers": [3, 1, 1, 1], "channels": [64, 8, 8, 8]}
+    model = create_timm_network("resnet18", connect_nodes="blocks", num_classes=5, **options)
+    scatter(randomize(model)).eval()
+    args = {"model": "resnet18", "model_kwargs": options, "connect": "learned", "connect_nodes": "blocks"}
+    state = {"arch": "resnet18", "state_dict": model.state_dict(), "args": args, "data_config": IMAGENET}
+    torch.save(state, tmp_path / "last.pth.tar")
+    x = torch.randn(1, 3, 64, 64)
+    for prune in (None, {"keep": 0.5, "per": "node"}):
+        files = weights.publish(tmp_path / "last.pth.tar", tmp_path / "out", prune=prune)
+        rebuilt = weights.build(files.pth).eval()
+        expected = connectivity.prune(model, **prune) if prune else model
+        assert torch.equal(rebuilt(x), expected.forward_head(expected.forward_features(x), pre_logits=True))
+    file = weights.read(files.pth)
+    assert file.card["connect_nodes"] == "blocks"
+    with pytest.raises(WeightsError, match="the file has connect_nodes=blocks, the config asks for connect_nodes=auto"):
+        weights.load(
+            TimmTrunk("resnet18", connect_nodes="auto", options=options, edges=weights.run_edges(file.state_dict)), file
+        )
+
+
 def test_the_tool_publishes_and_verifies(published, tmp_path, capsys):
     model, state = trained("connected")
     torch.save(state, tmp_path / "last.pth.tar")
@@ -141,7 +162,7 @@ def test_a_file_of_the_original_is_the_connected_networks_start(published, form,
             "the file is convnext_atto, the config asks for mobilenetv2_050; missing in the file",
         ),
         ("rewired", "resnet", "the file has wiring='learned', the config asks for wiring='none'; unknown to the model"),
-        ("resnet", "rewired", "the file has rewire=False, the config asks for rewire=True: a rewired network computes"),
+        ("resnet", "rewired", "the file has rewire=False, the config asks for rewire=True: such a network computes"),
     ],
 )
 def test_other_networks_are_refused(published, file, model, message):

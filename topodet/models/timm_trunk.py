@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import timm
 from torch import Tensor, nn
 
 from ..errors import ConfigError, TopologyError, did_you_mean, unknown_name
 from ..topology.graph import Edge
-from .connected import RunWiring, connect, prune_run_, runs
+from .connected import Nodes, RunWiring, connect, prune_run_, runs
 from .connected import rewire as rewired
 from .recompute import update_statistics_once
 from .trunk import check_frozen_stages
@@ -37,14 +37,15 @@ class TimmTrunk(nn.Module):
         wiring: "learned" connects its runs of residual blocks (see `connect`), "fixed" does with weights that stay,
             "none" takes the network as timm makes it. One that timm makes connected ("mobilenetv2_x2_connected") keeps
             its edges, and all of their weights stay with "fixed".
-        rewire: of a ResNet, whose blocks cannot be connected, make the other network that `rewire` makes.
+        connect_nodes: what the nodes of its runs are, "residuals", "blocks" or "auto", see `connect`.
+        rewire: of a ResNet make the other network that `rewire` makes.
         in_chans: channels of the image.
         num_stages: build only so many stages, for a reader that needs no more.
         edges: what pruning has left of runs, e.g. {"blocks.1.1.wiring": [(0, 1), (1, 3)]}; runs without are whole.
         options: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
 
     Attributes:
-        arch, wiring, rewire: as given.
+        arch, wiring, connect_nodes, rewire: as given.
         options: of `timm.create_model`, with which the network was made.
         stage_channels: channels of each stage's feature map.
         stage_strides: stride of each stage's feature map with respect to the image.
@@ -60,6 +61,7 @@ class TimmTrunk(nn.Module):
         name: str,
         *,
         wiring: TimmWiring = "learned",
+        connect_nodes: Nodes = "residuals",
         rewire: bool = False,
         in_chans: int = 3,
         num_stages: int = len(STRIDES),
@@ -68,9 +70,11 @@ class TimmTrunk(nn.Module):
     ):
         super().__init__()
         options = {"in_chans": in_chans, **_any_size(name), **(options or {})}
-        network = create_timm_network(name, wiring=wiring, rewire=rewire, edges=edges, **options)
+        network = create_timm_network(
+            name, wiring=wiring, connect_nodes=connect_nodes, rewire=rewire, edges=edges, **options
+        )
         taps = _taps(name, network)[:num_stages]
-        self.arch, self.wiring, self.rewire = name, wiring, rewire
+        self.arch, self.wiring, self.connect_nodes, self.rewire = name, wiring, connect_nodes, rewire
         self.options = options
         self.stage_channels = tuple(network.feature_info[tap]["num_chs"] for tap in taps)
         self.stage_strides = STRIDES[:num_stages]
@@ -121,6 +125,7 @@ def create_timm_network(
     name: str,
     *,
     wiring: TimmWiring = "learned",
+    connect_nodes: Nodes = "residuals",
     rewire: bool = False,
     edges: RunEdges | None = None,
     **options: Any,
@@ -128,7 +133,7 @@ def create_timm_network(
     """Return a network of timm, connected or rewired unless `wiring` is "none".
 
     Args:
-        name, wiring, rewire, edges: see `TimmTrunk`.
+        name, wiring, connect_nodes, rewire, edges: see `TimmTrunk`.
         options: of `timm.create_model`.
 
     Raises:
@@ -138,6 +143,10 @@ def create_timm_network(
     check_timm_name(name)
     if wiring not in ("learned", "fixed", "none"):
         raise ConfigError(unknown_name("wiring", wiring, ("learned", "fixed", "none")))
+    if connect_nodes not in get_args(Nodes):
+        raise ConfigError(unknown_name("connect_nodes", connect_nodes, get_args(Nodes)))
+    if rewire and connect_nodes != "residuals":
+        raise ConfigError(f"rewire=True has nodes of its own, and connect_nodes={connect_nodes!r}: leave one out")
     if rewire and wiring == "none":
         raise ConfigError("rewire=True makes edges and wiring='none' has none: give one of them")
     try:
@@ -149,8 +158,10 @@ def create_timm_network(
         if wiring == "fixed":
             for module in own:
                 module.alpha.requires_grad_(False)
+    elif rewire:
+        network = rewired(network, edge_weights=wiring)
     else:
-        network = (rewired if rewire else connect)(network, edge_weights=wiring)
+        network = connect(network, nodes=connect_nodes, edge_weights=wiring)
     for run, left in dict(edges or {}).items():
         _keep(network, run, [tuple(edge) for edge in left])
     return network
@@ -162,7 +173,7 @@ def _keep(network: nn.Module, run: str, edges: list[Edge]) -> None:
     if not connected:
         raise ConfigError(
             f"edges are given, of {run}, and the network has none: connect or rewire it as the file was trained "
-            "(wiring='learned', rewire=True; `topodet pretrain --connect learned` or `--rewire learned`)"
+            "(wiring='learned', connect_nodes, rewire; `topodet pretrain --connect learned` or `--rewire learned`)"
         )
     if run not in connected:
         raise ConfigError(f"{unknown_name('run in edges', run, connected)}. The edges are those of another network")

@@ -54,6 +54,7 @@ def create_model(
         model = create_timm_network(
             options.model.model,
             wiring=options.edges.connect or options.edges.rewire or "none",
+            connect_nodes=options.edges.connect_nodes,
             rewire=options.edges.rewire is not None,
             pretrained=options.model.pretrained and trained is None,
             num_classes=num_classes,

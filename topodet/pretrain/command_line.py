@@ -260,6 +260,8 @@ def check(options: Options) -> None:
         raise ConfigError("--jsd-loss and --bce-loss are two losses: leave one out")
     if options.edges.connect and options.edges.rewire:
         raise ConfigError("--connect keeps what the network computes, --rewire makes another one: leave one out")
+    if options.edges.connect_nodes != "residuals" and not options.edges.connect:
+        raise ConfigError(f"--connect-nodes {options.edges.connect_nodes} connects nothing alone: give --connect too")
     _check_on_device(options)
 
 

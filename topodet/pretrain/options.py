@@ -86,7 +86,10 @@ class EdgeOptions:
     """Whether edge weights are learned and penalized, and what they start from."""
 
     connect: Literal["learned", "fixed"] | None = option(
-        None, "make the weights of a residual network's edges parameters, all 1 at first"
+        None, "make the weights of a network's edges parameters; it computes the same at first"
+    )
+    connect_nodes: Literal["residuals", "blocks", "auto"] = option(
+        "residuals", "what the nodes of --connect are: residuals of known blocks, whole blocks, or what is exact"
     )
     rewire: Literal["learned", "fixed"] | None = option(
         None, "make every convolution of a ResNet a node of complete graphs, to be trained"

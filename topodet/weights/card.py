@@ -13,7 +13,7 @@ OF_THE_BACKBONE = ("architecture", "mean", "std", "channel_order")
 
 _TYPES = {
     **dict.fromkeys(("name", "architecture", "kind", "framework", "backbone", "channel_order", "wiring"), str),
-    **dict.fromkeys(("norm_layer", "edge_weights", "weights", "interpolation"), str),
+    **dict.fromkeys(("norm_layer", "edge_weights", "connect_nodes", "weights", "interpolation"), str),
     **dict.fromkeys(("options", "metrics", "recipe", "sparsity", "pruned"), Mapping),
     **dict.fromkeys(("in_chans", "parameters", "tensors", "output_stride"), int),
     "rewire": bool,
@@ -64,6 +64,7 @@ def card_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     options = options if isinstance(options, Mapping) else {}
     card = {
         "architecture": checkpoint.get("arch"),
+        "connect_nodes": options.get("connect_nodes"),
         "rewire": options.get("rewire") is not None,
         **images(checkpoint["data_config"]),
     }

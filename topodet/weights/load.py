@@ -150,12 +150,17 @@ def _fits(theirs: Any, ours: Tensor) -> bool:
 
 def other_network(model: nn.Module, card: Mapping[str, Any]) -> list[str]:
     """Return, as a sentence, that a card's network computes something else than a backbone of the same tensors."""
-    theirs, ours = card.get("rewire"), getattr(model, "rewire", None)
-    if None in (theirs, ours) or theirs == ours:
-        return []
+    differ = [
+        (name, card[name], getattr(model, name))
+        for name in ("rewire", "connect_nodes")
+        if None not in (card.get(name), getattr(model, name, None)) and card[name] != getattr(model, name)
+    ]
+    if card.get("wiring") == "none":  # of the original, which every form of `connect` begins as
+        differ = [item for item in differ if item[0] == "rewire"]
     return [
-        f"the file has rewire={theirs}, the config asks for rewire={ours}: a rewired network computes something else "
-        "from the same tensors, and must be trained as such (`topodet pretrain`)"
+        f"the file has {name}={theirs}, the config asks for {name}={ours}: such a network computes something else from "
+        "the same tensors, and must be trained as such (`topodet pretrain`)"
+        for name, theirs, ours in differ
     ]
 
 

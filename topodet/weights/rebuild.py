@@ -24,7 +24,7 @@ from .load import load
 PRETRAINED = "pretrained"
 _RUN = ".wiring.edges"
 # What a card says of a network's making, if it is one of timm; and which of timm's options a file must not choose.
-_OF_TIMM = ("architecture", "wiring", "rewire", "options", "in_chans")
+_OF_TIMM = ("architecture", "wiring", "connect_nodes", "rewire", "options", "in_chans")
 _OF_OTHER_FILES = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 
 
@@ -151,7 +151,8 @@ def network_design(file: WeightsFile, architecture: str | None = None) -> dict[s
         del arguments["topology"]
         return {"architecture": architecture or "toponet", **arguments}
     if file.card.get("wiring"):
-        return {key: file.card.get(key) for key in _OF_TIMM}
+        known = {key: file.card.get(key) for key in _OF_TIMM}
+        return {**known, "connect_nodes": known["connect_nodes"] or "residuals"}  # the only ones once
     if not architecture:
         raise WeightsError(f"{file.path} does not tell which network it was trained as; give its architecture")
     # The tensors tell whether there are edges: an architecture may have them of its own, without any option.
@@ -159,6 +160,7 @@ def network_design(file: WeightsFile, architecture: str | None = None) -> dict[s
     return {
         "architecture": architecture,
         "wiring": _edge_weights(file) if connected else "none",
+        "connect_nodes": options.get("connect_nodes") or "residuals",
         "rewire": options.get("rewire") is not None,
         "options": plain(options.get("model_kwargs") or {}),
         "in_chans": options.get("in_chans") or (options.get("input_size") or [3])[0],
@@ -175,7 +177,7 @@ def build_network(file: WeightsFile, design: Mapping[str, Any], **arguments: Any
         return TopoNet(**{**_arguments(file), **arguments})
     name, options = str(design["architecture"]), dict(design["options"] or {})
     refuse_other_files(file, name, options)
-    known = {key: design[key] for key in ("wiring", "rewire", "in_chans")}
+    known = {key: design[key] for key in ("wiring", "connect_nodes", "rewire", "in_chans")}
     try:
         return create_timm_network(name, edges=run_edges(file.state_dict), **{**known, **options, **arguments})
     except ConfigError as error:
@@ -241,6 +243,7 @@ def from_timm(name: str, **options: Any) -> WeightsFile:
         "name": ".".join(filter(None, parts)),
         "architecture": parts[0],
         "wiring": "none",
+        "connect_nodes": "residuals",
         "rewire": False,
         **{key: plain(known.get(key)) for key in ("mean", "std", "input_size", "license")},
         "channel_order": "RGB",

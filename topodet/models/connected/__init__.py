@@ -1,12 +1,13 @@
 """Learned wiring for networks that exist: runs of blocks as graphs (Eq. 1) whose weights can learn."""
 
 from .block import ConnectedBlock, RunWiring, runs
-from .connect import RunPlan, connect, connectable, disconnect, rewirable, rewire
+from .connect import Nodes, RunPlan, connect, connectable, disconnect, rewirable, rewire
 from .prune import prune_run_, removed_from_run
 from .residual import Residual
 
 __all__ = [
     "ConnectedBlock",
+    "Nodes",
     "Residual",
     "RunPlan",
     "RunWiring",

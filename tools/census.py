@@ -1,0 +1,58 @@
+#!/usr/bin/env python
+"""Connect every network of timm and compare it with the original, for records/census.json and docs/census.md.
+
+    python tools/census.py                      # go on where the last one stopped
+    python tools/census.py --minutes 30
+    python tools/census.py resnet50 hiera_*     # these anew
+    python tools/update_model_zoo.py docs/census.md
+
+Networks are taken so that those done at any time are a broad sample, of each family the smallest first. The record is
+written after each.
+"""
+
+import argparse
+import fnmatch
+import json
+import sys
+from pathlib import Path
+
+import timm
+
+from topodet.analysis import census
+from topodet.errors import exit_status
+from topodet.files import atomic_json
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("names", nargs="*", help="of networks, or patterns: measure these anew")
+    add("--minutes", type=float, default=60 * 24, help="begin no further network after so many (default: a day)")
+    add("--parameters", type=int, default=census.PARAMETERS, help="leave out networks that have more")
+    add("--seconds", type=float, default=census.SECONDS, help="leave out networks that take longer")
+    add("--record", type=Path, default=ROOT / "records" / "census.json")
+    return exit_status(take, parser.parse_args(argv))
+
+
+def take(args: argparse.Namespace) -> None:
+    registered = [name for name in timm.list_models() if census.family(name) in timm.list_modules()]
+    registered = [name for name in registered if "topodet" not in timm.model_entrypoint(name).__module__]
+    rows = {row["name"]: row for row in json.loads(args.record.read_text())["networks"]} if args.record.exists() else {}
+    names = census.in_order(registered)
+    if args.names:
+        names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in args.names)]
+
+    def keep(row: census.Row) -> None:
+        rows[row["name"]] = row
+        record = {"timm": timm.__version__, "registered": len(registered), "networks": list(rows.values())}
+        atomic_json(args.record, record)
+        print(len(rows), {key: value for key, value in row.items() if key != "family"}, flush=True)
+
+    done = {} if args.names else dict(rows)
+    census.take(names, done, keep, minutes=args.minutes, parameters=args.parameters, seconds=args.seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

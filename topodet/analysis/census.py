@@ -1,0 +1,253 @@
+"""A census of timm: what `connect(nodes="auto")` makes of every registered network, and whether that is exact."""
+
+from __future__ import annotations
+
+import copy
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise, zip_longest
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..errors import ConfigError
+from ..models.connected import RunPlan, connect, connectable
+from ..models.connected.follow import Call, Sample, follow
+from ..records.markdown import replace_measured, table
+
+Row = dict[str, Any]
+# Words for sizes in the names of networks, ascending.
+_SIZES = (
+    *("zepto", "atto", "femto", "pico", "nano", "xxtiny", "xtiny", "tiny", "mini", "micro", "xxs", "xs", "small"),
+    *("little", "medium", "mediumd", "base", "so150m", "so400m", "large", "xlarge", "huge", "giant", "gigantic"),
+    "enormous",
+)
+PARAMETERS = 100_000_000
+SECONDS = 240
+
+
+def in_order(names: Collection[str]) -> list[str]:
+    """Return names so that any beginning of them is a broad sample: of each family the smallest, then the next ones.
+
+    A family is a module of timm. Sizes are read from the names, so that nothing has to be built for it.
+    """
+    families: dict[str, list[str]] = {}
+    for name in sorted(names, key=_size):
+        families.setdefault(family(name), []).append(name)
+    return [name for row in zip_longest(*(families[key] for key in sorted(families))) for name in row if name]
+
+
+def family(name: str) -> str:
+    """Return the module of timm that a network is defined in."""
+    return timm.models._registry._model_to_module[name]
+
+
+def _size(name: str) -> tuple:
+    words = name.split("_")
+    size = min((_SIZES.index(word) for word in words if word in _SIZES), default=len(_SIZES) // 2)
+    return size, [int(number) for number in re.findall(r"\d+", name)], name
+
+
+def survey(name: str, *, parameters: int = PARAMETERS, seconds: float = SECONDS, **options: Any) -> Row:
+    """Build a network with random weights, connect it with "auto", and compare the two.
+
+    Args:
+        name: of the network in timm.
+        parameters, seconds: a network that has more, or takes longer, is named as not measured.
+        options: of `timm.create_model`, which make it smaller.
+
+    Returns:
+        {"name", "family", "parameters", "input": sizes, "blocks": whether two blocks of one class follow each other
+        that keep their shape, "forms", "runs", "edges", "difference" and "gradient": the largest difference of the
+        outputs, and of the gradients of the input, as shares of the largest value, "reason" if it was not measured or
+        not connected}; what was not reached is missing.
+    """
+    row: Row = {"name": name, "family": family(name)}
+    try:
+        with _limit(seconds):
+            with torch.device("meta"):
+                size = sum(p.numel() for p in timm.create_model(name, num_classes=10, **options).parameters())
+            row["parameters"] = size
+            if size > parameters:
+                return {**row, "reason": f"not measured: it has more than {parameters // 10**6} M parameters"}
+            torch.manual_seed(0)
+            model = randomize(timm.create_model(name, num_classes=10, **options)).eval()
+            root, _, sample = follow(copy.deepcopy(model))
+            row["input"] = [list(x.shape) for x in tree_leaves(sample)]
+            row["blocks"] = has_two_blocks(root)
+            del root
+            return row | compare(model, sample)
+    except TimeoutError:
+        return {**row, "reason": f"not measured: it took more than {seconds:.0f} s"}
+    except ConfigError as error:
+        return {**row, "reason": _shortened(str(error))}
+    except Exception as error:  # of a stranger's network: what it is goes into the table
+        return {**row, "reason": _shortened(f"not measured: {type(error).__name__}: {error}")}
+
+
+def compare(model: nn.Module, sample: Sample) -> Row:
+    """Connect a network with "auto" and compare it with the original.
+
+    Args:
+        model: in evaluation mode.
+        sample: see `connect`.
+
+    Returns:
+        "forms", "runs", "edges", "difference" and "gradient", see `survey`.
+
+    Raises:
+        ConfigError: nothing of it can be connected.
+    """
+    plans = [run for run in connectable(model, nodes="auto", sample=sample).values() if isinstance(run, RunPlan)]
+    connected = connect(model, nodes="auto", sample=sample)
+    (output, slope), (expected, expected_slope) = _values(connected, sample), _values(model, sample)
+    return {
+        "forms": dict(Counter(plan.form for plan in plans)),
+        "runs": len(plans),
+        "edges": sum(plan.topology.num_edges for plan in plans),
+        "difference": _difference(output, expected),
+        "gradient": _difference(slope, expected_slope),
+    }
+
+
+@torch.no_grad()
+def randomize(model: nn.Module) -> nn.Module:
+    """Move a network's parameters and statistics, in place, away from where initialization makes branches be 0."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            noise = 0.1 * torch.randn_like(parameter)
+            parameter.add_(noise if parameter.ndim <= 1 else noise * parameter.std().nan_to_num())
+    for module in model.modules():
+        if isinstance(getattr(module, "running_var", None), Tensor):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def has_two_blocks(call: Call) -> bool:
+    """Whether one module calls two others of one class in a row, made of several, that keep the shape of their input.
+
+    A wider question than the one that `connect` asks: not whether the second reads the very tensor of the first.
+    """
+
+    def keeps(one: Call) -> tuple | None:
+        if not one.children or all(parameter.ndim < 2 for parameter in one.module.parameters()):
+            return None
+        shapes = {tuple(x.shape) for x, _ in one.outputs.values()}
+        return next((tuple(x.shape) for x, _ in one.inputs.values() if tuple(x.shape) in shapes), None)
+
+    blocks = [(type(child.module), shape) for child in call.children if (shape := keeps(child)) is not None]
+    return any(a == b for a, b in pairwise(blocks)) or any(map(has_two_blocks, call.children))
+
+
+def _values(model: nn.Module, sample: Sample) -> tuple[list[Tensor], list[Tensor]]:
+    """Return a network's outputs, and the gradients of its inputs of a random function of them."""
+    inputs = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in tree_leaves(sample)]
+    outputs = [x for x in tree_leaves(model(*inputs)) if isinstance(x, Tensor)]
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(x.shape, generator=generator) for x in outputs]
+    sum((x * weight).sum() for x, weight in zip(outputs, weights)).backward()
+    return [x.detach() for x in outputs], [x.grad for x in inputs if x.grad is not None]
+
+
+def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Return the largest difference as a share of the largest value; NaN where a value is not finite."""
+    scale = max((x.abs().max().item() for x in theirs), default=0.0)
+    largest = max(((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True)), default=0.0)
+    return largest / scale if scale else largest
+
+
+@contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    """Raise a TimeoutError in this thread after so many seconds."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def take(
+    names: Sequence[str], done: Mapping[str, Row], keep: Callable[[Row], None], *, minutes: float, **limits: Any
+) -> None:
+    """Survey networks one after the other, those that are done already left out, until the time is over.
+
+    Args:
+        names: in the order in which they are taken.
+        done: rows of an earlier census, by name.
+        keep: is given each row as it is found.
+        minutes: after which no further network is begun.
+        limits: see `survey`.
+    """
+    end = time.monotonic() + 60 * minutes
+    for name in names:
+        if time.monotonic() > end:
+            return
+        if name not in done:
+            keep(survey(name, **limits))
+
+
+def totals(rows: Collection[Row]) -> dict[str, Any]:
+    """Return the counts of a census."""
+    measured = [row for row in rows if not row.get("reason", "").startswith("not measured")]
+    connected = [row for row in measured if "edges" in row]
+    with_blocks = [row for row in measured if row.get("blocks")]
+    return {
+        "taken": len(rows),
+        "measured": len(measured),
+        "connected": len(connected),
+        "with_blocks": len(with_blocks),
+        "connected_with_blocks": sum("edges" in row for row in with_blocks),
+        "exact": sum(row["difference"] <= 1e-5 for row in connected),
+        "difference": max((row["difference"] for row in connected), default=0.0),
+        "gradient": max((row["gradient"] for row in connected), default=0.0),
+    }
+
+
+def update_page(page: str, record: Mapping[str, Any]) -> str:
+    """Return docs/census.md with its measured part made anew from the record.
+
+    Args:
+        page: the text, with the markers of `replace_measured`.
+        record: {"networks": rows of `survey`, "registered": how many names timm has, "environment"}.
+    """
+    rows = record["networks"]
+    counts = totals(rows)
+    head = ("network", "parameters", "form", "runs", "edges", "output", "gradient", "or why not")
+    share = counts["connected_with_blocks"] / max(1, counts["with_blocks"])
+    text = (
+        f"Of the {record['registered']} names that timm {record['timm']} registers, {counts['taken']} were taken so "
+        f"far, of {len({row['family'] for row in rows})} families, and {counts['measured']} of these were measured. "
+        f"{counts['connected']} connect. {counts['with_blocks']} have two blocks of one class that keep their shape; "
+        f"of these {counts['connected_with_blocks']} connect, {share:.1%}. {counts['exact']} of the "
+        f"{counts['connected']} equal the original to 1e-5; the largest difference of an output is "
+        f"{counts['difference']:.1e}, of a gradient {counts['gradient']:.1e}."
+    )
+    body = [_cells(row) for row in sorted(rows, key=lambda row: (row["family"], row["name"]))]
+    return replace_measured(page, f"{text}\n\n{table(head, body)}", path="docs/census.md")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    parameters = f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else ""
+    if "edges" not in row:
+        return row["name"], parameters, "", "", "", "", "", row["reason"].replace("|", "/")
+    measured = (f"{row[key]:.0e}" if row[key] else "0" for key in ("difference", "gradient"))
+    return row["name"], parameters, ", ".join(row["forms"]), str(row["runs"]), str(row["edges"]), *measured, ""
+
+
+def _shortened(text: str, length: int = 300) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 3]}..."
