@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,32 @@ def published(
     return weights.publish(folder / "last.pth.tar", folder, prune=prune)
 
 
+def noise_images() -> list[np.ndarray]:
+    """Return two images of noise that the small detectors read at their own size, the second one narrower."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, (SIZE[1], width, 3), dtype=np.uint8) for width in (SIZE[0], 70)]
+
+
+def spread_out(model: torch.nn.Module, run: Callable[[np.ndarray], object], heads: dict[str, float]) -> None:
+    """Scale layers so that scores and boxes differ as a trained detector's do.
+
+    Which of a hundred equal scores are best, and which anchors overlap by half, is nobody's to say.
+
+    Args:
+        model: a detector with random weights.
+        run: it on an image, RGB uint8 [H, W, 3].
+        heads: by the end of a layer's name the standard deviation that its outputs get, in this order.
+    """
+    for name, deviation in heads.items():
+        layers = [module for path, module in model.named_modules() if path.endswith(name)]
+        outputs: list[torch.Tensor] = []
+        hooks = [layer.register_forward_hook(lambda *a, seen=outputs: seen.append(a[2].flatten())) for layer in layers]
+        run(np.random.default_rng(1).integers(0, 255, (SIZE[1], SIZE[0], 3), dtype=np.uint8))
+        for layer, hook in zip(layers, hooks):
+            hook.remove()
+            layer.weight.data.mul_(deviation / torch.cat(outputs).std())
+
+
 @pytest.fixture(scope="session")
 def coco(tmp_path_factory):
     return write_coco(tmp_path_factory.mktemp("coco") / "set")
@@ -102,6 +129,12 @@ def pruned(tmp_path_factory):
     files = published(tmp_path_factory.mktemp("pruned"), "toponet_nano", prune={"threshold": 0.5, "per": "node"})
     assert any(graph.num_nodes < count for graph, count in zip(weights.build(files.pth).topologies, (4, 5, 6, 4)))
     return files
+
+
+@pytest.fixture(scope="session")
+def dilated(tmp_path_factory):
+    """A network that strides by 16, its last stage dilated."""
+    return published(tmp_path_factory.mktemp("dilated"), "toponet_nano", output_stride=16)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ FLOORS = [
     ("topology", "ops", "datasets"),
     ("models",),
     ("connectivity",),
-    ("weights", "visualization", "complexity", "detections"),
+    ("weights", "visualization", "complexity", "costs", "detections", "exported"),
     ("pretrain", "related"),
     ("records",),
     ("analysis", "benchmark", "new_config", "reproduce"),

@@ -67,6 +67,32 @@ def small_config(name: str, root: Path, work_dir: Path, options: dict | None = N
     return config
 
 
+def narrow(config: Config, backbone: str = "") -> Config:
+    """Make a shipped detector small, in place: toponet_nano, two classes, few channels and proposals; return it."""
+    values = {"fc_out_channels": 32, "num_classes": 2, "num_convs": 1, "stacked_convs": 1, "nms_pre": 100}
+    channels = ("in_channels", "out_channels", "feat_channels", "conv_out_channels")
+
+    def change(part: object) -> None:
+        if isinstance(part, list):
+            for item in part:
+                change(item)
+        elif isinstance(part, dict):
+            part.update({key: value for key, value in values.items() if key in part})
+            part.update({key: 32 for key in channels if isinstance(part.get(key), int)})
+            for item in part.values():
+                change(item)
+
+    change(config.model)
+    config.model.backbone.arch = "toponet_nano"
+    config.model.backbone.pretrained = backbone or None
+    config.model.neck.in_channels = [32, 64, 128, 256]
+    for stage in ("rpn", "rpn_proposal"):
+        for settings in (config.model.get("test_cfg"), config.model.get("train_cfg")):
+            if settings and stage in settings and "max_per_img" in settings[stage]:
+                settings[stage].max_per_img = 50
+    return config
+
+
 def train(config: Config, *hooks: Hook) -> Runner:
     runner = Runner.from_cfg(config)
     for hook in hooks:

@@ -1,5 +1,6 @@
 """topodet in Detectron2: importing this registers the builders that `MODEL.BACKBONE.NAME` names."""
 
+from .analyze import analyze
 from .backbone import TopoNet
 from .build import (
     build_connected_timm_backbone,
@@ -15,6 +16,7 @@ from .config import add_topodet_config, load_config
 from .connected_timm import ConnectedTimm
 from .data import check_datasets, register_dataset
 from .evaluation import coco_evaluation
+from .export import export_detector
 from .hooks import AlphaLogHook, SparsityHook
 from .inference import class_names, draw, evaluate, load_detector, predict, publish_detector
 from .lazy import common_config
@@ -29,6 +31,7 @@ __all__ = [
     "TopoNetCheckpointer",
     "Trainer",
     "add_topodet_config",
+    "analyze",
     "build_connected_timm_backbone",
     "build_connected_timm_fpn_backbone",
     "build_optimizer",
@@ -43,6 +46,7 @@ __all__ = [
     "common_config",
     "draw",
     "evaluate",
+    "export_detector",
     "load_config",
     "load_detector",
     "predict",

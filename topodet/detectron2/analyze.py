@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +14,17 @@ from detectron2.data import transforms
 from detectron2.export import TracingAdapter
 from detectron2.modeling import build_model
 from detectron2.utils.analysis import FlopCountAnalysis
-from fvcore.nn import ActivationCountAnalysis, flop_count_table, parameter_count_table
+from fvcore.nn import ActivationCountAnalysis, parameter_count_table
 from torch import Tensor, nn
 
-from .. import connectivity
+from .. import costs
+from ..costs import TASKS, Analysis, Counts, TraceCounter, synthetic_images
 from ..errors import ConfigError
-from ..models.wiring import Wiring
-from ..ops import WeightedSums
 from .config import load_config
+from .inference import load_detector
 
 __all__ = [
-    "NOT_COUNTED",
-    "Counts",
+    "analyze",
     "bottom_up",
     "build_detector",
     "count",
@@ -36,41 +33,62 @@ __all__ = [
     "synthetic_images",
 ]
 
-NOT_COUNTED = ("aten::batch_norm", "aten::addcmul")
+CONFIGS = (".yaml", ".yml", ".py")
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What images cost a detector.
+def analyze(
+    source: str | os.PathLike,
+    opts: Sequence[str] = (),
+    *,
+    tasks: Sequence[str] = TASKS,
+    size: tuple[int, int] = (800, 1333),
+    inputs: Sequence[str | os.PathLike | np.ndarray] = (),
+    num_inputs: int = 1,
+    depth: int = 4,
+) -> Analysis:
+    """Analyze what a detector is made of and what images cost it. A config needs neither a dataset nor weights.
 
-    Attributes:
-        flops: multiply-adds, one entry an image. Convolutions, linear layers and matrix products count, and what else
-            fvcore has a formula for (upsampling, group normalisation); batch normalisation, activation functions and
-            the weighted sums of a wiring do not, as in the paper's tables.
-        operators: mean multiply-adds by kind of operator.
-        backbone: mean multiply-adds of the network below the FPN.
-        weighted_sums: mean multiply-adds of the weighted sums, one an edge and element, counted apart.
-        activations: mean number of elements that convolutions, linear layers and matrix products put out.
-        backbone_activations: those of the network below the FPN.
-        uncounted: operators without a formula, and how often they ran for the last image.
-        table: parameters, multiply-adds and activations by module, for the last image.
+    Args:
+        source: .yaml or LazyConfig .py of a detector, or a published detector's file, path or URL.
+        opts: KEY VALUE pairs over a .yaml or a published detector's config, KEY=VALUE each over a LazyConfig.
+        tasks: of "flop" (fvcore's word for a multiply-add), "activation", "parameter" and "structure".
+        size: height and width of images of noise; of `inputs` the short side and the longest that the long side gets.
+        inputs: images in the place of noise, as paths or RGB [H, W, 3] uint8.
+        num_inputs: how many images of noise.
+        depth: of the modules that the tables list.
+
+    Returns:
+        the counts; `.text()` has the tables.
+
+    Raises:
+        ConfigError: no such config, or one of another kind; numbers that are not positive.
+        DataError: an image that cannot be read.
+        WeightsError: what `load_detector` raises of a published file.
     """
+    pictures = costs.check_request(tasks, size=size, inputs=inputs, num_inputs=num_inputs, depth=depth)
+    is_config = Path(source).suffix in CONFIGS
+    if is_config:
+        model, input_format = build_detector(source, opts)
+    else:
+        made = load_detector(source, device="cpu", opts=opts)
+        model, input_format = made.model, made.cfg.INPUT.FORMAT
+    images = [prepare(p, short_side=size[0], long_side=size[1], input_format=input_format) for p in pictures]
+    return costs.analyze(
+        model,
+        bottom_up(model),
+        images or synthetic_images(num_inputs, *size),
+        partial(counters, model),
+        tasks=tasks,
+        depth=depth,
+        calibrate=(lambda image: model([{"image": image}])) if is_config else None,
+    )
 
-    flops: list[float]
-    operators: dict[str, float]
-    backbone: float
-    weighted_sums: float
-    activations: float
-    backbone_activations: float
-    uncounted: dict[str, int]
-    table: str
 
-
-def build_detector(config_file: str | os.PathLike, opts: Sequence[str] = ()) -> tuple[nn.Module, str]:
+def build_detector(config: str | os.PathLike, opts: Sequence[str] = ()) -> tuple[nn.Module, str]:
     """Build a detector from a .yaml or a LazyConfig on the CPU, without a dataset or MODEL.WEIGHTS.
 
     Args:
-        config_file: of the detector.
+        config: of the detector.
         opts: KEY VALUE pairs for a .yaml, KEY=VALUE each for a LazyConfig.
 
     Returns:
@@ -79,9 +97,9 @@ def build_detector(config_file: str | os.PathLike, opts: Sequence[str] = ()) -> 
     Raises:
         ConfigError: no such config, or one of another kind.
     """
-    path = Path(config_file)
-    if path.suffix not in (".yaml", ".yml", ".py"):
-        raise ConfigError(f"--config {path}: a .yaml or a LazyConfig .py is needed")
+    path = Path(config)
+    if path.suffix not in CONFIGS:
+        raise ConfigError(f"{path}: a .yaml or a LazyConfig .py is needed")
     if path.suffix != ".py":
         cfg = load_config(path, opts)
         cfg.MODEL.DEVICE = "cpu"
@@ -91,22 +109,16 @@ def build_detector(config_file: str | os.PathLike, opts: Sequence[str] = ()) -> 
     wrong = [option for option in opts if "=" not in option]
     if wrong:
         raise ConfigError(f"{wrong[0]}: with a LazyConfig an option is KEY=VALUE")
-    config = LazyConfig.apply_overrides(LazyConfig.load(str(path)), list(opts))
-    if "model" not in config:
+    content = LazyConfig.apply_overrides(LazyConfig.load(str(path)), list(opts))
+    if "model" not in content:
         raise ConfigError(f"{path} has no `model`: it is no LazyConfig of a detector")
-    model = instantiate(config.model).cpu().eval()
+    model = instantiate(content.model).cpu().eval()
     return model, getattr(model, "input_format", "BGR")
 
 
 def bottom_up(model: nn.Module) -> nn.Module:
     """Return a detector's network below the FPN, or its whole backbone if it has none."""
     return getattr(model.backbone, "bottom_up", model.backbone)
-
-
-def synthetic_images(count: int, height: int, width: int) -> list[Tensor]:
-    """Return `count` images of noise, float32 [3, height, width] in 0..255, the same ones at each call."""
-    generator = torch.Generator().manual_seed(0)
-    return [torch.rand(3, height, width, generator=generator) * 255 for _ in range(count)]
 
 
 def prepare(image: np.ndarray, *, short_side: int, long_side: int, input_format: str) -> Tensor:
@@ -117,7 +129,6 @@ def prepare(image: np.ndarray, *, short_side: int, long_side: int, input_format:
     return torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
 
 
-@torch.no_grad()
 def count(model: nn.Module, images: Sequence[Tensor], *, depth: int = 4) -> Counts:
     """Count what images cost a detector.
 
@@ -128,66 +139,13 @@ def count(model: nn.Module, images: Sequence[Tensor], *, depth: int = 4) -> Coun
         images: at least one, float32 [3, H, W].
         depth: of the modules that the table lists.
     """
-    flops, operators, sums = [], Counter(), []
-    activations, of_backbone, activations_of_backbone = [], [], []
-    # Both counts are of a wrapper around the model.
-    inside = "model." + next(name for name, module in model.named_modules() if module is bottom_up(model))
-    for image in images:
-        # A handle and not None, which fvcore passes over where it has a formula of its own.
-        analysis = FlopCountAnalysis(model, [{"image": image}]).set_op_handle(**dict.fromkeys(NOT_COUNTED, _nothing))
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        with _weighted_sums(model) as edges:
-            flops.append(float(analysis.total()))
-        sums.append(sum(edges))
-        operators.update(analysis.by_operator())
-        of_backbone.append(analysis.by_module()[inside])
-        wrapper = TracingAdapter(model, [{"image": image}], allow_non_tensor=True)
-        outputs = ActivationCountAnalysis(wrapper, wrapper.flattened_inputs)
-        outputs.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        activations.append(outputs.total())
-        activations_of_backbone.append(outputs.by_module()[inside])
-    return Counts(
-        flops=flops,
-        operators={name: value / len(images) for name, value in operators.most_common()},
-        backbone=float(np.mean(of_backbone)),
-        weighted_sums=float(np.mean(sums)),
-        activations=float(np.mean(activations)),
-        backbone_activations=float(np.mean(activations_of_backbone)),
-        uncounted=dict(analysis.unsupported_ops()),
-        table=flop_count_table(analysis, max_depth=depth, activations=outputs, show_param_shapes=False),
+    return costs.count(model, bottom_up(model), images, partial(counters, model), depth=depth)
+
+
+def counters(model: nn.Module, image: Tensor) -> tuple[TraceCounter, TraceCounter]:
+    """Return fvcore's counters of multiply-adds and activations for an image, float32 [3, H, W]."""
+    wrapper = TracingAdapter(model, [{"image": image}], allow_non_tensor=True)
+    return (
+        FlopCountAnalysis(model, [{"image": image}]),
+        ActivationCountAnalysis(wrapper, wrapper.flattened_inputs),
     )
-
-
-def _nothing(inputs: list, outputs: list) -> Counter:
-    return Counter()
-
-
-@contextmanager
-def _weighted_sums(model: nn.Module) -> Iterator[list[int]]:
-    """Yield a list that gets the multiply-adds of each weighted sum when the model runs."""
-    counts: list[int] = []
-
-    def counted(wiring: Wiring) -> Callable[[Tensor], WeightedSums]:
-        def sums(like: Tensor) -> WeightedSums:
-            made = Wiring.sums(wiring, like)
-            made.read = read(made.read, wiring.topology.in_degree)
-            return made
-
-        return sums
-
-    def read(original: Callable[[int], Tensor], in_degree: Sequence[int]) -> Callable[[int], Tensor]:
-        def counting(i: int) -> Tensor:
-            total = original(i)
-            counts.append(in_degree[i] * int(np.prod([int(n) for n in total.shape])))
-            return total
-
-        return counting
-
-    wirings = connectivity.wirings(model).values()
-    for wiring in wirings:
-        wiring.sums = counted(wiring)
-    try:
-        yield counts
-    finally:
-        for wiring in wirings:
-            del wiring.sums

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
+from ..errors import ConfigError
 from .backbone import TopoNet
 from .base import TopodetBackbone
 from .check import check_preprocessing
@@ -32,6 +35,7 @@ def build_toponet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoNet:
         topology=graphs or (topology if topology["name"] else None),
         edge_weights=node.EDGE_WEIGHTS or None,
         seed=node.SEED if node.SEED >= 0 else None,
+        output_stride=node.OUTPUT_STRIDE or None,
         in_channels=input_shape.channels,
         out_features=node.OUT_FEATURES,
         norm=node.NORM,
@@ -107,6 +111,14 @@ def _retinanet_fpn(cfg: CfgNode, bottom_up: TopodetBackbone) -> FPN:
 
 def _fpn(cfg: CfgNode, bottom_up: TopodetBackbone, top_block: nn.Module) -> FPN:
     node = cfg.MODEL.FPN
+    shapes = bottom_up.output_shape()
+    strides = [shapes[name].stride for name in node.IN_FEATURES if name in shapes]
+    if any(next_one != 2 * stride for stride, next_one in pairwise(strides)):
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES {list(node.IN_FEATURES)} have the strides {strides}, and Detectron2's FPN takes "
+            "only strides that double: leave the last feature out, set MODEL.TOPONET.OUTPUT_STRIDE 32, or choose a "
+            "builder without FPN"
+        )
     return FPN(
         bottom_up,
         node.IN_FEATURES,

@@ -45,6 +45,7 @@ def _toponet() -> CfgNode:
     node.EDGES = []  # instead, the edges [[j, i], ...] of each stage; their nodes are NODES
     node.EDGE_WEIGHTS = ""  # "learned", or "fixed" at 1
     node.SEED = -1  # of random graphs
+    node.OUTPUT_STRIDE = 0  # 8 or 16: later stages are dilated instead of striding further
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     node.NORM = "FrozenBN"  # FrozenBN, BN, SyncBN, GN
     node.USE_ACT_CHECKPOINT = False  # recompute nodes in the backward pass to save memory

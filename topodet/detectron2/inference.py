@@ -227,6 +227,7 @@ def _forget_weights(cfg: CfgNode, file: weights.WeightsFile) -> None:
         node.ARCH = load_config().MODEL.TOPONET.ARCH  # every hyper-parameter of it is replaced
         node.NODES, node.WIDTH = network["nodes"], network["width"]
         node.EDGES = [list(map(list, graph.edges)) for graph in network["topology"]]
+        node.OUTPUT_STRIDE = node.OUTPUT_STRIDE or file.card.get("output_stride") or 0
     elif list(node.EDGES) == [weights.PRETRAINED]:
         node.EDGES = [[run, list(map(list, edges))] for run, edges in weights.run_edges(file.state_dict).items()]
     cfg.MODEL.WEIGHTS = node.PRETRAINED = ""

@@ -1,9 +1,11 @@
 """topodet in MMDetection: `custom_imports = dict(imports=["topodet.mmdet"])` registers the backbones and the hooks."""
 
+from .analyze import analyze
 from .backbone import TopoNet
 from .check import check_detector
 from .connected_timm import ConnectedTimm
 from .evaluation import coco_evaluation
+from .export import export_detector
 from .hooks import AlphaLogHook, SparsityHook, TopoNetCheckHook
 from .inference import class_names, draw, evaluate, load_detector, predict, publish_detector
 
@@ -13,11 +15,13 @@ __all__ = [
     "SparsityHook",
     "TopoNet",
     "TopoNetCheckHook",
+    "analyze",
     "check_detector",
     "class_names",
     "coco_evaluation",
     "draw",
     "evaluate",
+    "export_detector",
     "load_detector",
     "predict",
     "publish_detector",

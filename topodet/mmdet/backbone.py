@@ -24,9 +24,10 @@ class TopoNet(Trunk, TopodetBackbone):
 
     Args:
         arch: name of a network, see `topodet.models.ARCHITECTURES`. Its hyper-parameters are the defaults of the next
-            five; "toponet50" is {14, 20, 26, 14} nodes, width 64, channels 128/256/512/1024. "pretrained" is the
-            network of the weights file, graphs included, e.g. a pruned one.
-        nodes, width, topology, edge_weights, seed: see `topodet.models.build_blocks`.
+            six; "toponet50" is {14, 20, 26, 14} nodes, width 64, channels 128/256/512/1024. "pretrained" is the
+            network of the weights file, graphs and `output_stride` included, e.g. a pruned one.
+        nodes, width, topology, edge_weights, seed, output_stride: see `topodet.models.build_blocks`. With an
+            `output_stride` of 8 or 16 the last feature maps are larger, and the detector's strides must say so.
         in_channels: channels of the image.
         out_indices: stages whose feature maps are returned, ascending, 0 at stride 4.
         frozen_stages: -1 trains everything, 0 freezes the stem, k the stem and the first k stages, edge weights
@@ -56,6 +57,7 @@ class TopoNet(Trunk, TopodetBackbone):
         topology: TopologySpec | Sequence[TopologySpec] | None = None,
         edge_weights: EdgeWeights | None = None,
         seed: int | None = None,
+        output_stride: int | None = None,
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
@@ -67,7 +69,14 @@ class TopoNet(Trunk, TopodetBackbone):
     ):
         pretrained, init_cfg = resolve_init(pretrained, init_cfg)
         name, arguments = weights.backbone_arguments(
-            arch, pretrained, nodes=nodes, width=width, topology=topology, edge_weights=edge_weights, seed=seed
+            arch,
+            pretrained,
+            nodes=nodes,
+            width=width,
+            topology=topology,
+            edge_weights=edge_weights,
+            seed=seed,
+            output_stride=output_stride,
         )
         stages = arguments.get("nodes")
         total = len(stages) if isinstance(stages, Sequence) else 4  # else not given, or what build_blocks refuses

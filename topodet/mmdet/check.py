@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mmdet.models import FPN
 from torch import nn
 
 from .. import weights
@@ -14,9 +15,10 @@ from .base import TopodetBackbone
 def check_detector(model: nn.Module) -> None:
     """Refuse a detector whose neck or preprocessing does not fit its backbone of topodet; other backbones pass.
 
-    The neck's `in_channels` must be the backbone's `out_channels`. Where the backbone knows its weights file's card
-    (`pretrained`, or a checkpoint of a run with `TopoNetCheckHook`), mean, std and channel order of the
-    `data_preprocessor` must be those of the card. MMDetection loads images as BGR: `bgr_to_rgb=True` makes them RGB.
+    The neck's `in_channels` must be the backbone's `out_channels`, and the anchors' strides those of its maps. Where
+    the backbone knows its weights file's card (`pretrained`, or a checkpoint of a run with `TopoNetCheckHook`), mean,
+    std and channel order of the `data_preprocessor` must be those of the card. MMDetection loads images as BGR:
+    `bgr_to_rgb=True` makes them RGB.
 
     Args:
         model: a detector, bare or within another module (a data-parallel wrapper; a teacher and its student).
@@ -25,7 +27,7 @@ def check_detector(model: nn.Module) -> None:
         ConfigError: names both sides of each disagreement.
     """
     for detector in _detectors(model):
-        problems = _neck_problems(detector) + _preprocessing_problems(detector)
+        problems = _neck_problems(detector) + _stride_problems(detector) + _preprocessing_problems(detector)
         if problems:
             raise ConfigError(f"{type(detector).__name__} does not fit its backbone: {'; '.join(problems)}")
 
@@ -40,9 +42,7 @@ def _detectors(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _neck_problems(detector: nn.Module) -> list[str]:
-    neck = getattr(detector, "neck", None)
-    if isinstance(neck, nn.Sequential):  # a list of necks: the first one reads the backbone
-        neck = neck[0]
+    neck = _first_neck(detector)
     channels = getattr(neck, "in_channels", None)
     if channels is None:
         return []
@@ -54,6 +54,28 @@ def _neck_problems(detector: nn.Module) -> list[str]:
         f"the neck {type(neck).__name__} has in_channels={theirs}, but {detector.backbone.arch} with "
         f"out_indices={detector.backbone.out_indices} gives {ours}: set model.neck.in_channels={ours}"
     ]
+
+
+def _stride_problems(detector: nn.Module) -> list[str]:
+    """Compare the strides of the maps, which `output_stride` changes, with those that anchors are laid out with."""
+    neck, backbone = _first_neck(detector), detector.backbone
+    head = getattr(detector, "rpn_head", None) or getattr(detector, "bbox_head", None)
+    laid_out = getattr(getattr(head, "prior_generator", None), "strides", None)
+    if not isinstance(neck, FPN) or laid_out is None:
+        return []
+    ours = [backbone.stage_strides[k] for k in backbone.out_indices][neck.start_level :]
+    theirs = [stride if isinstance(stride, int) else stride[0] for stride in laid_out][: len(ours)]
+    if theirs == ours[: len(theirs)]:
+        return []
+    return [
+        f"the maps of {backbone.arch} have strides {ours}, but {type(head).__name__} lays its anchors out with "
+        f"{theirs}: set the strides of its anchor_generator, and the featmap_strides of RoI extractors, to the maps'"
+    ]
+
+
+def _first_neck(detector: nn.Module) -> nn.Module | None:
+    neck = getattr(detector, "neck", None)
+    return neck[0] if isinstance(neck, nn.Sequential) else neck  # of a list the first one reads the backbone
 
 
 def _preprocessing_problems(detector: nn.Module) -> list[str]:

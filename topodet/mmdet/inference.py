@@ -83,7 +83,7 @@ def load_detector(
         made = _published_config(file)
         names = list(classes) or file.card["classes"]
     else:
-        made = _read_config(config)
+        made = read_config(config)
         file = source if isinstance(source, weights.WeightsFile) else weights.read_trained(source)
         _describe_network(made, file)
         names = list(classes) or _class_names(file)
@@ -97,7 +97,7 @@ def load_detector(
         model = init_detector(made, device=device)
     weights.load(model, file, head=True)
     for backbone in backbones(model):
-        backbone.card = weights.backbone_card(file.card) or _meta(file).get(CARD) or {}
+        backbone.card = _backbone_card(file)
     check_detector(model)
     _check_number_of_classes(model, names, file)
     model.dataset_meta = {"classes": names, "palette": model.dataset_meta.get("palette", "random")}
@@ -188,7 +188,7 @@ def publish_detector(
     """
     file = weights.read_trained(checkpoint)
     model = load_detector(file, config=config, classes=classes, device="cpu")
-    made = _read_config(config)
+    made = read_config(config)
     _describe_network(made, file)
     names = model.dataset_meta["classes"]
     own = _without_files(
@@ -227,13 +227,22 @@ def _visualizer() -> DetLocalVisualizer:
     return DetLocalVisualizer(name="topodet")
 
 
-def _read_config(path: str | os.PathLike) -> Config:
+def read_config(path: str | os.PathLike, opts: Sequence[str] = ()) -> Config:
+    """Return a .py config of a detector, which is run, with KEY=VALUE options over it.
+
+    Raises:
+        ConfigError: no such file, another kind of file, no config of a detector, or an option of another form.
+    """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config file at {path} (working folder {Path.cwd()}); check --config")
     if path.suffix != ".py":
         raise ConfigError(f"{path} is no config of MMDetection, whose names end in .py")
-    return Config.fromfile(path)
+    config = Config.fromfile(path)
+    if "model" not in config:
+        raise ConfigError(f"{path} has no `model`: it is no config of a detector")
+    config.merge_from_dict(_options(opts))
+    return config
 
 
 def _describe_network(config: Config, file: weights.WeightsFile) -> None:
@@ -243,6 +252,8 @@ def _describe_network(config: Config, file: weights.WeightsFile) -> None:
         network = weights.infer_architecture(weights.extract_backbone(file.state_dict))
         graphs = [{"num_nodes": graph.num_nodes, "edges": graph.edges} for graph in network["topology"]]
         backbone.update(arch="toponet50", nodes=network["nodes"], width=network["width"], topology=graphs)
+        stride = backbone.get("output_stride") or _backbone_card(file).get("output_stride")
+        backbone.update({"output_stride": stride} if stride else {})
     elif backbone.get("edges") == weights.PRETRAINED:
         backbone.edges = list(weights.run_edges(file.state_dict).items())
     if "pretrained" in backbone:
@@ -340,6 +351,11 @@ def _options(opts: Sequence[str]) -> dict[str, Any]:
 def _meta(file: weights.WeightsFile) -> Mapping[str, Any]:
     meta = file.checkpoint.get("meta")
     return meta if isinstance(meta, Mapping) else {}
+
+
+def _backbone_card(file: weights.WeightsFile) -> Mapping[str, Any]:
+    """Return what is known of the backbone's weights: from a published file, or a checkpoint of `TopoNetCheckHook`."""
+    return weights.backbone_card(file.card) or _meta(file).get(CARD) or {}
 
 
 def _class_names(file: weights.WeightsFile) -> list[str]:

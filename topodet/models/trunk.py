@@ -25,8 +25,8 @@ TopologySpec = str | Mapping[str, Any] | Topology
 fx.wrap("to_fast_format")
 fx.wrap("from_fast_format")
 
-# What differs between the named networks; everything else has one default.
-ARCHITECTURE_ARGUMENTS = ("nodes", "width", "topology", "edge_weights", "seed")
+# What differs between the named networks, or those of weights files; everything else has one default.
+ARCHITECTURE_ARGUMENTS = ("nodes", "width", "topology", "edge_weights", "seed", "output_stride")
 
 
 class Stem(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import WeightsError
 
 # What a detector's card says of its backbone, besides its name.
-OF_THE_BACKBONE = ("architecture", "mean", "std", "channel_order")
+OF_THE_BACKBONE = ("architecture", "output_stride", "mean", "std", "channel_order")
 
 _TYPES = {
     **dict.fromkeys(("name", "architecture", "kind", "framework", "backbone", "channel_order", "wiring"), str),
