@@ -136,7 +136,7 @@ def test_bad_requests(tmp_path, capsys):
     for arguments, words in (
         (["--config", "missing.yaml"], "no config file at missing.yaml"),
         (["--config", "missing.py"], "no config file at missing.py"),
-        (["--config", "config.json"], ".yaml or a LazyConfig"),
+        (["--config", "config.json"], "'.json' is neither"),
         (["--config", str(tmp_path / "other.py")], "has no `model`"),
         (["--config", "missing.yaml", "--size", "0", "5"], "must be positive"),
         (["--config", "missing.yaml", "--input", "missing.png"], "missing.png"),

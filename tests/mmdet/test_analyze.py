@@ -3,7 +3,9 @@ import copy
 import pytest
 import torch
 from mmdet.registry import MODELS
+from PIL import Image
 
+from tests.commands.helpers import run_command
 from tests.detection import noise_images
 from tests.mmdet.helpers import CONFIGS, NANO, load, narrow
 from topodet.complexity import multiply_adds, parameters
@@ -57,7 +59,7 @@ def test_parts_of_a_detector(name):
     assert "backbone.stages" in counts.table
 
 
-def test_the_same_network_in_a_config_a_file_and_by_hand(tmp_path, nano):
+def test_the_same_network_in_a_config_a_file_and_by_hand(tmp_path, nano, capsys):
     """And what is printed says so."""
     config = narrow(copy.deepcopy(load(NANO)), str(nano.pth))
     config.dump(tmp_path / "config.py")
@@ -71,18 +73,21 @@ def test_the_same_network_in_a_config_a_file_and_by_hand(tmp_path, nano):
     assert "multiply-adds: " in text
     assert "activations: " in text
     assert "the table's 64 x 96" in text
-    linear = [module for name, module in model.named_modules() if name in ("roi_head.bbox_head.shared_fcs.0",)]
-    assert linear
     meta = {"dataset_meta": {"classes": ["a", "b"]}}
     torch.save({"state_dict": model.state_dict(), "meta": meta}, tmp_path / "epoch_1.pth")
     file = publish_detector(tmp_path / "epoch_1.pth", tmp_path / "config.py", tmp_path)
-    assert analyze(file, size=(64, 96), tasks=["flop"]).counts.backbone == result.counts.backbone
+    Image.fromarray(noise_images()[0][:40, :60]).save(tmp_path / "image.png")
+    options = ["--weights", file, "--tasks", "flop", "--size", 64, 80, "--depth", 2, "--input"]
+    assert run_command("analyze-model", [*options, tmp_path / "image.png"]) == 0
+    printed = capsys.readouterr().out
+    assert "the table's 53 x 80" in printed  # 60 x 40 enlarged until its long side is 80
+    assert f"backbone: {multiply_adds(model.backbone, (3, 64, 96)) / 1e9:.3f} G" in printed  # padded to 64 x 96
+
+
+def test_an_image_is_read_as_the_pipeline_reads_it():
     image = noise_images()[0]
-    [by_path] = analyze(file, inputs=[image[:40, :60]], size=(64, 80), tasks=["flop"]).counts.sizes
-    assert by_path == (53, 80)  # 60 x 40 enlarged until its long side is 80
-    assert torch.equal(
-        prepare(image, short_side=64, long_side=96), torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)
-    )
+    expected = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)
+    assert torch.equal(prepare(image, short_side=64, long_side=96), expected)
 
 
 def test_bad_requests(tmp_path):

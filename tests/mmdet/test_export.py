@@ -7,7 +7,9 @@ import pytest
 import torch
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmdet.registry import MODELS
+from PIL import Image
 
+from tests.commands.helpers import run_command
 from tests.detection import noise_images, spread_out, write_coco
 from tests.mmdet.helpers import NANO, narrow, small_config
 from topodet.errors import ConfigError, DataError
@@ -109,12 +111,21 @@ def test_torchscript(detectors, images, kind, tmp_path):
     assert set(re.findall(r"= (\w+)::", str(read.inlined_graph))) <= {"aten", "prim", "torchvision"}
 
 
-def test_the_detector_is_left_as_it_was(detectors, images, tmp_path):
+def test_the_command_leaves_the_same_file(detectors, images, tmp_path, capsys):
+    """And the detector is left as it was."""
     detector = detectors("faster")
     before = predict(detector, images[0], score_threshold=0)
-    export_detector(detector, images[0], tmp_path / "m.ts")
+    content = export_detector(detector, images[0], tmp_path / "epoch_1.ts")
     assert np.array_equal(predict(detector, images[0], score_threshold=0).boxes, before.boxes)
     assert all(parameter.requires_grad for parameter in detector.roi_head.parameters())
+    meta = {"dataset_meta": {"classes": CLASSES}}
+    torch.save({"state_dict": detector.state_dict(), "meta": meta}, tmp_path / "epoch_1.pth")
+    detector.cfg.dump(tmp_path / "config.py")
+    Image.fromarray(images[0]).save(tmp_path / "sample.png")
+    options = ["--weights", tmp_path / "epoch_1.pth", "--config", tmp_path / "config.py", "--output", tmp_path / "out"]
+    assert run_command("export", [*options, "--sample", tmp_path / "sample.png"]) == 0
+    assert "boxes as the original's" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "epoch_1.ts.json").read_text()) == content
 
 
 def test_what_cannot_be_exported_is_told(detectors, images, tmp_path):

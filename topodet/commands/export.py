@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from topodet.commands import make_parser
-from topodet.commands.detectors import add_config
+from topodet.commands.detectors import add_config, open_detector
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,18 +34,13 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str]) -> None:
     args = parser().parse_args(words)
     from topodet.datasets.images import read_image
-    from topodet.frameworks import require_framework
-
-    require_framework("detectron2")
-    from topodet.detectron2 import load_detector
-    from topodet.detectron2.export import SUFFIXES, export_detector
+    from topodet.exported import SUFFIXES
 
     image = read_image(args.sample)
-    options = {"score_threshold": args.score_threshold, "device": args.device, "opts": args.opts}
-    detector = load_detector(args.weights, config=args.config, classes=args.classes, **options)
+    framework, detector = open_detector(args, args.weights, score_threshold=args.score_threshold)
     name = args.name or Path(args.weights).stem
     path = args.output / f"{name}{SUFFIXES[args.format]}"
-    content = export_detector(detector, image, path, format=args.format, opset=args.opset)
+    content = framework.export_detector(detector, image, path, format=args.format, opset=args.opset)
     compared = content["compared"]
     print(
         f"{path}  {path.stat().st_size / 1e6:.2f} MB, {compared['boxes']} boxes as the original's: scores to "

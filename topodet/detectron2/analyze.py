@@ -14,7 +14,7 @@ from detectron2.data import transforms
 from detectron2.export import TracingAdapter
 from detectron2.modeling import build_model
 from detectron2.utils.analysis import FlopCountAnalysis
-from fvcore.nn import ActivationCountAnalysis, parameter_count_table
+from fvcore.nn import ActivationCountAnalysis
 from torch import Tensor, nn
 
 from .. import costs
@@ -22,16 +22,6 @@ from ..costs import TASKS, Analysis, Counts, TraceCounter, synthetic_images
 from ..errors import ConfigError
 from .config import load_config
 from .inference import load_detector
-
-__all__ = [
-    "analyze",
-    "bottom_up",
-    "build_detector",
-    "count",
-    "parameter_count_table",
-    "prepare",
-    "synthetic_images",
-]
 
 CONFIGS = (".yaml", ".yml", ".py")
 
