@@ -74,6 +74,11 @@ NETWORKS = {
     "loop with further arguments and results": (Loop, 3, ["blocks.0", "blocks.1", "blocks.2"]),
     "blocks that overwrite their input": (lambda: series(Block(True), Block(True), Block(True)), 3, ["0", "1", "2"]),
     "stages of blocks": (lambda: series(series(None, None), series(None)), 3, ["0.0", "0.1", "1.0"]),
+    "blocks that are series of layers": (
+        lambda: series(*(series(None, nn.Tanh()) for _ in range(3))),
+        3,
+        ["0", "1", "2"],
+    ),
     "plain layers": (lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), 2, ["0", "1"]),
 }
 

@@ -42,6 +42,10 @@ class RunWiring(Wiring):
         nodes = self.topology.num_nodes
         return self.numbers == tuple(range(nodes)) and self.topology.num_edges == nodes * (nodes - 1) // 2
 
+    def forward(self, x: Any, *_: Any, **__: Any) -> Any:
+        """Hand on what it is given: a block that is an `nn.Sequential` calls all of its children, and this is one."""
+        return x
+
     def add_missing(self, state_dict: dict[str, Tensor], prefix: str, device: torch.device) -> None:
         """Put the first weights and the edges into a state dict, in place, that knows nothing of them."""
         if self.complete and f"{prefix}alpha" not in state_dict and f"{prefix}edges" not in state_dict:

@@ -107,14 +107,11 @@ def samples(model: nn.Module) -> Iterator[Tensor]:
     if own is None and not cfg.get("fixed_input_size"):
         # Small, for speed; at stride 32 a map of 3 by 3, which one more stride would change.
         sizes.insert(0, (96, 96))
-    seen = set()
-    for size in sizes:
-        size = (size, size) if isinstance(size, int) else tuple(size or ())
-        if len(size) == 2 and size not in seen:
-            seen.add(size)
-            generator = torch.Generator().manual_seed(0)
-            image = torch.randn(1, conv.in_channels if conv else 3, *size, generator=generator, device="cpu")
-            yield image.to(parameter.device, parameter.dtype)
+    channels = [conv.in_channels if conv else 3, (cfg.get("input_size") or (3,))[0]]
+    sizes = [(size, size) if isinstance(size, int) else tuple(size or ()) for size in sizes]
+    for shape in dict.fromkeys((count, *size) for size in sizes for count in channels if len(size) == 2):
+        generator = torch.Generator().manual_seed(0)
+        yield torch.randn(1, *shape, generator=generator, device="cpu").to(parameter.device, parameter.dtype)
 
 
 def runs_of_blocks(
@@ -195,7 +192,7 @@ def runs_of_blocks(
     search(root)
     # What is of the class of such a block is one too, and stays whole where it is in no run.
     names = {*taken, *(node.name for run in found for node in run)}
-    kinds = {type(call.module) for call in everything if call.name in names}
+    kinds = {type(call.module) for call in everything if call.name in names} - {nn.Sequential}
 
     def within(name: str) -> Iterator[nn.Module]:
         parts = name.split(".")
