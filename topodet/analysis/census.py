@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ConfigError
-from ..models.connected import RunPlan, connect, connectable
+from ..models.connected import connect, runs
 from ..models.connected.follow import Call, Sample, follow
 from ..records.markdown import replace_measured, table
 
@@ -105,13 +105,13 @@ def compare(model: nn.Module, sample: Sample) -> Row:
     Raises:
         ConfigError: nothing of it can be connected.
     """
-    plans = [run for run in connectable(model, nodes="auto", sample=sample).values() if isinstance(run, RunPlan)]
     connected = connect(model, nodes="auto", sample=sample)
+    firsts = [next(iter(blocks.values())) for blocks in runs(connected).values()]
     (output, slope), (expected, expected_slope) = _values(connected, sample), _values(model, sample)
     return {
-        "forms": dict(Counter(plan.form for plan in plans)),
-        "runs": len(plans),
-        "edges": sum(plan.topology.num_edges for plan in plans),
+        "forms": dict(Counter(block.link.run.form for block in firsts)),
+        "runs": len(firsts),
+        "edges": sum(block.wiring.topology.num_edges for block in firsts),
         "difference": _difference(output, expected),
         "gradient": _difference(slope, expected_slope),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
 from ..ops import Graph, WeightedSums
+from ..topology.paths import live_edges
+from .connected import ConnectedBlock, prune_run_, runs
 from .fixed_tensors import FixedTensors
 from .stage import Node, TopoStage
 from .trunk import Stem
@@ -30,6 +32,10 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
     - Edges whose alpha is exactly 0 are gone, and with them the nodes that no longer reach the stage's output. A node
       that reads nothing any more is one number a channel, which is added to the sums of its readers.
 
+    Of connected networks (`connect`, `rewire`) the edges of weight 0 go, and the nodes that no longer reach the output
+    of their run, as `connectivity.prune` takes them out; their blocks stay as they are. A run in which a node reads
+    nothing any more stays whole.
+
     The output equals that of `model.eval()` up to rounding: the new weights are computed in float64, and have the type
     of the old ones. Fuse before `torch.compile`, tracing or export, which all take the result. A fused model that is
     fused again is copied.
@@ -39,20 +45,20 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
     replaced modules are lost. Subclasses of `Stem` and `TopoStage` stay as they are: they may compute something else.
 
     Args:
-        model: any module that contains a `TopoStage`, or is one. It is not changed.
+        model: any module that contains a `TopoStage` or connected blocks, or is one. It is not changed.
 
     Raises:
-        ConfigError: a model without a `TopoStage`.
+        ConfigError: a model without a `TopoStage` and without connected blocks.
 
     Example:
         >>> model = TopoNet(nodes=(3, 3), width=4, num_classes=2).eval()
         >>> fuse_for_inference(model)(torch.zeros(1, 3, 32, 32)).shape
         torch.Size([1, 2])
     """
-    if not any(type(module) in (TopoStage, FusedStage) for module in model.modules()):
+    if not any(type(module) in (TopoStage, FusedStage) for module in model.modules()) and not runs(model):
         raise ConfigError(
-            f"fuse_for_inference: {type(model).__name__} contains no TopoStage, there is nothing to fuse; "
-            "give a TopoNet, a backbone or a detector that has one"
+            f"fuse_for_inference: {type(model).__name__} contains no TopoStage and no connected blocks, there is "
+            "nothing to fuse; give a TopoNet, a connected network, or a backbone or detector that has one"
         )
     replacements: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
@@ -67,7 +73,22 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
                     stacklevel=3,  # no_grad is between this and the caller
                 )
     # `deepcopy` takes what is in its memo for copied already, wherever it meets it.
-    return copy.deepcopy(model, replacements).eval()
+    fused = copy.deepcopy(model, replacements).eval()
+    for blocks in runs(fused).values():
+        _drop_zeros(blocks)
+    return fused
+
+
+def _drop_zeros(blocks: Mapping[str, ConnectedBlock]) -> None:
+    """Take the edges of weight 0 out of a run, in place, unless a node would be left without input."""
+    wiring = next(iter(blocks.values())).wiring
+    edges = [edge for edge, alpha in zip(wiring.topology.edges, wiring.alpha.tolist()) if alpha]
+    live = live_edges(wiring.topology, edges)
+    inputs = [[j for j, target in edges if target == i] for i in range(wiring.topology.num_nodes)]
+    needed = _ancestors(wiring.topology.num_nodes - 1, inputs)
+    # What is computed of nothing is a constant, and not 0.
+    if {i for _, i in live} == set(needed) - {0} and len(live) == sum(len(inputs[i]) for i in needed):
+        prune_run_(blocks, live)
 
 
 class FusedNode(nn.Module):

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.models.connected.helpers import assert_same, run
 from topodet import connectivity
 from topodet.errors import ConfigError, WeightsError
-from topodet.models import connectable, disconnect
+from topodet.models import connectable, disconnect, fuse_for_inference
 from topodet.models.connected import RunPlan, connect
 from topodet.topology import complete
 
@@ -215,6 +215,20 @@ def test_pruning_and_damage():
         assert not model.layer1(y).any()
     rows = connectivity.remove_nodes(model, lambda model: model(x).sum().item(), progress=False).rows
     assert [row["node"] for row in rows] == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_fusing_drops_what_is_zero():
+    original, x = series(None, None, None).eval(), torch.randn(2, 4)
+    model = connect(original, nodes="blocks", sample=x)
+    fused = fuse_for_inference(model)
+    assert fused[0].wiring.edges.tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert torch.equal(fused(x), original(x))
+    model[0].wiring.alpha.data = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 1.0])  # nobody reads the first block
+    assert [key for key, _ in fuse_for_inference(model)[0].named_parameters()] == ["wiring.alpha"]
+    model[0].wiring.alpha.data = torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0, 1.0])  # which computes a constant now
+    fused = fuse_for_inference(model)
+    assert fused[0].wiring.complete
+    assert torch.equal(fused(x), model(x))
 
 
 def test_a_cut_run_hands_on_what_the_next_block_would_read():

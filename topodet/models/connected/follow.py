@@ -109,7 +109,7 @@ def samples(model: nn.Module) -> Iterator[Tensor]:
         sizes.insert(0, (96, 96))
     channels = [conv.in_channels if conv else 3, (cfg.get("input_size") or (3,))[0]]
     sizes = [(size, size) if isinstance(size, int) else tuple(size or ()) for size in sizes]
-    for shape in dict.fromkeys((count, *size) for size in sizes for count in channels if len(size) == 2):
+    for shape in dict.fromkeys((chans, *size) for size in sizes for chans in channels if len(size) == 2):
         generator = torch.Generator().manual_seed(0)
         yield torch.randn(1, *shape, generator=generator, device="cpu").to(parameter.device, parameter.dtype)
 
