@@ -100,6 +100,8 @@ def test_help_names_every_command_and_imports_nothing_heavy():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_help_under_its_name(name, capsys):
+    if name == "train-net":
+        pytest.importorskip("detectron2", reason="detectron2 is not installed")  # most of its options are Detectron2's
     with pytest.raises(SystemExit) as caught:
         cli.main([name, "--help"])
     assert caught.value.code == 0

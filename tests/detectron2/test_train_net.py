@@ -1,4 +1,4 @@
-"""tools/train_net.py as a user calls it."""
+"""`topodet train-net` as a user calls it."""
 
 import json
 import os
@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from tests.detectron2.helpers import ROOT, SMALL, metrics
-from tools import train_net
-from topodet import weights
+from topodet import cli, weights
+from topodet.detectron2 import load_config, register_dataset
+from topodet.detectron2.train_net import set_epochs
+from topodet.errors import ConfigError
 
 # What a config file would say; a file of its own, as users have.
 CONFIG = "config.yaml"
@@ -30,7 +32,16 @@ def write_config(folder, **changes):
 
 def words(config, coco, output, *arguments):
     """Return the command line."""
-    command = ["--config-file", config, "--dataset", "mine", coco / "all.json", coco / "images", *arguments]
+    command = [
+        "train-net",
+        "--config-file",
+        config,
+        "--dataset",
+        "mine",
+        coco / "all.json",
+        coco / "images",
+        *arguments,
+    ]
     command += ["OUTPUT_DIR", output, "DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('mine',)"]
     return [str(word) for word in command]
 
@@ -46,7 +57,7 @@ def trained(coco, nano, tmp_path_factory):
         SOLVER__CHECKPOINT_PERIOD=1,
         TEST__EVAL_PERIOD=2,
     )
-    command = [sys.executable, str(ROOT / "tools" / "train_net.py"), *words(config, coco, folder / "out")]
+    command = [sys.executable, str(ROOT / "tools" / "train_net.py"), *words(config, coco, folder / "out")[1:]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -71,7 +82,7 @@ def test_resume_goes_on_where_it_stopped(trained, coco, tmp_path):
     config, out, _ = trained
     (tmp_path / "model_0000000.pth").write_bytes((out / "model_0000000.pth").read_bytes())
     (tmp_path / "last_checkpoint").write_text("model_0000000.pth")
-    assert train_net.main(words(config, coco, tmp_path, "--resume")) == 0
+    assert cli.main(words(config, coco, tmp_path, "--resume")) == 0
     log = (tmp_path / "log.txt").read_text()
     assert "Starting training from iteration 1" in log
     assert "127/127 tensors of the backbone are in the checkpoint" in log
@@ -99,7 +110,7 @@ def test_evaluates_a_checkpoint(trained, coco, tmp_path):
     config, out, _ = trained
     # A backbone that is on another machine is not asked for: the checkpoint has all.
     arguments = ["--eval-only", "MODEL.WEIGHTS", out / "model_final.pth", "MODEL.TOPONET.PRETRAINED", "elsewhere.pth"]
-    assert train_net.main(words(config, coco, tmp_path, *arguments)) == 0
+    assert cli.main(words(config, coco, tmp_path, *arguments)) == 0
     found = [(folder / "inference" / "coco_instances_results.json").read_text() for folder in (out, tmp_path)]
     assert found[0] == found[1]
 
@@ -123,8 +134,21 @@ def test_bad_input_is_one_error_and_status_1(arguments, message, trained, coco, 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config, out, _ = trained
     arguments = [word.format(out=out) for word in arguments]
-    assert train_net.main(words(config, coco, tmp_path, *arguments)) == 1
+    assert cli.main(words(config, coco, tmp_path, *arguments)) == 1
     captured = capsys.readouterr().err
     assert captured[captured.index("error: ") :].count("error: ") == 1
     assert message in captured
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_epochs_are_passes_over_the_images(coco, tmp_path):
+    """Two images in batches of one: two iterations an epoch; the config's steps move along."""
+    config = write_config(tmp_path, SOLVER__IMS_PER_BATCH=1, SOLVER__MAX_ITER=100, SOLVER__WARMUP_ITERS=50)
+    cfg = load_config(config, ["DATASETS.TRAIN", "('epochs',)", "SOLVER.STEPS", "(50, 90)"])
+    register_dataset("epochs", coco / "all.json", coco / "images")
+    set_epochs(cfg, 10)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (20, (10, 18), 4)
+    set_epochs(cfg, 1)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (2, (1,), 0)
+    with pytest.raises(ConfigError, match="--epochs 0: at least 1"):
+        set_epochs(cfg, 0)

@@ -25,6 +25,7 @@ COMMANDS = {
     "check-coco": "check_coco",
     "voc-to-coco": "voc_to_coco",
     "new-config": "new_config",
+    "train-net": "train_net",
     "install-mmcv-ops": "install_mmcv_ops",
     "list": "list_models",
 }

@@ -6,6 +6,8 @@ topodet new-config --framework mmdet --train train.json --val val.json --images 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +52,25 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def start(framework: str, config: Path, args: argparse.Namespace) -> str:
+    """Return the command that trains with a config that was written, as a line of a shell."""
+    if framework == "mmdet":
+        mmdet = importlib.util.find_spec("mmdet")
+        tool = ["python", str(Path(mmdet.origin).parent / ".mim" / "tools" / "train.py")] if mmdet else ["mim", "train"]
+        return shlex.join(
+            [*tool, *([] if mmdet else ["onedl-mmdetection"]), str(config), "--work-dir", f"runs/{config.stem}"]
+        )
+    command = ["topodet", "train-net", "--config-file", str(config)]
+    for part, annotation_file, images in (
+        ("train", args.train, args.images),
+        ("val", args.val, args.val_images or args.images),
+    ):
+        command += ["--dataset", f"{config.stem}_{part}", str(annotation_file), str(images)]
+    import torch
+
+    return shlex.join([*command, *([] if torch.cuda.is_available() else ["MODEL.DEVICE", "cpu"])])
+
+
 def main(words: Sequence[str]) -> int:
     args = parser().parse_args(words)
     from topodet.new_config import new_config
@@ -68,5 +89,6 @@ def main(words: Sequence[str]) -> int:
         output=args.output,
         allow=args.allow,
     )
-    print(f"wrote {path}: {schedule.epochs} epochs of {schedule.epoch_iterations} iterations")
+    print(f"wrote {path}: {schedule.epochs} epochs of {schedule.epoch_iterations} iterations. Start it with")
+    print(start(args.framework, path, args))
     return 0

@@ -59,12 +59,12 @@ def make_schedule(num_images: int, *, batch: int, epochs: int | None = None) -> 
     if epochs is None:
         epochs = max(12, math.ceil(_LEAST_ITERATIONS / epoch_iterations))
     total = epochs * epoch_iterations
-    steps = tuple(sorted({max(1, round(total * share)) for share in (2 / 3, 11 / 12)}))
+    steps = {round(total * share) for share in (2 / 3, 11 / 12)}
     return Schedule(
         batch=batch,
         epochs=epochs,
         epoch_iterations=epoch_iterations,
         warmup=min(_LONGEST_WARMUP, max(1, total // 5)),
-        steps=steps,
+        steps=tuple(sorted(step for step in steps if 0 < step < total)),
         eval_epochs=max(1, round(epochs / 12)),
     )

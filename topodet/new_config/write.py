@@ -236,6 +236,6 @@ def _for_detectron2(data: _Data, made: _Backbone, schedule: Schedule, name: str)
         "rate": schedule.rate(_base_rate(made)),
         "weight_decay": 0.0001 if made.normalizes else 0.05,
         "max_iter": schedule.iterations,
-        "steps": f"({', '.join(map(str, schedule.steps))},)",
+        "steps": str(schedule.steps),
         "eval_period": schedule.eval_epochs * schedule.epoch_iterations,
     }
