@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from .files import atomic_path
 def adjacency_figure(model: nn.Module, title: str = "") -> Figure:
     """Draw each stage's adjacency matrix of |alpha| as a heat map, inputs of node i in row i, edges absent in grey.
 
+    The scale ends at 1, 2 or 5 times a power of ten, so that most pictures of a training have the same one.
+
     Raises:
         ConfigError: the model has no wiring.
     """
     parts = _wirings(model)
-    top = max(float(all_alphas(parts.values()).abs().max()), 1e-12)
+    top = _scale_end(float(all_alphas(parts.values()).abs().max()))
     figure = new_figure(width=3.2 * len(parts) + 0.8, height=3.7)
     axes = figure.subplots(1, len(parts), squeeze=False)[0]
     for axis, name, wiring in zip(axes, _short(parts), parts.values()):
@@ -87,6 +90,12 @@ def save_figures(model: nn.Module, folder: str | Path, tag: str) -> list[Path]:
             figure.savefig(temporary, format="png", dpi=130)
         written.append(path)
     return written
+
+
+def _scale_end(largest: float) -> float:
+    """Return the smallest of 1, 2, 5, 10, 20, ... and of 0.5, 0.2, ... that is no smaller."""
+    power = 10.0 ** math.floor(math.log10(max(largest, 1e-12)))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= largest * (1 - 1e-6))
 
 
 def _wirings(model: nn.Module) -> dict:

@@ -159,7 +159,7 @@ def test_schedules(row):
     assert epochs.param_scheduler[0].end == 500
     assert iterations.train_cfg.max_iters == 90_000
     assert iterations.param_scheduler[1].milestones == [60_000, 80_000]
-    assert (iterations.param_scheduler[0].end, iterations.param_scheduler[0].start_factor) == (1000, 0.001)
+    assert (iterations.param_scheduler[0].end, iterations.param_scheduler[0].start_factor) == (500, 1 / 3)
     assert iterations.train_dataloader.sampler.type == "InfiniteSampler"
     assert iterations.default_hooks.checkpoint.interval == iterations.train_cfg.val_interval == 10_000
     assert not iterations.default_hooks.checkpoint.by_epoch

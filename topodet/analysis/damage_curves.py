@@ -39,7 +39,7 @@ def node_figure(damage: Damage, score: str = "", title: str = "") -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel(score, fontsize=8)
-    figure.suptitle(title or f"{score} without each node; dashed: the whole network", fontsize=10)
+    figure.suptitle(title or f"{score} without each node; dashed: the whole network", fontsize=9)
     return figure
 
 
@@ -77,7 +77,8 @@ def edge_figure(
     axis.axhline(damage.whole[score], color="0.3", linestyle="--", linewidth=0.8)
     axis.set_xlabel("edges removed, %")
     axis.set_ylabel(score)
-    axis.set_title(title or f"{score} without weak edges; dashed: the whole network", fontsize=10)
+    axis.set_ylim(0, 1.05 * axis.dataLim.y1)  # a difference looks as large as it is
+    axis.set_title(title or f"{score} without weak edges; dashed: the whole network", fontsize=9)
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
@@ -98,11 +99,14 @@ def tables(record: Record) -> str:
 def figures(record: Record) -> dict[str, Figure]:
     """Return the pictures of a record by file name."""
     made = {}
+    network = ", ".join(filter(None, (record["name"], record.get("data"))))
     if "nodes" in record:
-        made[f"damage_{record['name']}_nodes.png"] = node_figure(_damage("nodes", record))
+        title = f"{network}\nwithout each node; dashed: the whole network"
+        made[f"damage_{record['name']}_nodes.png"] = node_figure(_damage("nodes", record), title=title)
     if "edges" in record:
         damage = _damage("edges", record)
-        made[f"damage_{record['name']}_edges.png"] = edge_figure(damage, retrained=record["retrained"])
+        title = f"{network}\nwithout weak edges; dashed: the whole network"
+        made[f"damage_{record['name']}_edges.png"] = edge_figure(damage, retrained=record["retrained"], title=title)
     return made
 
 

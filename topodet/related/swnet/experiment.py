@@ -265,12 +265,13 @@ def figure(results: Results) -> Figure:
         steps = settings["every"] * np.arange(1, len(runs[0]["accuracies"][0]) + 1)
         for k, row in enumerate(runs):
             curves = np.array(row["accuracies"])
-            # The dash tells the run as the shade does, in greyscale too.
-            style = {"color": f"{0.7 * k / max(1, len(runs) - 1)}", "linestyle": ("-", "--", "-.", ":")[k % 4]}
+            # The marker tells the run as the color does, in greyscale too.
+            style = {"color": f"C{k}", "marker": "os^vD"[k % 5], "markersize": 3, "linewidth": 1.2}
             axes[1].plot(steps, curves.mean(0), label=f"p = {row['p']:g}", **style)
-            axes[1].fill_between(steps, curves.min(0), curves.max(0), color=style["color"], alpha=0.12, linewidth=0)
+            axes[1].fill_between(steps, curves.min(0), curves.max(0), color=style["color"], alpha=0.1, linewidth=0)
         axes[1].set_xlabel("iterations")
-        axes[1].set_ylabel("accuracy")
+        axes[1].set_ylabel(f"accuracy, mean and range of {settings['seeds']} seeds")
+        axes[1].set_ylim(bottom=0)
         axes[1].legend(frameon=False, fontsize=8)
         for k, target in enumerate(settings["targets"]):
             points = [(row["p"], row["targets"][k]["speedup"]) for row in runs]
