@@ -252,8 +252,8 @@ def _mmdetection(job: Job, machines: Machines) -> Iterator[str]:
 def _detectron2(job: Job, machines: Machines) -> Iterator[str]:
     yield from _publish(job, machines)
     options = dict(job.options())
-    words = [machines.python.get("detectron2", "python"), "tools/train_net.py", "--config-file", job.arm.source]
-    words += ["--resume"]
+    words = [machines.python.get("detectron2", "python"), "-m", "topodet", "train-net"]
+    words += ["--config-file", job.arm.source, "--resume"]
     if machines.gpus:
         words += ["--num-gpus", str(machines.gpus)]
     if machines.nodes > 1:
