@@ -84,8 +84,6 @@ def test_every_detector_of_mmdetection_is_understood(scale, monkeypatch):
             assert (made.model.backbone.arch, made.model.neck.in_channels) == ("pretrained", [24, 48, 96, 192])
             kinds = [(hook.type, hook.kind) for hook in made.custom_hooks if "kind" in hook]
             assert kinds == [("SparsityHook", "none")]
-                ("SparsityHook", "none")
-            ]
         else:
             assert made.train_dataloader.batch_size * 8 == 16
 
