@@ -4,6 +4,7 @@ from .analyze import analyze
 from .backbone import TopoNet
 from .check import check_detector
 from .connected_timm import ConnectedTimm
+from .data import check_datasets
 from .evaluation import coco_evaluation
 from .export import export_detector
 from .hooks import AlphaLogHook, SparsityHook, TopoNetCheckHook
@@ -16,6 +17,7 @@ __all__ = [
     "TopoNet",
     "TopoNetCheckHook",
     "analyze",
+    "check_datasets",
     "check_detector",
     "class_names",
     "coco_evaluation",

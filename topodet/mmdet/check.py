@@ -37,6 +37,16 @@ def backbones(model: nn.Module) -> list[TopodetBackbone]:
     return [module for module in model.modules() if isinstance(module, TopodetBackbone)]
 
 
+def class_counts(model: nn.Module) -> dict[str, int]:
+    """Return the `num_classes` of a detector's heads, by the names of their types."""
+    return {
+        type(part).__name__: part.num_classes
+        for name, part in model.named_modules()
+        # An RPN tells objects from background, whatever their class.
+        if "head" in name and "rpn" not in name and isinstance(getattr(part, "num_classes", None), int)
+    }
+
+
 def _detectors(model: nn.Module) -> Iterator[nn.Module]:
     return (part for part in model.modules() if isinstance(getattr(part, "backbone", None), TopodetBackbone))
 

@@ -18,6 +18,7 @@ from .. import connectivity, weights
 from ..errors import ConfigError
 from ..visualization import adjacency_figure, figure_pixels, save_figures
 from .check import backbones, check_detector
+from .data import check_datasets
 from .training import training_problems
 
 CARD = "topodet_card"
@@ -25,7 +26,7 @@ CARD = "topodet_card"
 
 @HOOKS.register_module()
 class TopoNetCheckHook(Hook):
-    """Stop before the first step, or the first tested image, if `check_detector` finds something wrong.
+    """Stop before the first step, or the first tested image, if `check_detector` or `check_datasets` finds a fault.
 
     What trains, but hardly as it is meant (weight decay on edge weights, a warm-up longer than the training), is a
     warning at the start that says what to write.
@@ -36,6 +37,7 @@ class TopoNetCheckHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         check_detector(runner.model)
+        check_datasets(runner)
 
     def before_train(self, runner: Runner) -> None:
         # Once more: between the two hooks the backbone has read its weights file, and knows the card.

@@ -28,7 +28,7 @@ from torch import nn
 from .. import detections, weights
 from ..detections import Detections, check_threshold
 from ..errors import ConfigError, WeightsError
-from .check import backbones, check_detector
+from .check import backbones, check_detector, class_counts
 from .hooks import CARD
 
 # Steps of a test pipeline that compute on the image alone: what a stranger's file may ask for.
@@ -370,13 +370,7 @@ def _class_names(file: weights.WeightsFile) -> list[str]:
 
 
 def _check_number_of_classes(model: nn.Module, names: Sequence[str], file: weights.WeightsFile) -> None:
-    counts = {
-        type(part).__name__: part.num_classes
-        for name, part in model.named_modules()
-        # An RPN tells objects from background, whatever their class.
-        if "head" in name and "rpn" not in name and isinstance(getattr(part, "num_classes", None), int)
-    }
-    wrong = {head: count for head, count in counts.items() if count != len(names)}
+    wrong = {head: count for head, count in class_counts(model).items() if count != len(names)}
     if wrong:
         head, count = next(iter(wrong.items()))
         raise ConfigError(
