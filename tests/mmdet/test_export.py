@@ -100,7 +100,7 @@ def test_onnx_in_onnxruntime(detectors, images, kind, tmp_path):
     }
 
 
-@pytest.mark.parametrize("kind", ["faster", "mask", "retinanet"])
+@pytest.mark.parametrize("kind", ["mask", "retinanet"])
 def test_torchscript(detectors, images, kind, tmp_path):
     detector = detectors(kind)
     content = export_detector(detector, images[0], tmp_path / "m.ts", format="torchscript")
