@@ -16,12 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import connectivity
 from .complexity import parameters
 from .datasets.images import read_image
 from .errors import ConfigError, unknown_name
 from .models.calibrate import calibrate_batchnorm
-from .models.wiring import Wiring
 from .ops import WeightedSums
 
 TASKS = ("flop", "activation", "parameter", "structure")
@@ -225,7 +223,7 @@ def count(
         multiply_adds.set_op_handle(**dict.fromkeys(NOT_COUNTED, _nothing))
         for counter in (multiply_adds, outputs):
             counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        with _weighted_sums(model) as edges:
+        with _weighted_sums() as edges:
             flops.append(float(multiply_adds.total()))
         sums.append(sum(edges))
         operators.update(multiply_adds.by_operator())
@@ -298,31 +296,18 @@ def _nothing(inputs: list, outputs: list) -> Counter:
 
 
 @contextmanager
-def _weighted_sums(model: nn.Module) -> Iterator[list[int]]:
-    """Yield a list that gets the multiply-adds of each weighted sum when the model runs."""
+def _weighted_sums() -> Iterator[list[int]]:
+    """Yield a list that gets the multiply-adds of each weighted sum while it is open."""
     counts: list[int] = []
+    original = WeightedSums.read
 
-    def counted(wiring: Wiring) -> Callable[[Tensor], WeightedSums]:
-        def sums(like: Tensor) -> WeightedSums:
-            made = Wiring.sums(wiring, like)
-            made.read = read(made.read, wiring.topology.in_degree)
-            return made
+    def read(sums: WeightedSums, i: int) -> Tensor:
+        total = original(sums, i)
+        counts.append(len(sums.sources[i]) * int(np.prod([int(n) for n in total.shape])))
+        return total
 
-        return sums
-
-    def read(original: Callable[[int], Tensor], in_degree: Sequence[int]) -> Callable[[int], Tensor]:
-        def counting(i: int) -> Tensor:
-            total = original(i)
-            counts.append(in_degree[i] * int(np.prod([int(n) for n in total.shape])))
-            return total
-
-        return counting
-
-    wirings = connectivity.wirings(model).values()
-    for wiring in wirings:
-        wiring.sums = counted(wiring)
+    WeightedSums.read = read
     try:
         yield counts
     finally:
-        for wiring in wirings:
-            del wiring.sums
+        WeightedSums.read = original
