@@ -39,25 +39,26 @@ def retrained(images, run, tmp_path_factory):
     return output, train(images, output, *more, "--epochs", "1")[-1]
 
 
-def test_the_network_comes_back_with_its_scores(run):
+def test_the_network_comes_back_with_its_scores(images, run):
     output, row = run
-    with open_checkpoint(output / "last.pth.tar", ["--workers", "0"]) as (model, loader):
+    with open_checkpoint(output / "last.pth.tar", ["--workers", "0", "--data-dir", str(images)]) as (model, loader):
         found = accuracy(loader)(model)
     assert {f"ema_eval_{name}": pytest.approx(value) for name, value in found.items()}.items() <= row.items()
 
 
-def test_a_pruned_network_comes_back_too(retrained):
+def test_a_pruned_network_comes_back_too(images, retrained):
     output, row = retrained
-    with open_checkpoint(output / "last.pth.tar") as (model, loader):
+    with open_checkpoint(output / "last.pth.tar", ["--data-dir", str(images)]) as (model, loader):
         assert sum(graph.num_edges for graph in model.topologies) < 37
         assert accuracy(list(loader))(model)["loss"] == pytest.approx(row["eval_loss"])
 
 
-def test_nodes_and_edges_are_measured_written_and_drawn(run, retrained, tmp_path, capsys, monkeypatch):
+def test_nodes_and_edges_are_measured_written_and_drawn(images, run, retrained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     output, row = run
     argv = [str(output / "last.pth.tar"), "--output", str(tmp_path / "out"), "--keep", "0.8", "0.4", "--per", "node"]
     argv += ["--retrained", str(retrained[0]), "--record", "nano", "--data", "noise", "--in-memory", "--workers", "0"]
+    argv += ["--data-dir", str(images)]
     assert run_command("damage", argv) == 0
     nodes = list(csv.DictReader((tmp_path / "out" / "nodes.csv").open()))
     assert len(nodes) == 1 + 4 + 5 + 6 + 4
@@ -75,7 +76,7 @@ def test_nodes_and_edges_are_measured_written_and_drawn(run, retrained, tmp_path
     whole = TopoNet(**weights.infer_architecture(state), num_classes=3)
     whole.load_state_dict(state)
     small = connectivity.prune(whole, keep=0.8, per="node")
-    with open_checkpoint(output / "last.pth.tar", ["--workers", "0"]) as (_, loader):
+    with open_checkpoint(output / "last.pth.tar", ["--workers", "0", "--data-dir", str(images)]) as (_, loader):
         assert accuracy(loader)(small.eval())["loss"] == pytest.approx(record["edges"]["rows"][0]["loss"], rel=1e-4)
     (trained_on,) = record["retrained"]
     assert trained_on["top1"] == retrained[1]["eval_top1"]
@@ -120,8 +121,9 @@ def test_images_of_another_folder(run, tmp_path):
         (["--threshold", "2", "--per", "node"], "threshold=2.0 is out of range"),
     ],
 )
-def test_what_cannot_be_measured_is_told(run, tmp_path, capsys, change, message):
-    assert run_command("damage", [str(run[0] / "last.pth.tar"), "--output", str(tmp_path), *change]) == 1
+def test_what_cannot_be_measured_is_told(images, run, tmp_path, capsys, change, message):
+    words = [str(run[0] / "last.pth.tar"), "--output", str(tmp_path), "--data-dir", str(images), *change]
+    assert run_command("damage", words) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

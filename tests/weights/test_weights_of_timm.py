@@ -270,7 +270,7 @@ def test_a_pruned_network_is_published_and_built_from_its_tensors(kind, publishe
     ]
     assert twice["mean"]
     damaged = {**file.state_dict, next(key for key in file.state_dict if key.endswith(".edges")): torch.ones(3)}
-    with pytest.raises(WeightsError, match=r"wiring.edges is \[3\], not \[edges, 2\]"):
+    with pytest.raises(WeightsError, match=r"wiring.edges is float32 \[3\], not int64 \[edges, 2\]"):
         weights.build(weights.WeightsFile(files.pth, damaged, file.card))
     # Neither a whole backbone takes it, nor a pruned one a file of the whole network.
     with pytest.raises(WeightsError, match="missing in the file"):

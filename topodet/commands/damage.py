@@ -1,15 +1,15 @@
 """Measure what a trained network is worth without each of its nodes and without its weak edges.
 
-    topodet damage runs/pretrain/NAME/model_best.pth.tar --output runs/damage/NAME
+    topodet damage runs/pretrain/NAME/model_best.pth.tar --data-dir DIR --output runs/damage/NAME
     topodet damage runs/pretrain/NAME/model_best.pth.tar --data-dir DIR --keep 0.6 0.4 0.2 --per node
-    topodet damage runs/pretrain/NAME/last.pth.tar --retrained runs/pretrain/NAME_keep* --record NAME \
+    topodet damage runs/pretrain/NAME/last.pth.tar --data-dir DIR --retrained runs/pretrain/NAME_keep* --record NAME \
       --data "Tiny ImageNet, 75 classes"
 
     topodet damage published/DETECTOR-hash.pth --annotations val.json --images val2017/ --no-nodes
 
-Of a classifier: the network, its graphs and its validation images are those of the checkpoint; other options, after
-it, are those of `topodet pretrain` and replace what it was trained with (--data-dir, --dataset, --val-split, --device,
-...). Of a detector of either framework (--annotations and --images): COCO's scores. The folder gets nodes.csv and
+Of a classifier: the network and its graphs are those of the checkpoint, the images those of --data-dir (and --dataset,
+--val-split), since a file does not choose what is opened; other options of `topodet pretrain`, after it, replace what it
+was trained with. Of a detector of either framework (--annotations and --images): COCO's scores. The folder gets nodes.csv and
 edges.csv, row by row as they are measured, and pictures of both.
 """
 

@@ -258,7 +258,7 @@ def _published_config(file: weights.WeightsFile) -> CfgNode:
             f"topodet {file.card.get('topodet')}: update topodet and Detectron2, or ask its author"
         ) from error
     node = cfg.MODEL.CONNECTED_TIMM
-    weights.refuse_other_files(file, node.NAME, node.OPTIONS)
+    weights.check_network(file.path, node.NAME, dict(node.OPTIONS), file.state_dict)
     return cfg
 
 

@@ -308,7 +308,7 @@ def _published_config(file: weights.WeightsFile) -> Config:
         )
     backbone = model.get("backbone", {})
     if backbone.get("type") == "ConnectedTimm":
-        weights.refuse_other_files(file, backbone.get("name", ""), backbone.get("options") or {})
+        weights.check_network(file.path, backbone.get("name", ""), backbone.get("options") or {}, file.state_dict)
     dataset = {"type": "CocoDataset", "pipeline": pipeline}
     return Config({"model": model, "test_dataloader": {"dataset": dataset}, "default_scope": "mmdet"})
 

@@ -17,7 +17,7 @@ from ..ops.memory_format import from_fast_format, to_fast_format
 from ..topology import Topology, make_topology
 from .recompute import update_statistics_once
 from .stage import NormLayer, TopoStage
-from .wiring import EdgeWeights
+from .wiring import EdgeWeights, check_dtypes
 
 TopologySpec = str | Mapping[str, Any] | Topology
 
@@ -101,6 +101,10 @@ class Trunk(nn.Module):
         if part == "stages":
             return rest.partition(".")[0] not in dict(self.stages.named_children())
         return part == "head" and not hasattr(self, "head")
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        check_dtypes(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the inside of each node in the backward pass instead of keeping it (timm's switch)."""

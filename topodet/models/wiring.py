@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -17,6 +17,24 @@ from .fixed_tensors import FixedTensors
 
 EdgeWeights = Literal["learned", "fixed"]
 Start = Literal["ones", "chain"]
+
+
+def other_dtype(theirs: Tensor, ours: Tensor) -> bool:
+    """Whether a tensor cannot stand for one of a network: floats of any width can for floats, nothing else can."""
+    return theirs.dtype != ours.dtype and not (theirs.is_floating_point() and ours.is_floating_point())
+
+
+def check_dtypes(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+    """Refuse values that torch would convert in silence: integers, truth values and complex numbers for floats.
+
+    Raises:
+        WeightsError: names a tensor and both dtypes.
+    """
+    for name, ours in module.state_dict(keep_vars=True).items():
+        theirs = state_dict.get(prefix + name)
+        if isinstance(theirs, Tensor) and other_dtype(theirs, ours):
+            words = [str(tensor.dtype).removeprefix("torch.") for tensor in (theirs, ours)]
+            raise WeightsError(f"{prefix}{name} is {words[0]} in the file and {words[1]} in the model")
 
 
 class Wiring(FixedTensors):
@@ -122,8 +140,9 @@ class Wiring(FixedTensors):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # Raised here and not collected, because frameworks that load with strict=False only log what is collected.
         # The buffer is no truth to compare with: what was built on the meta device holds no values yet.
+        check_dtypes(self, state_dict, prefix)
         edges = state_dict.get(f"{prefix}edges")
-        if edges is not None and not edges.is_meta and edges.tolist() != [list(edge) for edge in self._numbered()]:
+        if edges is not None and not edges.is_meta and not self._is_same_graph(prefix, edges):
             raise WeightsError(self._describe_mismatch(prefix, edges))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if edges is None:
@@ -141,6 +160,13 @@ class Wiring(FixedTensors):
 
     def _numbered(self) -> list[Edge]:
         return [(self.numbers[j], self.numbers[i]) for j, i in self.topology.edges]
+
+    def _is_same_graph(self, prefix: str, edges: Tensor) -> bool:
+        if edges.ndim != 2 or edges.shape[1] != 2:
+            raise WeightsError(
+                f"{prefix}edges is {list(edges.shape)}, not [edges, 2]: the file is damaged, fetch it again"
+            )
+        return len(edges) == self.topology.num_edges and edges.tolist() == [list(edge) for edge in self._numbered()]
 
     def _describe_mismatch(self, prefix: str, edges: Tensor) -> str:
         theirs = {tuple(edge) for edge in edges.tolist()}

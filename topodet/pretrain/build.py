@@ -50,24 +50,8 @@ def create_model(
     source = trained
     if trained is None and options.edges.edges_from:
         source = weights.read(options.edges.edges_from).state_dict
-    try:
-        model = create_timm_network(
-            options.model.model,
-            wiring=options.edges.connect or options.edges.rewire or "none",
-            connect_nodes=options.edges.connect_nodes,
-            rewire=options.edges.rewire is not None,
-            pretrained=options.model.pretrained and trained is None,
-            num_classes=num_classes,
-            in_chans=channels,
-            global_pool=options.model.gp,
-            drop_rate=options.model.drop,
-            drop_path_rate=options.model.drop_path,
-            **{**options.model.model_kwargs, **_graphs(options, source)},
-        )
-    except ConfigError as error:
-        chosen = {"connect": options.edges.connect, "rewire": options.edges.rewire}
-        edges = "".join(f" --{name} {value}" for name, value in chosen.items() if value)
-        raise ConfigError(f"--model {options.model.model}{edges}: {error}") from error
+    start = options.model.pretrained and trained is None
+    model = create_network(options, num_classes, channels, source, pretrained=start)
     if trained is None:
         if options.model.initial_checkpoint:
             _load_initial(model, options.model.initial_checkpoint)
@@ -97,18 +81,47 @@ def create_model(
     return model
 
 
+def create_network(
+    options: Options,
+    num_classes: int,
+    channels: int,
+    source: Mapping[str, Tensor] | None,
+    *,
+    pretrained: bool = False,
+) -> nn.Module:
+    """Return the network that the options describe, with the graphs of the tensors in `source`, as timm makes it.
+
+    Raises:
+        ConfigError: arguments it does not take, or blocks that cannot be connected.
+    """
+    try:
+        return create_timm_network(
+            options.model.model,
+            wiring=options.edges.connect or options.edges.rewire or "none",
+            connect_nodes=options.edges.connect_nodes,
+            rewire=options.edges.rewire is not None,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            in_chans=channels,
+            global_pool=options.model.gp,
+            drop_rate=options.model.drop,
+            drop_path_rate=options.model.drop_path,
+            **{**options.model.model_kwargs, **_graphs(options, source)},
+        )
+    except ConfigError as error:
+        chosen = {"connect": options.edges.connect, "rewire": options.edges.rewire}
+        edges = "".join(f" --{name} {value}" for name, value in chosen.items() if value)
+        raise ConfigError(f"--model {options.model.model}{edges}: {error}") from error
+
+
 def _load_initial(model: nn.Module, path: str) -> None:
     if not os.path.isfile(path):
         raise WeightsError(f"no file at --initial-checkpoint {path}; check the path")
     try:
-        timm.models.load_checkpoint(model, path)
+        weights.load(model, path, head=True)
     except WeightsError as error:
-        raise WeightsError(
-            f"--initial-checkpoint {path!r} does not fit the model: {error}, or give it the graphs of the file: "
-            f"--edges-from {path}"
-        ) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        raise WeightsError(f"--initial-checkpoint {path!r} does not fit the model: {error}") from error
+        hint = f"; or give it the graphs of the file: --edges-from {path}" if "topology" in str(error) else ""
+        raise WeightsError(f"--initial-checkpoint {path!r} does not fit the model: {error}{hint}") from error
 
 
 def _graphs(options: Options, source: Mapping[str, Tensor] | None) -> dict[str, object]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from timm.data import resolve_data_config
 from torch import nn
@@ -21,11 +22,12 @@ from topodet.pretrain.group import join
 def open_checkpoint(checkpoint: str | os.PathLike, argv: Sequence[str] = ()) -> Iterator[tuple[nn.Module, data.Loader]]:
     """Yield the network of a checkpoint of `topodet.pretrain`, in evaluation mode, and its validation batches.
 
-    The averaged weights (EMA) are taken where there are any, and the graphs from the file, pruned or not.
+    The averaged weights (EMA) are taken where there are any, and the graphs from the file, pruned or not. What the file
+    says of its network and the size of its images holds too; which data is opened, and how, does not come from it.
 
     Args:
         checkpoint: e.g. RUN/model_best.pth.tar.
-        argv: options of `topodet pretrain` over those of the training, e.g. ["--data-dir", "DIR", "--device", "cpu"].
+        argv: options of `topodet pretrain`, ["--data-dir", "DIR"] at the least; they go before those of the file.
 
     Raises:
         WeightsError: the file is damaged or unsafe, or has no classifier, as a published backbone.
@@ -40,14 +42,22 @@ def open_checkpoint(checkpoint: str | os.PathLike, argv: Sequence[str] = ()) -> 
             f"{file.path} is no checkpoint of a pretraining run (a published backbone has no classifier, which an "
             "accuracy is measured with): give RUN/model_best.pth.tar"
         )
-    options = parse_over(file.checkpoint["args"], argv)
+    options = parse_over(file.checkpoint["args"], argv, str(file.path))
+    weights.check_network(file.path, options.model.model, options.model.model_kwargs, file.state_dict)
     if not options.data.val_split:
         raise ConfigError("there is nothing to evaluate on: give --val-split NAME")
+    if not (options.data.data_dir or options.data.dataset):
+        raise ConfigError(
+            "the images are not taken from the checkpoint, which anybody may have written: name those that it was "
+            "validated on with --data-dir DIR (and --dataset, --val-split as in the training)"
+        )
     # Nothing is trained, and the images for it need not be there.
     options = replace(options, data=replace(options.data, train_split=options.data.val_split))
     channels = options.model.channels
     with join(options.device.device) as group:
         datasets = data.open_datasets(options, group, channels)
+        make = partial(build.create_network, options, datasets.num_classes, channels, file.state_dict)
+        weights.check_size(file, make)
         model = build.create_model(options, datasets.num_classes, channels, group, file.state_dict)
         weights.load(model, file, head=True, quiet=True)
         data_config = resolve_data_config({**options.flat(), "in_chans": channels}, model=model)

@@ -12,11 +12,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
 from timm.utils import ParseKwargs
 
-from topodet.errors import ConfigError, did_you_mean
+from topodet.errors import ConfigError, WeightsError, did_you_mean
 from topodet.options import Pruning, add_pruning
+from topodet.parse import read_yaml
 from topodet.pretrain.options import GROUPS, Options
 
 _ON_DEVICE = ("crop_padding", "cutout")
@@ -106,15 +106,47 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     return _checked(args)
 
 
-def parse_over(saved: Mapping[str, object], argv: Sequence[str]) -> Options:
-    """Read the options from `argv` over those that a checkpoint was trained with (its "args").
+# What a checkpoint may say: how its network is made and shown images. Data, files and devices are the user's word.
+_OF_A_CHECKPOINT = (
+    *(
+        "model",
+        "model_kwargs",
+        "connect",
+        "connect_nodes",
+        "rewire",
+        "num_classes",
+        "gp",
+        "img_size",
+        "in_chans",
+        "input_size",
+    ),
+    *("crop_pct", "mean", "std", "interpolation", "drop", "drop_path", "batch_size", "validation_batch_size"),
+    *("smoothing", "seed"),
+)
+
+
+def parse_over(saved: Mapping[str, object], argv: Sequence[str], place: str = "the checkpoint") -> Options:
+    """Read the options from `argv`, over what a checkpoint (its "args") may say of its network.
+
+    Args:
+        saved: options of the training.
+        argv: of the command line.
+        place: of the checkpoint, for the error.
 
     Raises:
         ConfigError: see `parse`.
+        WeightsError: a value of the checkpoint has another type than its option.
     """
     parser = build_parser()
-    known = Options().flat()
-    parser.set_defaults(**{name: value for name, value in saved.items() if name in known and name != "config"})
+    known = {name: saved[name] for name in _OF_A_CHECKPOINT if saved.get(name) is not None}
+    for action in parser._actions:
+        value = known.get(action.dest)
+        kind = dict if action.dest == "model_kwargs" else action.type or str
+        parts = value if action.nargs and isinstance(value, list | tuple) else [value]
+        fits = all(isinstance(part, (int, float) if kind is float else kind) for part in parts)
+        if action.dest in known and not (fits and (action.choices is None or value in action.choices)):
+            raise WeightsError(f"{place} is damaged: it was trained with {_option(action.dest)} {str(value)[:80]!r}")
+    parser.set_defaults(**known)
     return _checked(_parse_known(parser, argv))
 
 
@@ -142,12 +174,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def _config_tokens(path: Path) -> list[str]:
     """Return the options of a YAML file as command line tokens, so that the parser checks types and choices."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the config file {str(path)!r}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML file: {error}") from None
+    values = read_yaml(path, ConfigError)
     if values is None:
         return []
     if not isinstance(values, dict):

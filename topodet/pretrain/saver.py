@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
 from timm.utils import CheckpointSaver
 
+from topodet import weights
 from topodet.errors import WeightsError
 from topodet.files import atomic_torch_save
 from topodet.pretrain.engine import Training
@@ -18,7 +17,12 @@ from topodet.pretrain.engine import Training
 LAST = "last.pth.tar"
 BEST = "model_best.pth.tar"
 
-_REQUIRED = ("arch", "state_dict", "optimizer", "epoch", "args", "history", "data")
+_REQUIRED = {
+    **dict.fromkeys(("state_dict", "optimizer", "args", "data"), Mapping),
+    "arch": str,
+    "epoch": int,
+    "history": list,
+}
 
 
 class Saver(CheckpointSaver):
@@ -101,7 +105,7 @@ class Saver(CheckpointSaver):
         return state
 
     def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
-        atomic_torch_save(self._state(epoch, metric), save_path)
+        atomic_torch_save(weights.with_digests(self._state(epoch, metric)), save_path)
 
     def _replace(self, src: str, dst: str) -> None:
         os.replace(src, dst)
@@ -126,18 +130,13 @@ def read_checkpoint(path: Path) -> dict:
     """Read a checkpoint of `Saver`.
 
     Raises:
-        WeightsError: the file is missing, damaged, holds more than tensors and plain types, or is another kind.
+        WeightsError: the file is missing, damaged (by its checksums and digests), holds more than tensors and plain
+            types, or is another kind.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"there is no checkpoint {str(path)!r} to resume from") from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"cannot read the checkpoint {str(path)!r}: {reason}. It is damaged or no checkpoint"
-        ) from error
-    missing = [key for key in _REQUIRED if not isinstance(state, dict) or key not in state]
+    if not path.is_file():
+        raise WeightsError(f"there is no checkpoint {str(path)!r} to resume from")
+    state = weights.read_checkpoint(path)
+    missing = [key for key, kind in _REQUIRED.items() if not isinstance(state.get(key), kind)]
     if missing:
         raise WeightsError(
             f"{str(path)!r} is no checkpoint of a pretraining run (no {', '.join(missing)}); "

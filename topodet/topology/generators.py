@@ -15,7 +15,7 @@ import networkx as nx
 import numpy as np
 
 from ..errors import TopologyError, unknown_name
-from .graph import Edge, Topology
+from .graph import MAX_EDGES, Edge, Topology, shown
 
 
 def complete(num_nodes: int) -> Topology:
@@ -145,7 +145,7 @@ def make_topology(spec: str | Mapping[str, Any] | Topology, num_nodes: int, seed
         seed: seed of a random generator, unless `spec` has one of its own.
 
     Raises:
-        TopologyError: unknown name or argument (the nearest ones are offered), or another number of nodes.
+        TopologyError: unknown name or argument (the nearest ones are offered), another number of nodes, or too many.
     """
     if isinstance(spec, Mapping) and "edges" in spec:
         spec = Topology(spec.get("num_nodes", num_nodes), spec["edges"])
@@ -162,6 +162,12 @@ def make_topology(spec: str | Mapping[str, Any] | Topology, num_nodes: int, seed
     for option in options:
         if option not in allowed:
             raise TopologyError(unknown_name(f"argument of topology {name!r}:", option, allowed))
+    # The most edges that a generator may draw, told before it begins.
+    if isinstance(num_nodes, int) and num_nodes * (num_nodes - 1) // 2 > MAX_EDGES:
+        raise TopologyError(
+            f"topology {name!r} of {shown(num_nodes)} nodes: a complete graph of so many has more than {MAX_EDGES:,} "
+            "edges, which is the limit"
+        )
     if "seed" in allowed:
         options.setdefault("seed", seed)
     return generator(num_nodes, **options)

@@ -15,8 +15,12 @@ import networkx as nx
 import numpy as np
 
 from ..errors import TopologyError
+from ..parse import parse_json
 
 Edge = tuple[int, int]
+# Of one graph: ten times what a stage can be trained with, and made in a second.
+MAX_NODES = 10_000
+MAX_EDGES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,9 @@ class Topology:
         edges: pairs (j, i).
 
     Raises:
-        TopologyError: fewer than 2 nodes, a node number out of range, a self-loop, an edge that points backwards,
-            a duplicate edge, a node that nothing reaches or that leads nowhere.
+        TopologyError: fewer than 2 nodes, more than `MAX_NODES` or `MAX_EDGES`, a node number out of range, a
+            self-loop, an edge that points backwards, a duplicate edge, a node that nothing reaches or that leads
+            nowhere.
 
     Example:
         >>> chain = Topology(3, [(0, 1), (1, 2)])
@@ -47,7 +52,11 @@ class Topology:
     def __init__(self, num_nodes: int, edges: Iterable[Sequence[int]]):
         nodes = _integer(num_nodes, "num_nodes")
         if nodes < 2:
-            raise TopologyError(f"a topology needs at least 2 nodes (input and output), got num_nodes={num_nodes}")
+            raise TopologyError(
+                f"a topology needs at least 2 nodes (input and output), got num_nodes={shown(num_nodes)}"
+            )
+        if nodes > MAX_NODES:
+            raise TopologyError(f"a topology has at most {MAX_NODES:,} nodes, got num_nodes={shown(nodes)}")
         object.__setattr__(self, "num_nodes", nodes)
         object.__setattr__(self, "edges", _sorted_edges(nodes, edges))
         self._check_every_node_is_on_a_path()
@@ -58,14 +67,14 @@ class Topology:
         if unreached:
             raise TopologyError(
                 f"node {unreached[0]} has no incoming edge, so the input (node 0) never reaches it "
-                f"(all such nodes: {unreached}); add an edge (0, {unreached[0]}) or leave the node out"
+                f"(all such nodes: {shown(unreached)}); add an edge (0, {unreached[0]}) or leave the node out"
             )
         dead = [j for j in range(self.num_nodes - 1) if not self.out_degree[j]]
         if dead:
             last = self.num_nodes - 1
             raise TopologyError(
                 f"node {dead[0]} has no outgoing edge, so it never reaches the output (node {last}) "
-                f"(all such nodes: {dead}); add an edge ({dead[0]}, {last}) or leave the node out"
+                f"(all such nodes: {shown(dead)}); add an edge ({dead[0]}, {last}) or leave the node out"
             )
 
     @property
@@ -141,14 +150,11 @@ class Topology:
         Raises:
             TopologyError: no such JSON, or no valid wiring.
         """
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise TopologyError(f"topology is not JSON: {error}") from error
+        content = parse_json(text, "topology", TopologyError)
         if not isinstance(content, dict) or not {"num_nodes", "edges"} <= content.keys():
             raise TopologyError('topology JSON must be an object {"num_nodes": N, "edges": [[j, i], ...]}')
         if not isinstance(content["edges"], list):
-            raise TopologyError(f'"edges" must be a list of [source, target] pairs, got {content["edges"]!r}')
+            raise TopologyError(f'"edges" must be a list of [source, target] pairs, got {shown(content["edges"])}')
         return cls(content["num_nodes"], content["edges"])
 
     def to_networkx(self) -> nx.DiGraph:
@@ -195,10 +201,19 @@ class Topology:
         return f"Topology({self.num_nodes} nodes, {self.num_edges} edges, density {self.density:.3f})"
 
 
+def shown(value: object) -> str:
+    """Return a value for an error's text, cut off where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # of an integer of thousands of digits
+        text = f"a {type(value).__name__} with a very long integer"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _integer(value: object, what: str) -> int:
     # bool is an int to Python and a slip of the pen in a graph.
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TopologyError(f"{what} must be an integer, got {value!r}")
+        raise TopologyError(f"{what} must be an integer, got {shown(value)}")
     return int(value)
 
 
@@ -209,11 +224,17 @@ def _sorted_edges(num_nodes: int, edges: Iterable[Sequence[int]]) -> tuple[Edge,
         try:
             source, target = edge
         except (TypeError, ValueError):
-            raise TopologyError(f"an edge is a pair (source, target), got {edge!r}") from None
-        j, i = _integer(source, f"source of edge {edge!r}"), _integer(target, f"target of edge {edge!r}")
+            raise TopologyError(f"an edge is a pair (source, target), got {shown(edge)}") from None
+        if type(source) is int and type(target) is int:
+            j, i = source, target
+        else:
+            j = _integer(source, f"source of edge {shown(edge)}")
+            i = _integer(target, f"target of edge {shown(edge)}")
         for node in (j, i):
             if not 0 <= node < num_nodes:
-                raise TopologyError(f"edge ({j}, {i}) names node {node}, but the nodes are 0..{num_nodes - 1}")
+                raise TopologyError(
+                    f"edge ({shown(j)}, {shown(i)}) names node {shown(node)}, but the nodes are 0..{num_nodes - 1}"
+                )
         if j == i:
             raise TopologyError(f"self-loop ({j}, {i}): a node cannot read itself; remove the edge")
         if (j, i) in seen:
@@ -224,5 +245,7 @@ def _sorted_edges(num_nodes: int, edges: Iterable[Sequence[int]]) -> tuple[Edge,
                 f"edge ({j}, {i}) points backwards{cycle}: nodes are numbered in topological order, so the source "
                 "must be lower than the target (Topology.from_networkx renumbers a graph for you)"
             )
+        if len(seen) == MAX_EDGES:
+            raise TopologyError(f"a topology has at most {MAX_EDGES:,} edges")
         seen.add((j, i))
     return tuple(sorted(seen, key=lambda edge: (edge[1], edge[0])))

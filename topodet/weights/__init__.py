@@ -1,17 +1,19 @@
 """Weights: read, verify, load, rebuild and publish them. One format, described in `topodet.weights.file`."""
 
-from .card import backbone_card, preprocessing_problems
+from .card import backbone_card, card_of, preprocessing_problems
+from .digest import with_digests
 from .file import WeightsFile, fetch, read, read_checkpoint, read_detector, read_trained
 from .load import LoadReport, check_filled, is_update_counter, load, missing_wiring_keys, other_network
+from .model_options import check_network
 from .publish import FORMAT, PublishedFiles, publish, publish_detector
 from .rebuild import (
     PRETRAINED,
     backbone_arguments,
     build,
+    check_size,
     extract_backbone,
     from_timm,
     infer_architecture,
-    refuse_other_files,
     resolve_edges,
     run_edges,
 )
@@ -25,7 +27,10 @@ __all__ = [
     "backbone_arguments",
     "backbone_card",
     "build",
+    "card_of",
     "check_filled",
+    "check_network",
+    "check_size",
     "extract_backbone",
     "fetch",
     "from_timm",
@@ -41,7 +46,7 @@ __all__ = [
     "read_checkpoint",
     "read_detector",
     "read_trained",
-    "refuse_other_files",
     "resolve_edges",
     "run_edges",
+    "with_digests",
 ]

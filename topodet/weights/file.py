@@ -228,7 +228,7 @@ def _read_safetensors(path: Path, check_hash: bool) -> tuple[dict[str, Tensor], 
             f"{path} ({path.stat().st_size} bytes) is truncated or damaged ({error}); fetch it again"
         ) from error
     card = parse_json(metadata.get("card", "{}"), f"the card of {path}", WeightsError)
-    check_extent(card)
+    check_extent([card, *state_dict])
     expected = metadata.get("tensors_sha256")
     if check_hash and expected and tensors_sha256(state_dict) != expected:
         raise WeightsError(
@@ -259,8 +259,8 @@ def _find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, Ten
 def _unwrapped(state_dict: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     """Return what wrappers have put before all names, and the tensors by the names without it."""
     for name in state_dict:
-        if not isinstance(name, str) or not name.isprintable():
-            raise WeightsError(f"its tensors have names that are none: {str(name)[:80]!r}")
+        if not isinstance(name, str):
+            raise WeightsError(f"one of its tensors is called {str(name)[:80]}, which is no text")
     taken = ""
     while prefix := next((word for word in _WRAPPERS if all(name.startswith(word) for name in state_dict)), ""):
         state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import WeightsError
 from ..models import TimmTrunk
 from ..models.connected import runs
+from ..models.wiring import other_dtype
 from .file import WeightsFile, of_detector, read
 
 
@@ -56,7 +57,8 @@ def load(
 
     Every tensor of the backbone must be in the file with the same shape, and the file must have no other; stages
     that the model was built without are passed over. The classifier is left alone unless `head` is set. A connected
-    network takes a file of the original as well, with the edge weights that it starts with.
+    network takes a file of the original as well, with the edge weights that it starts with. One that was made on the
+    meta device gets the file's tensors, on the CPU.
 
     Args:
         model: a TopoNet, its `features_only` form, a network of timm, a detector's backbone, or with `head` a detector.
@@ -94,10 +96,20 @@ def load(
             "(of a pruned network arch='pretrained', or edges='pretrained' for one of timm), or rebuild the network "
             "from it: topodet.weights.build"
         )
+    # One on the meta device has no values to copy into: it takes the file's tensors themselves.
+    assign = any(own[name].is_meta for name in wanted)
+    if assign:
+        offered = {name: tensor.to(own[name].dtype) for name, tensor in offered.items()}
     try:
-        network.load_state_dict(offered, strict=False)  # names are checked above; `strict` would ask for the classifier
+        # Names are checked above; `strict` would ask for the classifier.
+        network.load_state_dict(offered, strict=False, assign=assign)
     except WeightsError as error:  # another topology, which the wiring reports edge by edge
         raise WeightsError(f"{misfit}{error}") from error
+    if empty := [name for name, buffer in network.named_buffers() if buffer.is_meta and not ignored(name)]:
+        raise WeightsError(
+            f"{type(model).__name__} was made on the meta device, and {', '.join(empty[:3])} are in no file: make it "
+            "elsewhere, or fill them after to_empty"
+        )
     left_out = tuple(sorted({name.rpartition(".")[0] for name in own.keys() - wanted if not is_update_counter(name)}))
     report = LoadReport(len(offered), len(wanted), left_out, card, file.prefix)
     if not quiet and _first_process():
@@ -215,11 +227,6 @@ def _differences(own: Mapping[str, Tensor], wanted: set[str], offered: Mapping[s
 
 def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def other_dtype(theirs: Tensor, ours: Tensor) -> bool:
-    """Whether a tensor cannot stand for one of the network: floats of any width can for floats, nothing else."""
-    return theirs.dtype != ours.dtype and not (theirs.is_floating_point() and ours.is_floating_point())
 
 
 def _other_architecture(model: nn.Module, card: Mapping[str, Any]) -> str:

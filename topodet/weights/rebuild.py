@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, TopologyError, WeightsError, unknown_name
@@ -15,17 +18,18 @@ from ..models import ARCHITECTURES, TimmTrunk, TopoNet, architecture_arguments, 
 from ..models.timm_trunk import RunEdges
 from ..models.trunk import ARCHITECTURE_ARGUMENTS
 from ..topology import Topology
-from ..topology.graph import Edge
+from ..topology.graph import MAX_EDGES, MAX_NODES, Edge
 from .card import plain
 from .file import STEM, WeightsFile, of_detector, read
 from .load import load
+from .model_options import check_network
 
 # In the place of an architecture's name: the one that the weights file has.
 PRETRAINED = "pretrained"
 _RUN = ".wiring.edges"
-# What a card says of a network's making, if it is one of timm; and which of timm's options a file must not choose.
+_CLASSIFIER = 100_000_000  # values that a network may have and its file not: a classifier of many classes
+# What a card says of a network's making, if it is one of timm.
 _OF_TIMM = ("architecture", "wiring", "connect_nodes", "rewire", "options", "in_chans")
-_OF_OTHER_FILES = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 
 
 def build(
@@ -87,8 +91,10 @@ def infer_architecture(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         width, in_chans = state_dict[STEM].shape[:2]
         topologies = []
         while (edges := state_dict.get(f"stages.{len(topologies)}.wiring.edges")) is not None:
+            _check_edges(f"stages.{len(topologies)}.wiring", edges)
             # The output node is the highest one, and every node but the first is some edge's target.
             topologies.append(Topology(int(edges.max()) + 1, edges.tolist()))
+            _check_nodes(state_dict, len(topologies) - 1, topologies[-1].num_nodes, width)
     except (KeyError, ValueError, RuntimeError, TopologyError) as error:
         raise WeightsError(f"these are not the tensors of a TopoNet: {error}") from error
     if not topologies:
@@ -108,11 +114,33 @@ def run_edges(state_dict: Mapping[str, Tensor]) -> dict[str, list[Edge]]:
     if of_detector(edges):
         edges = {name.partition(f".{TimmTrunk.network_prefix}")[2]: tensor for name, tensor in edges.items()}
     for name, tensor in edges.items():
-        if tensor.ndim != 2 or tensor.shape[1] != 2:
-            raise WeightsError(
-                f"{name}.edges is {list(tensor.shape)}, not [edges, 2]: the file is damaged, fetch it again"
-            )
+        _check_edges(name, tensor)
     return {name: [tuple(edge) for edge in tensor.tolist()] for name, tensor in edges.items()}
+
+
+def _check_edges(wiring: str, edges: Tensor) -> None:
+    """Refuse what is no list of edges, or one that is too long to be read."""
+    if edges.ndim != 2 or edges.shape[1] != 2 or edges.dtype != torch.int64:
+        what = f"{str(edges.dtype).removeprefix('torch.')} {list(edges.shape)}"
+        raise WeightsError(f"{wiring}.edges is {what}, not int64 [edges, 2]: the file is damaged, fetch it again")
+    if not 0 < len(edges) <= MAX_EDGES or not 0 <= int(edges.max()) < MAX_NODES:
+        raise WeightsError(
+            f"{wiring}.edges has {len(edges):,} edges and nodes up to {int(edges.max()) if len(edges) else 'none'}; "
+            f"there may be {MAX_EDGES:,}, of {MAX_NODES:,} nodes"
+        )
+
+
+def _check_nodes(state_dict: Mapping[str, Tensor], stage: int, count: int, width: int) -> None:
+    """Refuse a stage whose nodes are not in the file: what is built is as large as what is there."""
+    wanted = width * 2 ** (stage + 1)
+    for node in range(count):
+        tensor = state_dict.get(f"stages.{stage}.nodes.{node}.conv_pw.weight")
+        if tensor is None or tensor.shape[0] != wanted:
+            found = "not there" if tensor is None else f"of {tensor.shape[0]}"
+            raise WeightsError(
+                f"these are not the tensors of a TopoNet: stage {stage} has {count} nodes of {wanted} channels, and "
+                f"node {node} is {found}"
+            )
 
 
 def resolve_edges(edges: RunEdges | str | None, pretrained: str | os.PathLike | bool | None) -> RunEdges | None:
@@ -144,7 +172,7 @@ def extract_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def network_design(file: WeightsFile, architecture: str | None = None) -> dict[str, Any]:
     """Return what a card says of a network's making, from the file's own card or, of a checkpoint, its options."""
-    options = file.checkpoint.get("args") or {}
+    options = _options(file)
     architecture = architecture or file.card.get("architecture") or file.checkpoint.get("arch")
     if architecture in ARCHITECTURES or "stages.0.wiring.edges" in file.state_dict:
         arguments = _arguments(file)
@@ -163,7 +191,7 @@ def network_design(file: WeightsFile, architecture: str | None = None) -> dict[s
         "connect_nodes": options.get("connect_nodes") or "residuals",
         "rewire": options.get("rewire") is not None,
         "options": plain(options.get("model_kwargs") or {}),
-        "in_chans": options.get("in_chans") or (options.get("input_size") or [3])[0],
+        "in_chans": _in_chans(file, options),
     }
 
 
@@ -174,14 +202,40 @@ def build_network(file: WeightsFile, design: Mapping[str, Any], **arguments: Any
         WeightsError: the card asks for more than a network, or for one that cannot be made here.
     """
     if "nodes" in design:
-        return TopoNet(**{**_arguments(file), **arguments})
-    name, options = str(design["architecture"]), dict(design["options"] or {})
-    refuse_other_files(file, name, options)
+        try:
+            return TopoNet(**{**_arguments(file), **arguments})
+        except (ConfigError, TypeError, ValueError, AttributeError) as error:
+            raise WeightsError(f"{file.path}: its network cannot be built here: {error}") from error
+    name = design["architecture"]
+    options = check_network(file.path, name, design["options"] or {}, file.state_dict)
     known = {key: design[key] for key in ("wiring", "connect_nodes", "rewire", "in_chans")}
+    make = partial(create_timm_network, name, edges=run_edges(file.state_dict), **{**known, **options, **arguments})
     try:
-        return create_timm_network(name, edges=run_edges(file.state_dict), **{**known, **options, **arguments})
-    except ConfigError as error:
+        check_size(file, make)
+        return make()
+    except WeightsError:
+        raise
+    except Exception as error:  # whatever the options of a stranger make timm raise
         raise WeightsError(f"{file.path}: its network cannot be built here: {error}") from error
+
+
+def check_size(file: WeightsFile, make: Callable[[], nn.Module]) -> None:
+    """Refuse a network that would be much larger than the file that describes it, before it takes any memory.
+
+    Raises:
+        WeightsError: names both sizes.
+    """
+    held = sum(tensor.numel() for tensor in file.state_dict.values())
+    try:
+        with torch.device("meta"):
+            network = make()
+    except (NotImplementedError, RuntimeError):  # not every network of timm can be made without memory
+        return
+    asked = sum(tensor.numel() for tensor in chain(network.parameters(), network.buffers()))
+    if asked > 4 * held + _CLASSIFIER:
+        raise WeightsError(
+            f"{file.path} is refused: it describes a network of {asked:,} values and holds {held:,} of them"
+        )
 
 
 def _arguments(file: WeightsFile) -> dict[str, Any]:
@@ -197,27 +251,30 @@ def _arguments(file: WeightsFile) -> dict[str, Any]:
 
 def _edge_weights(file: WeightsFile) -> str:
     """Return "fixed" where the training left the edge weights as they were, for whichever reason, else "learned"."""
-    options = file.checkpoint.get("args") or {}
+    options = _options(file)
     if options.get("freeze_alpha"):
         return "fixed"
     return options.get("connect") or options.get("rewire") or _trained_argument(file, "edge_weights", "learned")
 
 
-def refuse_other_files(file: WeightsFile, name: str, options: Collection[str]) -> None:
-    """Refuse a stranger's file whose network, by its name or options in timm, would be read from somewhere else.
-
-    Raises:
-        WeightsError: names the file and what it asks for.
-    """
-    asked = [option for option in options if option.lower() in _OF_OTHER_FILES]
-    if ":" in name or asked:
-        raise WeightsError(f"{file.path} is refused: its network {name} asks for other files {asked or ''}")
-
-
 def _trained_argument(file: WeightsFile, name: str, default: Any) -> Any:
     """Return an argument that the tensors do not tell: as the training set it, or as the named network has it."""
-    given = file.card or file.checkpoint.get("args", {}).get("model_kwargs") or {}
-    return given.get(name, ARCHITECTURES.get(file.checkpoint.get("arch"), {}).get(name, default))
+    given = file.card or _options(file).get("model_kwargs") or {}
+    named = ARCHITECTURES.get(file.checkpoint.get("arch"), {}).get(name, default)
+    return given.get(name, named) if isinstance(given, Mapping) else named
+
+
+def _options(file: WeightsFile) -> Mapping[str, Any]:
+    """Return what a training checkpoint says that it was trained with."""
+    return file.checkpoint.get("args") or {}
+
+
+def _in_chans(file: WeightsFile, options: Mapping[str, Any]) -> int:
+    size = options.get("input_size")
+    channels = options.get("in_chans") or (size[0] if isinstance(size, list | tuple) and size else 3)
+    if not isinstance(channels, int) or not 0 < channels <= 4096:
+        raise WeightsError(f"{file.path} is damaged: its network reads images of {str(channels)[:40]} channels")
+    return channels
 
 
 def from_timm(name: str, **options: Any) -> WeightsFile:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,14 +210,14 @@ def _of_run(source: str, folder: Path) -> Subject:
 
 def _trained(file: WeightsFile, args: Mapping[str, Any]) -> nn.Module:
     """Return the network of a checkpoint of `topodet pretrain`, with its weights."""
-    if ":" in args["model"]:
-        raise WeightsError(
-            f"{file.path} names the network {args['model']!r}, which would be looked up elsewhere: refused"
-        )
-    options = parse_over(args, [])
-    channels = options.model.channels
+    options = parse_over(args, [], str(file.path))
+    weights.check_network(file.path, options.model.model, options.model.model_kwargs, file.state_dict)
+    channels, classes = options.model.channels, file.checkpoint["num_classes"]
+    if not isinstance(classes, int) or classes < 0:
+        raise WeightsError(f"{file.path} is damaged: it was trained for {str(classes)[:40]} classes")
+    weights.check_size(file, partial(build.create_network, options, classes, channels, file.state_dict))
     group = Group(rank=0, world_size=1, device=torch.device("cpu"))
-    model = build.create_model(options, file.checkpoint["num_classes"], channels, group, file.state_dict)
+    model = build.create_model(options, classes, channels, group, file.state_dict)
     weights.load(model, file, head=True, quiet=True)
     return model
 

@@ -30,8 +30,9 @@ _PASS = "_topodet_pass"  # attribute of a tensor between two blocks of a run
 class RunWiring(Wiring):
     """The wiring of a run of blocks: a `Wiring` that a checkpoint of the original network need not know.
 
-    Where a state dict has neither `alpha` nor `edges` every weight becomes what the run starts with. Half of them, or
-    another graph, is an error as ever; so is a state dict without edges for a graph that is not complete.
+    Where a state dict has the block that owns the wiring, and neither `alpha` nor `edges`, it is the original's: every
+    weight becomes what the run starts with. Half of them, or another graph, is an error as ever; so is a state dict
+    without edges for a graph that is not complete. One that has nothing of the block leaves the wiring as it is.
     """
 
     alternate = False  # terms are added as the original network adds them: the results are equal to the bit
@@ -53,10 +54,6 @@ class RunWiring(Wiring):
                 f"{prefix}alpha": self.initial_alpha(device=device, dtype=self.alpha.dtype),
                 f"{prefix}edges": torch.tensor(self._numbered(), dtype=torch.int64, device=device),
             }
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        self.add_missing(state_dict, prefix, self.alpha.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class Run:
@@ -197,12 +194,12 @@ class ConnectedBlock(nn.Module):
         )
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        # A network built on the meta device has no device yet: that of the file's tensors, of which a wiring that the
-        # file does not know will see none.
-        if self.link.begins and self.wiring.alpha.is_meta:
-            device = next((tensor.device for key, tensor in state_dict.items() if key.startswith(prefix)), None)
-            if device:
-                self.wiring.add_missing(state_dict, f"{prefix}wiring.", device)
+        if self.link.begins:
+            wiring = f"{prefix}wiring."
+            own = (value for key, value in state_dict.items() if key.startswith(prefix) and not key.startswith(wiring))
+            if (tensor := next(own, None)) is not None:
+                # A network built on the meta device has no device yet: that of the file's tensors.
+                self.wiring.add_missing(state_dict, wiring, tensor.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
