@@ -1,6 +1,6 @@
-"""A backbone is filled whole, or the run stops: whatever loads it."""
+"""A backbone is filled whole and by the right file, or the run stops: whatever loads it."""
 
-from functools import partial
+import pickle
 
 import pytest
 import timm
@@ -11,63 +11,167 @@ from mmengine.runner.checkpoint import load_checkpoint
 
 from tests.detection import published
 from tests.mmdet.helpers import NANO, build, small_config
-from topodet.errors import WeightsError
+from topodet import weights
+from topodet.errors import ConfigError, WeightsError
+from topodet.mmdet import TopoNetCheckHook
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "channel_order": "RGB"}
+# What of a file can be wrong, and what is said then.
+WRONG = {
+    "architecture": "toponet_small|of another shape|another topology",
+    "topology": "another topology than the model",
+    "dtype": "is int32 in the file|another shape or dtype",
+    "preprocessing": "does not fit its backbone.*weights were trained with",
+    "bytes": "damaged or was changed",
+    "a tensor less": r"missing in the file|fills \d+/\d+",
+    "objects": "could run code. Nothing of it was executed",
+}
 
 
-def detector_file(path, backbone, prefix="backbone."):
-    """A checkpoint of a detector, as far as its backbone goes."""
-    torch.save({"meta": {}, "state_dict": {f"{prefix}{name}": tensor for name, tensor in backbone.items()}}, path)
-    return path
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self):
+        return (__import__("os").mkdir, (self.path,))
+
+
+def content(folder, wrong, prefix):
+    """A file's content: a backbone's, or with a prefix a detector's as far as its backbone goes."""
+    options = {"architecture": {"arch": "toponet_small"}, "topology": {"topology": "residual"}}.get(wrong, {})
+    torch.manual_seed(1)
+    tensors = build(**options).state_dict()
+    if wrong == "dtype":
+        tensors["stem.conv.weight"] = tensors["stem.conv.weight"].int()
+    if wrong == "a tensor less":
+        del tensors["stages.1.nodes.2.conv_pw.weight"]
+    card = {"architecture": options.get("arch", "toponet_nano"), **IMAGENET}
+    if wrong == "preprocessing":
+        card["mean"] = [0.1, 0.2, 0.3]
+    tensors = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    found = {"state_dict": tensors, **({"meta": {"topodet_card": card}} if prefix else {"card": card})}
+    found = weights.with_digests(found)
+    if wrong == "bytes":
+        tensors[f"{prefix}stem.conv.weight"][0, 0, 0, 0] += 1
+    if wrong == "objects":
+        found["more"] = Payload()
+        Payload.path = str(folder / "executed")
+    return found
+
+
+def init(**more):
+    return {"type": "Pretrained", **more}
+
+
+# Ways to fill a backbone: the options of the backbone, or what the runner loads; `backbone` and `detector` are files.
+WAYS = {
+    "pretrained": lambda backbone, detector: {"pretrained": backbone},
+    "init_cfg": lambda backbone, detector: {"init_cfg": init(checkpoint=backbone)},
+    "init_cfg list": lambda backbone, detector: {
+        "init_cfg": [{"type": "Constant", "layer": "Conv2d", "val": 0.0}, init(checkpoint=backbone)]
+    },
+    "init_cfg prefix": lambda backbone, detector: {"init_cfg": init(checkpoint=detector, prefix="backbone.")},
+    "init_cfg list prefix": lambda backbone, detector: {"init_cfg": [init(checkpoint=detector, prefix="backbone")]},
+    "load_from": lambda backbone, detector: detector,
+    "resume": lambda backbone, detector: detector,
+}
 
 
 @pytest.fixture(scope="module")
-def trained():
-    """The tensors of a backbone that differs from a new one in all of them."""
-    tensors = build().state_dict()
-    return {name: tensor + 0.5 if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+def runner(digits, tmp_path_factory):
+    return Runner.from_cfg(small_config(NANO, digits, tmp_path_factory.mktemp("run")))
 
 
-def test_load_from_a_published_backbone_stops(nano, digits, tmp_path):
-    """Its names are not those of a detector: MMEngine would log them and train on from random weights."""
-    runner = Runner.from_cfg(small_config(NANO, digits, tmp_path, {"load_from": str(nano.pth)}))
-    with pytest.raises(WeightsError, match=r"fills 0/\d+ tensors .* is given by model.backbone.pretrained=PATH"):
-        runner.load_or_resume()
+def check_hook(runner):
+    return next(hook for hook in runner.hooks if isinstance(hook, TopoNetCheckHook))
 
 
-def test_load_from_a_detector(trained, digits, tmp_path, capsys):
-    path = detector_file(tmp_path / "detector.pth", trained)
-    runner = Runner.from_cfg(small_config(NANO, digits, tmp_path, {"load_from": str(path)}))
-    runner.load_or_resume()
-    for name, tensor in runner.model.backbone.state_dict().items():
-        torch.testing.assert_close(tensor.cpu(), trained[name])
-    assert f"{len(trained)}/{len(trained)} tensors of the backbone" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("wrong", ["another width", "a tensor less", "a network of timm", "another prefix"])
-@pytest.mark.parametrize("way", ["load_from", "init_cfg"])
-def test_what_does_not_fill_it_stops(way, wrong, trained, tmp_path):
-    tensors = dict(trained)
-    if wrong == "another width":
-        tensors = build(width=8).state_dict()
-    elif wrong == "a tensor less":
-        del tensors["stages.1.nodes.2.conv_pw.weight"]
-    elif wrong == "a network of timm":
-        tensors = timm.create_model("resnet18", num_classes=0).state_dict()
-    path = detector_file(tmp_path / "detector.pth", tensors, "body." if wrong == "another prefix" else "backbone.")
+def fill(runner, way, folder, wrong):
+    files = []
+    for name, prefix in (("backbone", ""), ("detector", "backbone.")):
+        torch.save(content(folder, wrong, prefix), folder / f"{name}.pth")
+        files.append(str(folder / f"{name}.pth"))
+    source = WAYS[way](*files)
+    runner.model.backbone = build(**source) if isinstance(source, dict) else build()
     if way == "load_from":
-        load = partial(load_checkpoint, torch.nn.ModuleDict({"backbone": build()}), str(path))
+        runner.load_checkpoint(source)
+    elif way == "resume":
+        runner.resume(source, resume_optimizer=False, resume_param_scheduler=False)
     else:
-        load = build(init_cfg={"type": "Pretrained", "checkpoint": str(path), "prefix": "backbone."}).init_weights
-    # A prefix that is not there is MMEngine's own error.
-    with pytest.raises((WeightsError, AssertionError), match=r"fills \d+/\d+ tensors|is not in the pretrained model"):
-        load()
+        runner.model.backbone.init_weights()
+    check_hook(runner).before_train(runner)
+    return torch.load(files[0], weights_only=True)["state_dict"]
 
 
-def test_another_wiring_is_told_edge_by_edge(trained, tmp_path):
-    other = build(topology="residual").state_dict()
-    path = detector_file(tmp_path / "detector.pth", other)
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("way", WAYS)
+def test_what_does_not_fit_is_refused_on_every_way(runner, tmp_path, way, wrong):
+    with pytest.raises((WeightsError, ConfigError), match=f"(?s){WRONG[wrong]}"):
+        fill(runner, way, tmp_path, wrong)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "resume"])  # which needs a whole run's state
+def test_what_fits_fills_it_on_every_way_and_says_so(runner, tmp_path, way, log):
+    tensors = fill(runner, way, tmp_path, None)
+    backbone = runner.model.backbone
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor.cpu(), tensors[name]), name
+    assert backbone.card["mean"] == IMAGENET["mean"]
+    assert f"topodet: {len(tensors)}/{len(tensors)} tensors" in log()
+
+
+def test_load_from_a_published_backbone_stops(nano, runner):
+    """Its names are not those of a detector: MMEngine would log them and train on from random weights."""
+    with pytest.raises(WeightsError, match=r"fills 0/\d+ tensors .* is given by model.backbone.pretrained=PATH"):
+        runner.load_checkpoint(str(nano.pth))
+
+
+def test_a_prefix_that_is_not_there(tmp_path):
+    torch.save(content(tmp_path, None, "body."), tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="no tensors under the prefix 'backbone.'"):
+        build(init_cfg=init(checkpoint=str(tmp_path / "a.pth"), prefix="backbone.")).init_weights()
+
+
+def test_a_payload_is_refused_before_mmengine_opens_it(tmp_path, runner):
+    """MMEngine unpickles what `weights_only` refuses; with the hook or a backbone of topodet the file is read first."""
+    Payload.path = str(tmp_path / "executed")
+    torch.save({"state_dict": {"w": torch.ones(1)}, "log": Payload()}, tmp_path / "torch.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Payload()))
+    # As the log of MMEngine is pickled, but another attribute.
+    (tmp_path / "method.pth").write_bytes(b"\x80\x02cbuiltins\ngetattr\ncos\nsystem\nX\x08\0\0\0__call__\x86R.")
+    for name in ("torch", "plain", "method"):
+        with pytest.raises(WeightsError, match="could run code"):
+            load_checkpoint(torch.nn.Linear(1, 1), str(tmp_path / f"{name}.pth"))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_checkpoint_of_mmengine_comes_back_with_its_log(runner, tmp_path):
+    runner.message_hub.update_scalar("train/loss", 1.5)
+    torch.save({"state_dict": {"weight": torch.ones(1, 1)}, "hub": runner.message_hub.state_dict()}, tmp_path / "a.pth")
+    linear = torch.nn.Linear(1, 1)
+    checkpoint = load_checkpoint(linear, str(tmp_path / "a.pth"))
+    assert linear.weight.item() == 1
+    assert checkpoint["hub"]["log_scalars"]["train/loss"].current() == 1.5
+
+
+def test_a_test_of_random_weights_is_refused(runner):
+    runner.model.backbone = build()
+    with pytest.raises(ConfigError, match="nothing has filled the backbone toponet_nano"):
+        check_hook(runner).before_test(runner)
+    runner.model.backbone.load_state_dict(build().state_dict())
+    check_hook(runner).before_test(runner)
+
+
+def test_a_file_that_tells_nothing_is_named(tmp_path, log):
+    torch.save(build().state_dict(), tmp_path / "bare.pth")
+    build(pretrained=str(tmp_path / "bare.pth")).init_weights()
+    assert "bare.pth: the file does not tell what images it was trained on" in log()
+
+
+def test_another_wiring_is_told_edge_by_edge(tmp_path):
+    torch.save(content(tmp_path, "topology", "backbone."), tmp_path / "a.pth")
     with pytest.raises(WeightsError, match="the file has another topology than the model"):
-        load_checkpoint(torch.nn.ModuleDict({"backbone": build()}), str(path))
+        load_checkpoint(torch.nn.ModuleDict({"backbone": build()}), str(tmp_path / "a.pth"))
 
 
 def test_a_connected_network_takes_the_original(tmp_path):
@@ -75,8 +179,19 @@ def test_a_connected_network_takes_the_original(tmp_path):
     options = {"type": "ConnectedTimm", "name": "mobilenetv2_050"}
     plain = MODELS.build({**options, "wiring": "none", "pretrained": str(files.pth)})
     plain.init_weights()
-    path = detector_file(tmp_path / "detector.pth", plain.state_dict())
+    state = {f"backbone.{name}": tensor for name, tensor in plain.state_dict().items()}
+    torch.save({"meta": {}, "state_dict": state}, tmp_path / "detector.pth")
     connected = MODELS.build(options)
-    load_checkpoint(torch.nn.ModuleDict({"backbone": connected}), str(path))
+    load_checkpoint(torch.nn.ModuleDict({"backbone": connected}), str(tmp_path / "detector.pth"))
+    again = MODELS.build({**options, "init_cfg": init(checkpoint=f"{tmp_path}/detector.pth", prefix="backbone.")})
+    again.init_weights()
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(connected.state_dict()[name], tensor)
+        torch.testing.assert_close(again.state_dict()[name], tensor)
+
+
+def test_another_network_of_timm(tmp_path):
+    tensors = timm.create_model("resnet18", num_classes=0).state_dict()
+    torch.save({"state_dict": {f"backbone.{name}": tensor for name, tensor in tensors.items()}}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"fills 0/\d+ tensors"):
+        load_checkpoint(torch.nn.ModuleDict({"backbone": build()}), str(tmp_path / "a.pth"))

@@ -8,9 +8,9 @@
     topodet damage published/DETECTOR-hash.pth --annotations val.json --images val2017/ --no-nodes
 
 Of a classifier: the network and its graphs are those of the checkpoint, the images those of --data-dir (and --dataset,
---val-split), since a file does not choose what is opened; other options of `topodet pretrain`, after it, replace what it
-was trained with. Of a detector of either framework (--annotations and --images): COCO's scores. The folder gets nodes.csv and
-edges.csv, row by row as they are measured, and pictures of both.
+--val-split), since a file does not choose what is opened; other options of `topodet pretrain`, after it, replace what
+it was trained with. Of a detector of either framework (--annotations and --images): COCO's scores. The folder gets
+nodes.csv and edges.csv, row by row as they are measured, and pictures of both.
 """
 
 from __future__ import annotations

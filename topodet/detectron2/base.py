@@ -48,20 +48,22 @@ class TopodetBackbone(Backbone):
         self._out_feature_channels = dict(zip(self.stage_names, self.stage_channels))
         self._out_feature_strides = dict(zip(self.stage_names, self.stage_strides))
         self.card: dict[str, Any] = {}
-        self._has_weights = False
+        self.has_weights = False
         self.set_grad_checkpointing(use_act_checkpoint)
         if pretrained:
             source = weights.from_timm(self.arch, **self.options) if pretrained is True else pretrained
             report = weights.load(self, source, quiet=True)
-            self.card, self._has_weights = report.card, True
+            self.card, self.has_weights = report.card, True
             where = f"timm's {self.card['name']}" if pretrained is True else pretrained
             logger.info(f"topodet: {report} loaded from {where}")
+            if report.doubt:
+                logger.warning(f"topodet: {where}: {report.doubt}")
         self.freeze(freeze_at)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the feature maps of `out_features`, [B, channels, ceil(H / stride), ceil(W / stride)] each."""
-        if self.training and not self._has_weights:
-            self._has_weights = True  # say it once
+        if self.training and not self.has_weights:
+            self.has_weights = True  # say it once
             self._warn_of_random_weights()
         stages = zip(self.stage_names, self.stage_features(x))
         return {name: x for name, x in stages if name in self._out_features}
@@ -108,7 +110,7 @@ class TopodetBackbone(Backbone):
         )
         # A published file holds counters that frozen normalisation has no use for, and what nobody here reads.
         unexpected_keys[:] = [name for name in unexpected_keys if not self._is_unread(name)]
-        self._has_weights = True
+        self.has_weights = True
         if prefix:
             logger.info(f"topodet: {filled}/{total} tensors of the backbone are in the checkpoint")
         super()._load_from_state_dict(

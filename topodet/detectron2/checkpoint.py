@@ -41,11 +41,12 @@ class TopoNetCheckpointer(DetectionCheckpointer):
     def _torch_load(self, f: str) -> dict[str, Any]:
         if not backbones(self.model):
             return super()._torch_load(f)
-        return weights.read_checkpoint(f)
+        content = weights.read_checkpoint(f)
+        return content if "model" in content else _as_detectron2(content)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         # A published detector's config and classes are not those of what is trained from it.
-        card = weights.backbone_card(checkpoint.get("card") or {})
+        card = weights.backbone_card(weights.card_of(checkpoint))
         if card:
             for backbone in backbones(self.model):
                 problems = weights.other_network(backbone, card)
@@ -54,3 +55,11 @@ class TopoNetCheckpointer(DetectionCheckpointer):
                 backbone.card = card
             check_detector(self.model)
         return super()._load_model(checkpoint)
+
+
+def _as_detectron2(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a training checkpoint of `topodet.pretrain`, or of others, with its tensors where Detectron2 looks."""
+    held = next((key for key in ("state_dict_ema", "state_dict") if isinstance(content.get(key), dict)), None)
+    if held is None:
+        return content
+    return {**content, "model": content[held], "matching_heuristics": True}

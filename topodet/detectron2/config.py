@@ -6,9 +6,11 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..errors import ConfigError, did_you_mean
+from ..parse import read_yaml
 
 # Where each meta-architecture keeps its number of classes and its score threshold.
 HEADS = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "RetinaNet": "RETINANET"}
@@ -81,14 +83,18 @@ def load_config(config_file: str | os.PathLike = "", opts: Sequence[str] = ()) -
     """Return Detectron2's config with what topodet adds, merged with a YAML file and `KEY VALUE` pairs; not frozen.
 
     Raises:
-        ConfigError: no such file, a key that does not exist (with the nearest ones), or a value of another type.
+        ConfigError: no such file, a key that does not exist (with the nearest ones), a value of another type, or YAML
+            that asks for Python objects.
     """
     cfg = get_cfg()
     add_topodet_config(cfg)
     path = os.fspath(config_file)
     if path and "://" not in path and not os.path.isfile(path):
         raise ConfigError(f"no config file at {path} (working folder {os.getcwd()}); check --config-file")
-    _merge(cfg, lambda: cfg.merge_from_file(path) if path else None, path)
+    if path and "://" not in path:
+        read_yaml(path, ConfigError)  # with limits, and errors that name the file
+    # Detectron2's own default runs what a YAML tag like !!python/object/apply names.
+    _merge(cfg, lambda: cfg.merge_from_file(path, allow_unsafe=False) if path else None, path)
     merge_options(cfg, opts)
     return cfg
 
@@ -125,6 +131,10 @@ def _merge(cfg: CfgNode, merge, place: str) -> None:
         if match is None:
             raise
         raise ConfigError(f"unknown key {match[1]} in {place}.{did_you_mean(match[1], _keys(cfg))}") from error
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigError(
+            f"{place} is refused: {error.problem}; such a tag could run code, nothing of it was executed"
+        ) from error
     except (ValueError, AssertionError) as error:  # yacs: a value of another type, or no such key
         match = _UNKNOWN_KEY.search(str(error))
         hint = did_you_mean(match[1], _keys(cfg)) if match else ""

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
@@ -25,6 +24,7 @@ from .. import detections, weights
 from ..detections import Detections, check_threshold
 from ..errors import ConfigError, WeightsError
 from ..frameworks import require_framework
+from ..parse import parse_yaml, read_json
 from .check import backbones, check_detector
 from .config import backbone_node, head_name, load_config, merge_options
 
@@ -132,6 +132,8 @@ def load_detector(
     dataset = _register_classes(names)
     cfg.DATASETS.TEST = (dataset,)
     _forget_weights(cfg, file)  # loaded below, whole or not at all
+    if config is None:  # a stranger's
+        weights.check_size(file, lambda: build_model(_on_meta(cfg)))
     made = DefaultPredictor(cfg)
     fill(made.model, file)
     made.cfg.MODEL.WEIGHTS = str(file.path)
@@ -219,8 +221,16 @@ def _with_preprocessing(file: weights.WeightsFile, cfg: CfgNode) -> weights.Weig
     return replace(file, card={**own, **known})
 
 
-def _forget_weights(cfg: CfgNode, file: weights.WeightsFile) -> None:
-    """Take out of a config what the training started from; a network that was a file's is described in its place."""
+def describe_network(cfg: CfgNode, file: weights.WeightsFile) -> None:
+    """Write into a config, in place, the network of a detector's checkpoint where it names that of a weights file.
+
+    Args:
+        cfg: not frozen; its backbone's PRETRAINED is emptied, since the checkpoint has all weights.
+        file: of the detector.
+
+    Raises:
+        WeightsError: the file has no such network.
+    """
     node = backbone_node(cfg)
     if node.get("ARCH") == weights.PRETRAINED:
         network = weights.infer_architecture(weights.extract_backbone(file.state_dict))
@@ -230,7 +240,13 @@ def _forget_weights(cfg: CfgNode, file: weights.WeightsFile) -> None:
         node.OUTPUT_STRIDE = node.OUTPUT_STRIDE or file.card.get("output_stride") or 0
     elif list(node.EDGES) == [weights.PRETRAINED]:
         node.EDGES = [[run, list(map(list, edges))] for run, edges in weights.run_edges(file.state_dict).items()]
-    cfg.MODEL.WEIGHTS = node.PRETRAINED = ""
+    node.PRETRAINED = ""
+
+
+def _forget_weights(cfg: CfgNode, file: weights.WeightsFile) -> None:
+    """Take out of a config what the training started from; a network that was a file's is described in its place."""
+    describe_network(cfg, file)
+    cfg.MODEL.WEIGHTS = ""
 
 
 def _load_yaml(config_file: str | os.PathLike) -> CfgNode:
@@ -248,11 +264,11 @@ def _published_config(file: weights.WeightsFile) -> CfgNode:
     cfg = load_config()
     try:
         # Not merge_from_file or load_cfg, which may construct Python objects or read other files (_BASE_).
-        content = yaml.safe_load(file.card["config"])
+        content = parse_yaml(file.card["config"], "it", WeightsError)
         if not isinstance(content, dict):
             raise ValueError(f"it is a {type(content).__name__}")
         cfg.merge_from_other_cfg(CfgNode(content))
-    except (yaml.YAMLError, KeyError, ValueError, AssertionError, AttributeError, TypeError) as error:
+    except (WeightsError, KeyError, ValueError, AssertionError, AttributeError, TypeError, RecursionError) as error:
         raise WeightsError(
             f"the config in {file.path} is none that this Detectron2 can read ({error}); it was published with "
             f"topodet {file.card.get('topodet')}: update topodet and Detectron2, or ask its author"
@@ -293,10 +309,18 @@ def _register_classes(names: list[str]) -> str:
 
 def _names_of_annotations(path: Path) -> list[str]:
     try:
-        categories = json.loads(path.read_text())["categories"]
+        categories = read_json(path, ConfigError)["categories"]
         return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--classes {path}: no COCO annotations with categories ({error!r})") from error
+
+
+def _on_meta(cfg: CfgNode) -> CfgNode:
+    """Return a copy of a config for a model without memory."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    return cfg
 
 
 def _on(cfg: CfgNode, device: str) -> CfgNode:

@@ -53,7 +53,8 @@ def build_optimizer(
         raise ConfigError(unknown_name("optimizer", optimizer, known - {"Optimizer"}))
     networks = backbones(model)
     if networks and init_checkpoint and PathManager.isfile(init_checkpoint):
-        card = weights.read_checkpoint(PathManager.get_local_path(init_checkpoint)).get("card", {})
+        content = weights.read_checkpoint(PathManager.get_local_path(init_checkpoint))
+        card = weights.backbone_card(weights.card_of(content))
         for backbone in networks:
             backbone.card = backbone.card or card
     check_detector(model, image_format=image_format)

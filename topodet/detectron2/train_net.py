@@ -6,6 +6,7 @@ import argparse
 import math
 
 import torch
+from detectron2.checkpoint import Checkpointer
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.engine import default_argument_parser, default_setup, hooks, launch
@@ -14,10 +15,12 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
+from .. import weights
 from ..errors import ConfigError
 from .checkpoint import TopoNetCheckpointer
 from .config import backbone_node, load_config
 from .data import check_datasets, register_dataset
+from .inference import describe_network
 from .trainer import Trainer
 
 
@@ -77,18 +80,38 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Return the config that the options give, frozen, and start Detectron2's log.
 
     Raises:
-        ConfigError: what `load_config` raises; a GPU is asked for where there is none.
+        ConfigError: what `load_config` raises; a GPU is asked for where there is none; --eval-only without weights.
     """
     cfg = load_config(args.config_file, args.opts)
     if args.epochs is not None:
         set_epochs(cfg, args.epochs)
     if args.eval_only:
-        backbone_node(cfg).PRETRAINED = ""  # what is evaluated comes from MODEL.WEIGHTS
+        take_network(cfg, args.resume)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch finds no GPU here: add MODEL.DEVICE cpu")
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
+
+
+def take_network(cfg: CfgNode, resume: bool) -> None:
+    """Let a config's network be that of the checkpoint to evaluate, which has all weights: no other file is asked for.
+
+    Raises:
+        ConfigError: there is no checkpoint.
+        WeightsError: it is damaged, unsafe, or has no network where the config asks for that of a file.
+    """
+    last = Checkpointer(nn.Module(), cfg.OUTPUT_DIR)
+    path = last.get_checkpoint_file() if resume and last.has_checkpoint() else cfg.MODEL.WEIGHTS
+    if not path:
+        raise ConfigError(
+            "--eval-only has no weights to evaluate: give the detector's checkpoint, MODEL.WEIGHTS RUN/model_final.pth "
+            "(or --resume, for the last one in OUTPUT_DIR)"
+        )
+    node = backbone_node(cfg)
+    if weights.PRETRAINED in (node.get("ARCH"), *node.EDGES):
+        describe_network(cfg, weights.read(path))
+    node.PRETRAINED = ""
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict:

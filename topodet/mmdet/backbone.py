@@ -35,8 +35,8 @@ class TopoNet(Trunk, TopodetBackbone):
         norm_cfg: normalisation in MMDetection's words, e.g. dict(type="SyncBN", requires_grad=True).
         norm_eval: keep every batch normalisation at its stored statistics during training.
         pretrained: path or URL of a weights file, loaded strictly by `init_weights`.
-        init_cfg: as in every MMEngine module; dict(type="Pretrained", checkpoint=...) without `prefix` is the same as
-            `pretrained`, and as strict.
+        init_cfg: as in every MMEngine module; dict(type="Pretrained", checkpoint=...), alone or in a list, is the same
+            as `pretrained`, and as strict; with `prefix="backbone."` of a detector's checkpoint.
         with_cp: recompute the inside of each node in the backward pass to save memory.
 
     Attributes:
@@ -67,7 +67,7 @@ class TopoNet(Trunk, TopodetBackbone):
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
         with_cp: bool = False,
     ):
-        pretrained, init_cfg = resolve_init(pretrained, init_cfg)
+        pretrained, prefix, init_cfg = resolve_init(pretrained, init_cfg)
         name, arguments = weights.backbone_arguments(
             arch,
             pretrained,
@@ -94,6 +94,7 @@ class TopoNet(Trunk, TopodetBackbone):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             pretrained=pretrained,
+            prefix=prefix,
             init_cfg=init_cfg,
             with_cp=with_cp,
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mmengine.logging import print_log
@@ -12,7 +13,11 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import weights
-from ..errors import ConfigError
+from ..errors import ConfigError, WeightsError
+from .loader import guard_loading, refuse_strange_objects
+
+# Where a checkpoint of MMEngine has the backbone's card, under `meta`.
+CARD = "topodet_card"
 
 
 class TopodetBackbone(BaseModule):
@@ -32,13 +37,17 @@ class TopodetBackbone(BaseModule):
         frozen_stages: int,
         norm_eval: bool,
         pretrained: str | bool | None,
+        prefix: str,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None,
         with_cp: bool,
     ) -> None:
+        guard_loading()
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.pretrained = pretrained
+        self.pretrained_prefix = prefix
+        self.has_weights = False
         self.init_cfg = init_cfg
         self.card: dict[str, Any] = {}
         # MMEngine calls the init_weights of children too; those of timm's ResNets would overwrite what was loaded.
@@ -60,15 +69,36 @@ class TopodetBackbone(BaseModule):
         Raises:
             WeightsError: the file is damaged or made for another network.
         """
-        if self.pretrained is not None and not self.is_init:
-            source = weights.from_timm(self.arch, **self.options) if self.pretrained is True else self.pretrained
-            report = weights.load(self, source, quiet=True)
-            self.card = report.card
+        first = not self.is_init
+        super().init_weights()
+        if self.pretrained is not None and first:
+            report = weights.load(self, self._source(), quiet=True)
+            self.card, self.has_weights = report.card, True
             where = f"timm's {self.card['name']}" if self.pretrained is True else self.pretrained
             print_log(f"topodet: {report} loaded from {where}", logger="current")
-        super().init_weights()
+            if report.doubt:
+                print_log(f"topodet: {where}: {report.doubt}", logger="current", level=logging.WARNING)
         if self.pretrained is None and not self.init_cfg:
             self._warn_of_random_weights()
+
+    def _source(self) -> str | weights.WeightsFile:
+        """Return what `pretrained` is: a file, or the part of a detector's checkpoint that begins with the prefix."""
+        if self.pretrained is True:
+            return weights.from_timm(self.arch, **self.options)
+        if not self.pretrained_prefix:
+            return self.pretrained
+        file = weights.read_trained(self.pretrained)
+        refuse_strange_objects(file.path, file.objects)
+        prefix = f"{self.pretrained_prefix.rstrip('.')}."
+        part = {
+            name.removeprefix(prefix).removeprefix(self.network_prefix): tensor
+            for name, tensor in file.state_dict.items()
+            if name.startswith(prefix)
+        }
+        if not part:
+            raise WeightsError(f"{file.path} has no tensors under the prefix {prefix!r} that init_cfg names")
+        card = weights.backbone_card(file.images_card) or card_of_run(file.checkpoint)
+        return replace(file, state_dict=part, card=card)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps of `out_indices`, [B, channels, ceil(H / stride), ceil(W / stride)] each."""
@@ -94,6 +124,7 @@ class TopodetBackbone(BaseModule):
             remedy="`load_from`, `resume` and an `init_cfg` with a prefix take the checkpoint of a detector with this "
             "backbone; a published backbone is given by model.backbone.pretrained=PATH",
         )
+        self.has_weights = True
         if prefix:
             print_log(f"topodet: {filled}/{total} tensors of the backbone are in the checkpoint", logger="current")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -115,17 +146,29 @@ class TopodetBackbone(BaseModule):
 
 def resolve_init(
     pretrained: str | bool | None, init_cfg: dict[str, Any] | list[dict[str, Any]] | None
-) -> tuple[str | bool | None, dict[str, Any] | list[dict[str, Any]] | None]:
-    """Return `pretrained` and `init_cfg` with at most one of them set; a Pretrained init without `prefix` is the first.
+) -> tuple[str | bool | None, str, list[dict[str, Any]] | None]:
+    """Return the file that fills the backbone, the prefix of its names in that file, and what else `init_cfg` says.
+
+    A Pretrained init, alone or in a list, is the same as `pretrained`: the file is read by topodet and not by MMEngine.
 
     Raises:
-        ConfigError: both are given.
+        ConfigError: more than one file is given.
     """
-    if pretrained and init_cfg is not None:
+    given = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or ())
+    files = [each for each in given if each["type"] in ("Pretrained", PretrainedInit)]
+    if len(files) > 1 or (pretrained and given):
         raise ConfigError(f"backbone has both pretrained={pretrained!r} and init_cfg={init_cfg!r}; give one of them")
-    if isinstance(init_cfg, dict) and init_cfg["type"] in ("Pretrained", PretrainedInit) and "prefix" not in init_cfg:
-        return init_cfg["checkpoint"], None
-    return pretrained or None, init_cfg
+    rest = [each for each in given if each not in files] or None
+    if files:
+        return files[0]["checkpoint"], files[0].get("prefix") or "", rest
+    return pretrained or None, "", rest
+
+
+def card_of_run(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the backbone's card that `TopoNetCheckHook` has put into a checkpoint; empty without."""
+    meta = checkpoint.get("meta")
+    card = meta.get(CARD) if isinstance(meta, Mapping) else None
+    return dict(card) if isinstance(card, Mapping) else {}
 
 
 def number_of_stages(out_indices: Sequence[int], total: int) -> int:

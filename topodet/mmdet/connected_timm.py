@@ -31,8 +31,8 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         norm_eval: keep every batch normalisation at its stored statistics during training.
         pretrained: True for the weights that timm publishes under the name, or the path or URL of a file, of the
             connected network or the original, loaded strictly by `init_weights`.
-        init_cfg: as in every MMEngine module; dict(type="Pretrained", checkpoint=...) without `prefix` is the same as
-            `pretrained`, and as strict.
+        init_cfg: as in every MMEngine module; dict(type="Pretrained", checkpoint=...), alone or in a list, is the same
+            as `pretrained`, and as strict; with `prefix="backbone."` of a detector's checkpoint.
         with_cp: recompute blocks in the backward pass to save memory.
         edges: what pruning has left of the network's runs, see `TimmTrunk`; "pretrained" for those of the file.
         options: further arguments of `timm.create_model`, e.g. dict(drop_path_rate=0.1).
@@ -60,7 +60,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         edges: RunEdges | Literal["pretrained"] | None = None,
         options: Mapping[str, Any] | None = None,
     ):
-        pretrained, init_cfg = resolve_init(pretrained, init_cfg)
+        pretrained, prefix, init_cfg = resolve_init(pretrained, init_cfg)
         super().__init__(
             name,
             wiring=wiring,
@@ -75,6 +75,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             pretrained=pretrained,
+            prefix=prefix,
             init_cfg=init_cfg,
             with_cp=with_cp,
         )

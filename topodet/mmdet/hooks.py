@@ -15,13 +15,13 @@ from mmengine.visualization import TensorboardVisBackend
 from torch.utils.hooks import RemovableHandle
 
 from .. import connectivity, weights
-from ..errors import ConfigError
+from ..errors import ConfigError, WeightsError
 from ..visualization import adjacency_figure, figure_pixels, save_figures
+from .base import CARD, card_of_run
 from .check import backbones, check_detector
 from .data import check_datasets
+from .loader import guard_loading
 from .training import training_problems
-
-CARD = "topodet_card"
 
 
 @HOOKS.register_module()
@@ -32,8 +32,12 @@ class TopoNetCheckHook(Hook):
     warning at the start that says what to write.
 
     The weights file's card goes into every checkpoint (under `meta`) and comes back with it, so that a test with other
-    preprocessing than the training's is refused as well, without the weights file.
+    preprocessing than the training's is refused as well, without the weights file. A test of a backbone that nothing
+    has filled is refused. Files that MMEngine loads are read by topodet first, see `guard_loading`.
     """
+
+    def __init__(self) -> None:
+        guard_loading()
 
     def before_run(self, runner: Runner) -> None:
         check_detector(runner.model)
@@ -50,6 +54,12 @@ class TopoNetCheckHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         check_detector(runner.model)
+        empty = [backbone for backbone in backbones(runner.model) if not backbone.has_weights]
+        if empty and not runner.iter:  # what was trained here has weights
+            raise ConfigError(
+                f"nothing has filled the backbone {empty[0].arch}: a test would score random weights. Give the "
+                "checkpoint of a detector (load_from=PATH, the second argument of tools/test.py)"
+            )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         cards = [backbone.card for backbone in backbones(runner.model) if backbone.card]
@@ -58,10 +68,13 @@ class TopoNetCheckHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         # What a training with this hook wrote, or a published detector's own.
-        card = checkpoint.get("meta", {}).get(CARD) or weights.backbone_card(checkpoint.get("card") or {})
-        if card:
-            for backbone in backbones(runner.model):
-                backbone.card = card
+        card = card_of_run(checkpoint) or weights.backbone_card(weights.card_of(checkpoint))
+        for backbone in backbones(runner.model) if card else ():
+            problems = weights.other_network(backbone, card)
+            if problems:
+                raise WeightsError(f"{card.get('name')} does not fit {backbone.arch}: {problems[0]}")
+            backbone.card = card
+        check_detector(runner.model)
 
 
 @HOOKS.register_module()

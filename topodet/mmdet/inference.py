@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from mmcv.transforms import Compose
 from mmdet.apis import inference_detector, init_detector
 from mmdet.registry import MODELS, TASK_UTILS
@@ -28,8 +27,9 @@ from torch import nn
 from .. import detections, weights
 from ..detections import Detections, check_threshold
 from ..errors import ConfigError, WeightsError
+from ..parse import MAX_YAML, parse_yaml
+from .base import card_of_run
 from .check import backbones, check_detector, class_counts
-from .hooks import CARD
 
 # Steps of a test pipeline that compute on the image alone: what a stranger's file may ask for.
 _PIPELINE = {
@@ -93,6 +93,8 @@ def load_detector(
             part.update({key: float(score_threshold) for key in part if key == "score_thr"})
     made.merge_from_dict(_options(opts))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if config is None:  # a stranger's
+        weights.check_size(file, lambda: MODELS.build(copy.deepcopy(made.model)))
     with warnings.catch_warnings(record=True):  # of a model without checkpoint: it is loaded below
         model = init_detector(made, device=device)
     weights.load(model, file, head=True)
@@ -202,7 +204,7 @@ def publish_detector(
     stock.test_dataloader = {"dataset": {"type": "CocoDataset", "pipeline": own["test_pipeline"]}}
     palette = model.dataset_meta["palette"]
     meta = {"cfg": stock.pretty_text, "dataset_meta": {"classes": names, "palette": palette}}
-    card = {**_preprocessing(model), **weights.backbone_card(file.card), **(_meta(file).get(CARD) or {})}
+    card = {**_preprocessing(model), **weights.backbone_card(file.card), **card_of_run(file.checkpoint)}
     path = weights.publish_detector(
         weights.WeightsFile(file.path, file.state_dict, card, file.checkpoint),
         folder,
@@ -290,6 +292,8 @@ def _published_config(file: weights.WeightsFile) -> Config:
         WeightsError: it is no config of a detector, or asks for more than one.
     """
     try:
+        if len(file.card["config"]) > MAX_YAML:
+            raise ValueError(f"it has more than {MAX_YAML >> 10} KB")
         content = ast.literal_eval(file.card["config"])
         model, pipeline = content["model"], content["test_pipeline"]
         steps = [step["type"] for step in pipeline]
@@ -344,7 +348,7 @@ def _options(opts: Sequence[str]) -> dict[str, Any]:
         key, separator, value = option.partition("=")
         if not separator:
             raise ConfigError(f"--opts {option}: with an MMDetection config an option is KEY=VALUE")
-        options[key] = yaml.safe_load(value)
+        options[key] = parse_yaml(value, f"--opts {key}", ConfigError)
     return options
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from ..topology import Topology, make_topology
 from .recompute import update_statistics_once
 from .stage import NormLayer, TopoStage
 from .wiring import EdgeWeights, check_dtypes
+
+_logger = logging.getLogger(__name__)
 
 TopologySpec = str | Mapping[str, Any] | Topology
 
@@ -104,6 +107,9 @@ class Trunk(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         check_dtypes(self, state_dict, prefix)
+        if not prefix:
+            own = self.state_dict()
+            _logger.info("topodet: %d/%d tensors", sum(name in state_dict for name in own), len(own))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

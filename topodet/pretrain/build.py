@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Mapping
 
-import timm
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -120,7 +119,7 @@ def _load_initial(model: nn.Module, path: str) -> None:
     try:
         weights.load(model, path, head=True)
     except WeightsError as error:
-        hint = f"; or give it the graphs of the file: --edges-from {path}" if "topology" in str(error) else ""
+        hint = f"; or give it the graphs of the file: --edges-from {path}" if "does not fit" in str(error) else ""
         raise WeightsError(f"--initial-checkpoint {path!r} does not fit the model: {error}{hint}") from error
 
 

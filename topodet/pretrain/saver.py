@@ -18,8 +18,8 @@ LAST = "last.pth.tar"
 BEST = "model_best.pth.tar"
 
 _REQUIRED = {
-    **dict.fromkeys(("state_dict", "optimizer", "args", "data"), Mapping),
     "arch": str,
+    **dict.fromkeys(("state_dict", "optimizer", "args", "data"), Mapping),
     "epoch": int,
     "history": list,
 }

@@ -2,7 +2,15 @@
 
 from .card import backbone_card, card_of, preprocessing_problems
 from .digest import with_digests
-from .file import WeightsFile, fetch, read, read_checkpoint, read_detector, read_trained
+from .file import (
+    WeightsFile,
+    fetch,
+    read,
+    read_checkpoint,
+    read_checkpoint_with_objects,
+    read_detector,
+    read_trained,
+)
 from .load import LoadReport, check_filled, is_update_counter, load, missing_wiring_keys, other_network
 from .model_options import check_network
 from .publish import FORMAT, PublishedFiles, publish, publish_detector
@@ -44,6 +52,7 @@ __all__ = [
     "publish_detector",
     "read",
     "read_checkpoint",
+    "read_checkpoint_with_objects",
     "read_detector",
     "read_trained",
     "resolve_edges",

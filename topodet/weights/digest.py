@@ -22,7 +22,8 @@ DIGESTS = "sha256"
 
 def with_digests(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a torch file is to hold with the SHA-256 of each entry beside it."""
-    return {**content, DIGESTS: _digests(content)}
+    rest = {key: value for key, value in content.items() if key != DIGESTS}
+    return {**rest, DIGESTS: _digests(rest)}
 
 
 def check_digests(content: Mapping[str, Any]) -> None:

@@ -69,6 +69,7 @@ class WeightsFile:
         card: what is known about them (see `publish`); empty for a checkpoint without.
         checkpoint: everything else that a training checkpoint held.
         prefix: of a wrapper, which was taken off all names ("module." of DDP, say); "" if there was none.
+        objects: types of what `read_trained` has passed over.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class WeightsFile:
     card: dict[str, Any]
     checkpoint: dict[str, Any] = field(default_factory=dict, repr=False)
     prefix: str = ""
+    objects: frozenset[str] = frozenset()
 
     @property
     def images_card(self) -> dict[str, Any]:
@@ -143,16 +145,27 @@ def read_checkpoint(source: str | os.PathLike) -> dict[str, Any]:
     Raises:
         WeightsError: missing, truncated, a pickle that would run code, or other bytes than its hash or digest says.
     """
-    return _read_torch(_fetch_checked(source, True), True)
+    return _read_torch(_fetch_checked(source, True), True)[0]
+
+
+def read_checkpoint_with_objects(source: str | os.PathLike) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return what `read_checkpoint` does, and the types of the objects that were passed over.
+
+    Raises:
+        WeightsError: what `read_checkpoint` raises, but for objects.
+    """
+    return _read_torch(_fetch_checked(source, True), True, skip_objects=True)
 
 
 def _read(source: str | os.PathLike, check_hash: bool, *, skip_objects: bool = False) -> WeightsFile:
     path = _fetch_checked(source, check_hash)
+    objects: frozenset[str] = frozenset()
     if path.suffix == ".safetensors":
         state_dict, card = _read_safetensors(path, check_hash)
         rest: dict[str, Any] = {}
     else:
-        state_dict, rest = _find_state_dict(path, _read_torch(path, check_hash, skip_objects=skip_objects))
+        content, objects = _read_torch(path, check_hash, skip_objects=skip_objects)
+        state_dict, rest = _find_state_dict(path, content)
         card = rest.pop("card", None) or {}
     try:
         card = check_card(card)
@@ -160,7 +173,7 @@ def _read(source: str | os.PathLike, check_hash: bool, *, skip_objects: bool = F
         _check_tensors(state_dict)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    return WeightsFile(path, state_dict, card, rest, prefix)
+    return WeightsFile(path, state_dict, card, rest, prefix, objects)
 
 
 def read_detector(source: str | os.PathLike | WeightsFile, framework: str = "") -> WeightsFile:
@@ -206,16 +219,17 @@ def _fetch_checked(source: str | os.PathLike, check_hash: bool) -> Path:
     return path
 
 
-def _read_torch(path: Path, check_hash: bool, *, skip_objects: bool = False) -> dict[str, Any]:
-    content = load_torch(path, skip_objects=skip_objects).content
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a state dict or a checkpoint")
+def _read_torch(path: Path, check_hash: bool, *, skip_objects: bool = False) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return what a torch file holds, and the types of the objects that were passed over."""
+    found = load_torch(path, skip_objects=skip_objects)
+    if not isinstance(found.content, dict):
+        raise WeightsError(f"{path} holds a {type(found.content).__name__}, expected a state dict or a checkpoint")
     if check_hash:
         try:
-            check_digests(content)
+            check_digests(found.content)
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from error
-    return content
+    return found.content, found.skipped
 
 
 def _read_safetensors(path: Path, check_hash: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:

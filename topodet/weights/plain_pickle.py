@@ -40,6 +40,7 @@ _DTYPES = {
     "ComplexFloat": torch.complex64,
     "ComplexDouble": torch.complex128,
 }
+_GETATTR = "builtins.getattr"  # by which pickles name methods
 # Tensors that are no plain ones, by what their pickles name.
 _OTHER_KINDS = {
     "torch._utils._rebuild_sparse_tensor": "sparse",
@@ -103,7 +104,7 @@ class PlainUnpickler:
 
     Args:
         storage: (kind, key, values) to the bytes of a tensor.
-        skip_objects: put `Skipped` in the place of other objects instead of refusing them.
+        skip_objects: put `Skipped` in the place of other objects instead of refusing them; `skipped` has their names.
         size: bytes of the file.
         check_sizes: whether the storages have their bytes; else tensors are empty.
     """
@@ -255,7 +256,8 @@ class PlainUnpickler:
         if not _is_known(name):
             if not self.skip_objects:
                 raise WeightsError(pickled_objects(name.text))
-            self.skipped.add(name.text)
+            if name.text != _GETATTR:  # what it gets is told by the call
+                self.skipped.add(name.text)
         dtype = getattr(torch, name.last, None) if name.text == f"torch.{name.last}" else None
         self.stack.append(dtype if isinstance(dtype, torch.dtype) else name)
 
@@ -276,6 +278,8 @@ class PlainUnpickler:
         name, arguments = self._take(2)
         if not isinstance(name, _Name | Skipped) or not isinstance(arguments, tuple):
             raise ValueError("the pickle calls what is no function")
+        if isinstance(name, Skipped):
+            self.skipped.add("a call of what an object returned")
         self.stack.append(Skipped() if isinstance(name, Skipped) else self._call(name, arguments))
 
     def _newobj(self, _: Any) -> None:
@@ -327,6 +331,11 @@ class PlainUnpickler:
             return arguments[0]
         if _is_known(name):
             raise ValueError(f"{name.text} is called")
+        if name.text == _GETATTR:
+            methods = isinstance(arguments[0], _Name) and not str(arguments[1]).startswith("_")
+            self.skipped.add(f"{arguments[0].text}.{arguments[1]}" if methods else name.text)
+        elif name.last == "_reconstruct" and arguments[1:2] != ((0,),):  # else an array as large as it likes
+            self.skipped.add(f"{name.text} of shape {arguments[1:2]}")
         return Skipped()
 
     def _tensor(

@@ -1,0 +1,60 @@
+"""MMEngine's loading of checkpoints, with topodet's reader before it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
+
+from .. import weights
+from ..errors import WeightsError
+
+# What MMEngine's own checkpoints hold beside tensors and plain types: its log, as numpy's numbers and their statistics.
+_BUFFER = "mmengine.logging.history_buffer.HistoryBuffer"
+_OBJECTS = frozenset(
+    [
+        *(_BUFFER, *(f"{_BUFFER}.{method}" for method in ("min", "max", "mean", "current"))),
+        *("numpy.ndarray", "numpy.dtype"),
+        *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    ]
+)
+
+
+def guard_loading() -> None:
+    """Let MMEngine read files, local or of http(s), only after topodet's reader has found nothing in them that runs.
+
+    MMEngine itself unpickles what `weights_only` refuses. The loaders are replaced for this process, by MMEngine's own
+    means (`CheckpointLoader.register_scheme`); those of other addresses (s3://, open-mmlab://, ...) stay as they are.
+    """
+    CheckpointLoader.register_scheme(("", "http://", "https://"), load_from_checked_file, force=True)
+
+
+def load_from_checked_file(filename: str | os.PathLike, map_location: Any = None) -> dict[str, Any]:
+    """Return what a checkpoint holds, its tensors on the CPU unless MMEngine has to open it for its log.
+
+    Raises:
+        WeightsError: missing, damaged, or with objects that no checkpoint of MMEngine has.
+    """
+    path = weights.fetch(filename)
+    if path.suffix == ".safetensors":
+        file = weights.read(path)
+        return {"state_dict": file.state_dict, "card": file.card}
+    content, objects = weights.read_checkpoint_with_objects(path)
+    refuse_strange_objects(path, objects)
+    return load_from_local(str(path), map_location) if objects else content
+
+
+def refuse_strange_objects(path: Path, objects: frozenset[str]) -> None:
+    """Refuse a file with objects that no checkpoint of MMEngine has.
+
+    Raises:
+        WeightsError: names them.
+    """
+    strange = sorted(objects - _OBJECTS)
+    if strange:
+        raise WeightsError(
+            f"{path} is refused: it holds pickled Python objects ({', '.join(strange[:3])}) that no checkpoint of "
+            "MMEngine has, and unpickling could run code. Nothing of it was executed. Ask for a file of plain tensors"
+        )
