@@ -2,7 +2,7 @@
 
 import torch
 
-from topodet import connectivity
+from topodet import connectivity, weights
 from topodet.files import atomic_csv
 from topodet.models import TopoNet
 from topodet.pretrain import build
@@ -41,8 +41,8 @@ def write_run(folder, *options, epochs=(0, 2, 3), last=True):
         }
         if epoch in epochs:
             folder.mkdir(parents=True, exist_ok=True)
-            torch.save(state, folder / f"checkpoint-{epoch}.pth.tar")
+            torch.save(weights.with_digests(state), folder / f"checkpoint-{epoch}.pth.tar")
     if last:
-        torch.save(state, folder / "last.pth.tar")
+        torch.save(weights.with_digests(state), folder / "last.pth.tar")
     atomic_csv(folder / "summary.csv", history)
     return model

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from tests.detection import IMAGENET
+from topodet import weights
 from topodet.detectron2 import TopoNetCheckpointer, load_config, register_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,5 +99,5 @@ def with_card(folder, published, **changes):
     """Write the published detector with a card that somebody changed, under the hash that it then has."""
     content = torch.load(published, weights_only=True)
     content["card"].update(changes)
-    torch.save(content, folder / "theirs.pth")
+    torch.save(weights.with_digests(content), folder / "theirs.pth")
     return folder / "theirs.pth"

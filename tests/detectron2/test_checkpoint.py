@@ -66,7 +66,7 @@ def test_other_edges_of_equal_number_stop_the_load(checkpointer, detector, nano,
     content = torch.load(nano.pth, weights_only=True)
     edges = content["model"]["stages.1.wiring.edges"]
     edges[[0, 1]] = edges[[1, 0]]
-    torch.save(content, tmp_path / "reordered.pth")
+    torch.save(weights.with_digests(content), tmp_path / "reordered.pth")
     with pytest.raises(WeightsError, match="edges are in another order"):
         checkpointer(detector).load(str(tmp_path / "reordered.pth"))
 
@@ -74,7 +74,7 @@ def test_other_edges_of_equal_number_stop_the_load(checkpointer, detector, nano,
 def test_part_of_a_backbone_stops_the_load(detector, nano, tmp_path):
     content = torch.load(nano.pth, weights_only=True)
     del content["model"]["stages.3.nodes.2.conv_pw.weight"]
-    torch.save(content, tmp_path / "partial.pth")
+    torch.save(weights.with_digests(content), tmp_path / "partial.pth")
     with pytest.raises(WeightsError, match=r"fills 126/127 .* missing.*: stages.3.nodes.2.conv_pw.weight\."):
         DetectionCheckpointer(detector).load(str(tmp_path / "partial.pth"))
 

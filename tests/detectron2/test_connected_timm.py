@@ -152,7 +152,7 @@ def test_other_backbones_stop_the_load(checkpointer, connected, tmp_path):
     content = torch.load(connected, weights_only=True)
     content["model"]["blocks.1.1.wiring.alpha"] = torch.ones(6)  # another graph, whose tensors Detectron2 drops
     content["model"]["blocks.1.1.wiring.edges"] = torch.ones(6, 2, dtype=torch.int64)
-    torch.save(content, tmp_path / "graph.pth")
+    torch.save(weights.with_digests(content), tmp_path / "graph.pth")
     with pytest.raises(
         WeightsError, match=r"of another shape: network.blocks.1.1.wiring.alpha, network.blocks.1.1.wir"
     ):

@@ -64,7 +64,7 @@ def test_the_file_holds_the_model_and_what_it_needs(run, published, nano):
     assert published.name.startswith("my_run")
     assert sha256(published).startswith(published.stem.rpartition("-")[2])
     content = torch.load(published, weights_only=True)
-    assert set(content) == {"model", "__author__", "card"}
+    assert set(content) == {"model", "__author__", "card", "sha256"}
     assert content["__author__"] == "topodet"
     trained = torch.load(run / "model_final.pth", weights_only=True)
     assert "optimizer" in trained  # the test's own
@@ -155,7 +155,7 @@ def test_annotations_that_are_none(run, tmp_path):
 def test_a_checkpoint_that_does_not_fill_the_detector(run, tmp_path):
     content = torch.load(run / "model_final.pth", weights_only=True)
     del content["model"]["backbone.fpn_output2.weight"]
-    torch.save(content, tmp_path / "half.pth")
+    torch.save(weights.with_digests(content), tmp_path / "half.pth")
     with pytest.raises(WeightsError, match="missing in the file: backbone.fpn_output2.weight"):
         publish_detector(tmp_path / "half.pth", run / "config.yaml", tmp_path / "out", classes=CLASSES)
     assert not (tmp_path / "out").exists()

@@ -47,7 +47,7 @@ def with_card(folder, path, **changes):
     """Write a published detector with another card, under the hash that it then has."""
     content = torch.load(path, weights_only=True)
     content["card"].update(changes)
-    torch.save(content, folder / "theirs.pth")
+    torch.save(weights.with_digests(content), folder / "theirs.pth")
     return folder / "theirs.pth"
 
 

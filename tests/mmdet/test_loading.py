@@ -98,7 +98,7 @@ def fill(runner, way, folder, wrong):
         runner.resume(source, resume_optimizer=False, resume_param_scheduler=False)
     else:
         runner.model.backbone.init_weights()
-    check_hook(runner).before_train(runner)
+    check_hook(runner).before_val(runner)  # what it does before a training too
     return torch.load(files[0], weights_only=True)["state_dict"]
 
 

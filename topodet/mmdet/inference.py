@@ -359,7 +359,7 @@ def _meta(file: weights.WeightsFile) -> Mapping[str, Any]:
 
 def _backbone_card(file: weights.WeightsFile) -> Mapping[str, Any]:
     """Return what is known of the backbone's weights: from a published file, or a checkpoint of `TopoNetCheckHook`."""
-    return weights.backbone_card(file.card) or _meta(file).get(CARD) or {}
+    return weights.backbone_card(file.card) or card_of_run(file.checkpoint)
 
 
 def _class_names(file: weights.WeightsFile) -> list[str]:
