@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import shlex
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 from sklearn.datasets import load_digits
 
-from topodet.pretrain.run import main as pretrain
+from topodet.cli import main
+from topodet.reproduce.runner import run_line
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "configs/pretrain/toponet_nano_wiring.yaml"
@@ -61,8 +62,9 @@ def checkout(folder: Path, studies: dict[str, str]) -> Path:
 
 
 def execute_here(line: str, seconds: float | None) -> int:
-    """Run a line of pretraining in this process, which saves the import of torch."""
-    python, flag, module, command, *words = shlex.split(line)
-    assert (python, flag, module, command) == ("python", "-m", "topodet", "pretrain")
-    with redirect_stderr(io.StringIO()):
-        return pretrain(words)
+    """Run a line in this process where it starts topodet in one of its own, which saves the import of torch."""
+    _, ours, words = line.partition("python -m topodet ")
+    if not ours or " train-net " in line:
+        return run_line(line, seconds)
+    with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+        return main(shlex.split(words))

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 
 import pytest
 
@@ -60,18 +61,34 @@ def test_a_study_through_whole(here, capsys):
     assert not ran  # nothing is missing
 
 
-@pytest.mark.slow
-def test_what_is_printed_is_what_runs(here, capsys):
-    """One line of the dry run, in bash and a process of its own."""
+def test_what_was_run_by_hand_is_gone_on_with_and_recorded(here, capsys):
     command("tiny", action="dry_run", seeds=1)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "# tiny-small: fixed_seed0"
     assert printed[-1] == "# 3 of 3 runs are missing, some 2 hours one after the other"
-    assert runner.run_line(printed[1], None, folder=here) == 0
-    assert (here / "runs/studies/tiny-small/fixed_seed0/last.pth.tar").exists()
-    # What was run by hand is gone on with, and recorded.
+    assert execute_here(printed[1], None) == 0
+    before = (here / "runs/studies/tiny-small/fixed_seed0/summary.csv").read_text()
     command("tiny", seeds=1, execute=execute_here)
     assert records(here).keys() == {"fixed_seed0", "learned_seed0", "again_seed0"}
+    assert (here / "runs/studies/tiny-small/fixed_seed0/summary.csv").read_text() == before
+
+
+def test_a_checkpoint_that_is_gone_is_made_again(here):
+    """A record may come from another machine; what starts from its run needs the run."""
+    ran = []
+
+    def execute(line, seconds):
+        ran.append(re.search(r"--experiment (\w+)", line)[1])
+        return execute_here(line, seconds)
+
+    command("tiny", seeds=1, execute=execute)
+    for name in ("fixed", "learned"):
+        shutil.rmtree(here / f"runs/studies/tiny-small/{name}_seed0")
+    (here / "records/studies/tiny-small/again_seed0.json").unlink()
+    shutil.rmtree(here / "runs/studies/tiny-small/again_seed0")
+    ran.clear()
+    assert command("tiny", seeds=1, execute=execute) == 0
+    assert ran == ["learned_seed0", "again_seed0"]
 
 
 def test_a_run_that_fails_stops_only_what_needs_it(here, capsys):
