@@ -45,12 +45,28 @@ def test_check_coco_of_a_good_set(dataset, capsys):
 
 
 def test_check_coco_prints_the_problems(dataset, capsys):
+    dataset[1]["annotations"].append({**dataset[1]["annotations"][0], "id": 2})
     dataset[1]["annotations"][0]["bbox"] = [10, 10, 0, 30]
     assert check(dataset) == 1
     assert re.search(
         r"error +boxes of zero, negative or NaN size +1 +1 \(bbox \[10, 10, 0, 30\]\)", capsys.readouterr().out
     )
     assert check(dataset, "--allow", "empty_boxes") == 0
+
+
+def test_check_coco_as_json(dataset, tmp_path, capsys):
+    dataset[1]["annotations"][0]["area"] = 0
+    assert check(dataset, "--json", "-") == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert check(dataset, "--json", tmp_path / "findings.json") == 1
+    assert json.loads((tmp_path / "findings.json").read_text()) == printed
+    assert not printed["ok"]
+    assert printed["counts"] == {"images": 1, "annotations": 1, "categories": 1}
+    findings = {finding["kind"]: finding for finding in printed["findings"]}
+    assert findings["invalid_areas"]["ids"] == [1]
+    assert findings["invalid_areas"]["level"] == "error"
+    assert [(use["framework"], use["boxes"]) for use in printed["usage"]] == [("MMDetection", 0), ("Detectron2", 1)]
+    assert findings["nothing_left"]["ids"] == ["MMDetection"]
 
 
 def test_check_coco_reads_headers_only_when_asked(dataset, capsys):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import reprlib
 import select
 import sys
 from collections.abc import Callable, Iterable
@@ -32,6 +33,15 @@ class DataError(TopodetError, ValueError):
 
 class ConfigError(TopodetError, ValueError):
     """A setting that is unknown or contradicts another one."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
+
+
+def show(value: object) -> str:
+    """Return a value as Python writes it, shortened: files of others hold text and numbers of any length and depth."""
+    return _SHORT.repr(value)
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,8 @@ _GUIDES = {
     "mmdet": "pip install 'topodet[mmdet]', then topodet install-mmcv-ops for its operators",
     "sklearn": "the handwritten digits come with it: pip install scikit-learn",
 }
-
+_IMPORTS_DETECTRON2 = re.compile(r"^\s*(?:from|import) (?:topodet\.)?detectron2\b", re.MULTILINE)
+_IMPORTS_BESIDE = re.compile(r"^\s*from \.", re.MULTILINE)
 
 # By the name that records and cards have: the package to import, and topodet's own.
 PACKAGES = {"mmdetection": ("mmdet", "topodet.mmdet"), "detectron2": ("detectron2", "topodet.detectron2")}
@@ -38,19 +41,26 @@ def import_framework(name: str) -> ModuleType:
     return importlib.import_module(own)
 
 
-def framework_of_config(config: Path) -> str:
-    """Return the name of the framework that a detector's config is for, by its suffix; nothing of it is run.
+def framework_of_config(config: str | os.PathLike) -> str:
+    """Return the name of the framework that a detector's config is for; nothing of it is run.
 
-    A .yaml is Detectron2's. A .py is MMDetection's, or Detectron2's LazyConfig if it speaks of detectron2.
+    A .yaml is Detectron2's. A .py is MMDetection's, or Detectron2's LazyConfig if it imports detectron2 or a module
+    beside it.
 
     Raises:
         ConfigError: another suffix.
     """
+    config = Path(config)
     if config.suffix in (".yaml", ".yml"):
         return "detectron2"
-    if config.suffix == ".py":
-        return "detectron2" if config.is_file() and "detectron2" in config.read_text() else "mmdetection"
-    raise ConfigError(f"--config {config}: .yaml is for Detectron2, .py for MMDetection; {config.suffix!r} is neither")
+    if config.suffix != ".py":
+        raise ConfigError(
+            f"--config {config}: .yaml is for Detectron2, .py for MMDetection; {config.suffix!r} is neither"
+        )
+    text = config.read_text(errors="replace") if config.is_file() else ""
+    # MMDetection's configs that import one another say read_base.
+    lazy = _IMPORTS_DETECTRON2.search(text) or (_IMPORTS_BESIDE.search(text) and "read_base" not in text)
+    return "detectron2" if lazy else "mmdetection"
 
 
 def require_framework(module: str) -> None:

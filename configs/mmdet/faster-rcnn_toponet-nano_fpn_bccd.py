@@ -40,6 +40,7 @@ test_evaluator = val_evaluator
 # The 1x schedule, with lr 0.02 per 16 images and a shorter warm-up: an epoch has 37 iterations.
 train_cfg = dict(max_epochs=12)
 optim_wrapper = dict(optimizer=dict(lr=0.01))
+auto_scale_lr = dict(base_batch_size=8)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=100),
     dict(type="MultiStepLR", by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),

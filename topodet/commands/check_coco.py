@@ -1,8 +1,16 @@
-"""Check a COCO annotation file and its images before training; exit status 1 if there are problems."""
+"""Check a COCO annotation file and its images before training; exit status 1 if there are problems.
+
+topodet check-coco data/train.json data/images --config CONFIG.py --json findings.json
+
+Says what is wrong, entry by entry, and what MMDetection and Detectron2 would train on, drop and leave out. With the
+config of a training, only what that reads, and whether its classes are those of the file.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,21 +21,42 @@ def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__)
     made.add_argument("annotations", type=Path, metavar="ANN.json", help="annotation file in COCO format")
     made.add_argument("images", type=Path, metavar="IMAGES/", help="folder that the file names are relative to")
+    made.add_argument(
+        "--config",
+        type=Path,
+        metavar="CONFIG",
+        help="of the training: MMDetection's .py, Detectron2's .yaml or LazyConfig .py. It is run, so take none of a "
+        "stranger's",
+    )
     made.add_argument("--read-images", action="store_true", help="open each image's header and compare its size")
     made.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="KIND",
-        help="note this kind of problem without failing; may be repeated. COCO train2017 needs --allow empty_boxes",
+        help="note this kind of problem without failing; may be repeated. COCO train2017 needs --allow empty_boxes "
+        "--allow small_boxes",
     )
+    made.add_argument("--json", metavar="FILE", help="write all findings there; - prints them instead of the table")
     return made
 
 
 def main(words: Sequence[str]) -> int:
-    from topodet.datasets.coco import check_coco
-
     args = parser().parse_args(words)
-    report = check_coco(args.annotations, args.images, read_images=args.read_images, allow=args.allow)
+    from topodet.datasets.coco import DEFAULTS, check_coco
+    from topodet.files import atomic_json
+    from topodet.frameworks import framework_of_config, import_framework
+
+    readings = DEFAULTS
+    if args.config:
+        readings = [import_framework(framework_of_config(args.config)).reading_of_config(args.config)]
+    report = check_coco(
+        args.annotations, args.images, read_images=args.read_images, allow=args.allow, readings=readings
+    )
+    if args.json == "-":
+        print(json.dumps(report.as_dict(), indent=2, allow_nan=False))
+        return 0 if report.ok else 1
+    if args.json:
+        print(atomic_json(args.json, report.as_dict()), file=sys.stderr)
     print(report.text())
     return 0 if report.ok else 1

@@ -81,19 +81,23 @@ def find_images(inputs: Sequence[Path], output: Path) -> dict[Path, Path]:
     Raises:
         DataError: nothing there, a file that is no image by its name, or two that would be drawn to one place.
     """
-    from topodet.datasets.images import SUFFIXES
+    from topodet.datasets import images
 
     places: dict[Path, Path] = {}
     for given in inputs:
         if given.is_dir():
-            found = [path for path in sorted(given.rglob("*")) if path.suffix.lower() in SUFFIXES]
-            if not found:
-                raise DataError(f"--input {given}: no images in this folder (known: {', '.join(SUFFIXES)})")
-            pairs = [(path, output / path.relative_to(given)) for path in found]
+            found = images.find_images(given)
+            skipped = found.skipped()
+            if skipped:
+                print(f"--input {given}: skipped {skipped}", file=sys.stderr)
+            if not found.images:
+                raise DataError(f"--input {given}: no images in this folder (known: {', '.join(images.SUFFIXES)})")
+            pairs = [(path, output / path.relative_to(given)) for path in found.images]
         elif not given.is_file():
             raise DataError(f"--input {given}: no such file or folder (working folder {Path.cwd()})")
-        elif given.suffix.lower() not in SUFFIXES:
-            raise DataError(f"--input {given}: unknown kind of image {given.suffix!r}; known: {', '.join(SUFFIXES)}")
+        elif given.suffix.lower() not in images.SUFFIXES:
+            known = ", ".join(images.SUFFIXES)
+            raise DataError(f"--input {given}: unknown kind of image {given.suffix!r}; known: {known}")
         else:
             pairs = [(given, output / given.name)]
         for path, drawn in pairs:

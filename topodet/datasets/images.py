@@ -1,33 +1,146 @@
-"""Reading and writing pictures."""
+"""Reading and writing pictures, and finding them in folders."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import DataError
+from ..errors import DataError, show
 from ..files import atomic_path
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# What Pillow raises for files that are missing, cut off, no images, or too large to be meant as images.
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_ORIENTATION = 274
+_QUARTER_TURNS = (5, 6, 7, 8)
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Return an image as RGB [H, W, 3] uint8, upright as its camera says.
+    """Return an image as RGB [H, W, 3] uint8, upright as its camera says; 16 bits as their upper 8.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or has pixels of 32 bits.
     """
     try:
         with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return np.array(in_8_bits(ImageOps.exif_transpose(image)).convert("RGB"))
+    except _UNREADABLE as error:
         raise DataError(f"cannot read the image {path}: {error}") from error
+
+
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """Return an image of 16 bits as OpenCV reads it, its upper 8 bits; one of 8 bits as it is.
+
+    Pillow's own `convert` cuts off at 255, which leaves them white.
+
+    Raises:
+        DataError: 32 bits or floats, whose range nobody knows.
+    """
+    # Older Pillows read a PNG of 16 bits as 32, which PNG does not have.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "integers" if image.mode == "I" else "floats"
+        raise DataError(f"its pixels are {kind} of 32 bits, of no known range: save it with 8 or 16 bits a channel")
+    return image
+
+
+def header(path: str | os.PathLike) -> tuple[int, int, str]:
+    """Return width and height of an image as it is seen, and Pillow's name of its mode, without reading its pixels.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+            return (height, width, image.mode) if turned else (width, height, image.mode)
+    except _UNREADABLE as error:
+        raise DataError(f"{type(error).__name__}: {error}") from error
 
 
 def write_image(picture: np.ndarray, path: str | os.PathLike) -> None:
     """Write an RGB image [H, W, 3] uint8 whole or not at all, in the format that the name's suffix says."""
     with atomic_path(path) as temporary:
         Image.fromarray(picture).save(temporary, format=Image.registered_extensions()[Path(path).suffix.lower()])
+
+
+def leads_outside(file_name: str) -> bool:
+    """Tell whether a name from a file of others leads out of the folder that it is relative to."""
+    if ".." not in file_name and not file_name.startswith(("/", "\\")) and ":" not in file_name:
+        return False
+    path = PurePath(file_name)
+    return bool(path.anchor) or ".." in path.parts
+
+
+def image_path(root: str | os.PathLike, file_name: str) -> Path:
+    """Return the path of an image that an annotation file names.
+
+    Raises:
+        DataError: it is no name of a file within `root`.
+    """
+    if not isinstance(file_name, str) or leads_outside(file_name):
+        raise DataError(f"file_name {show(file_name)} does not lie in the image folder {root}; nothing else is opened")
+    return Path(root) / file_name
+
+
+@dataclass
+class ImageFolder:
+    """The images of a folder and its subfolders.
+
+    Attributes:
+        images: their paths, in the order of their names.
+        other_files: number of files that are no images by their suffix, by suffix.
+        hidden: names of hidden files and folders, which begin with a dot.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    other_files: Counter[str] = field(default_factory=Counter)
+    hidden: list[str] = field(default_factory=list)
+
+    def skipped(self) -> str:
+        """Return what is no image, in words; "" for nothing."""
+        parts = []
+        if self.other_files:
+            kinds = ", ".join(f"{suffix or 'no suffix'}: {count}" for suffix, count in self.other_files.most_common(5))
+            parts.append(f"{self.other_files.total()} files that are no {', '.join(SUFFIXES)} ({kinds})")
+        if self.hidden:
+            names = ", ".join(sorted(set(self.hidden))[:5])
+            parts.append(f"{len(self.hidden)} hidden files or folders ({names})")
+        return " and ".join(parts)
+
+
+def find_images(folder: str | os.PathLike) -> ImageFolder:
+    """Find the images in a folder and its subfolders by their suffixes; hidden files and folders are left out."""
+    found = ImageFolder()
+    for place, files in _walk(Path(folder), found.hidden):
+        for name in files:
+            suffix = PurePath(name).suffix.lower()
+            if suffix in SUFFIXES:
+                found.images.append(place / name)
+            else:
+                found.other_files[suffix] += 1
+    found.images.sort()
+    return found
+
+
+def _walk(folder: Path, hidden: list[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Yield folders, links to folders too, with the names of their files; note the hidden ones."""
+    # Where each folder really lies, and those that it is in.
+    above: dict[str, set[str]] = {os.path.dirname(folder): set()}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        hidden += [name for name in (*folders, *files) if name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        outer, real = above[os.path.dirname(place)], os.path.realpath(place)
+        if real in outer:  # a link to a folder that it is in, which would never end
+            folders.clear()
+            continue
+        above[place] = {*outer, real}
+        yield Path(place), [name for name in files if not name.startswith(".")]

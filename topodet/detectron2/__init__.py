@@ -14,7 +14,7 @@ from .check import check_detector
 from .checkpoint import TopoNetCheckpointer
 from .config import add_topodet_config, load_config
 from .connected_timm import ConnectedTimm
-from .data import check_datasets, register_dataset
+from .data import check_datasets, reading_of_config, register_dataset
 from .evaluation import coco_evaluation
 from .export import export_detector
 from .hooks import AlphaLogHook, SparsityHook
@@ -51,5 +51,6 @@ __all__ = [
     "load_detector",
     "predict",
     "publish_detector",
+    "reading_of_config",
     "register_dataset",
 ]

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import itertools
-import json
+import logging
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode
+import torch
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.common import ToIterableDataset
 from detectron2.data.datasets import register_coco_instances
+from torch import nn
 from torch.utils.data import Sampler
 
-from ..datasets.coco import check_coco
-from ..errors import ConfigError, DataError, did_you_mean
-from .config import HEADS, head_name
+from ..datasets.coco import Reading, check_before_use, check_coco, class_names, load_annotations
+from ..errors import ConfigError, DataError, did_you_mean, show
+from .config import HEADS, head_name, load_config
+
+_logger = logging.getLogger("detectron2.topodet")  # Detectron2 shows its own loggers'
+# Where a dataset's metadata keeps the kinds of problem that were allowed.
+ALLOWED = "topodet_allow"
+# Keypoints of COCO's persons, whose sigmas evaluate where the config has none.
+_OF_COCO = 17
 
 
 def register_dataset(
     name: str, annotation_file: str | os.PathLike, image_root: str | os.PathLike, *, allow: Collection[str] = ()
 ) -> None:
-    """Check a dataset in COCO format and register it in Detectron2 under `name`.
+    """Check a dataset in COCO format and register it in Detectron2 under `name`, with the keypoints of its categories.
 
     Args:
         name: for `DATASETS.TRAIN` and `DATASETS.TEST`.
@@ -34,29 +44,47 @@ def register_dataset(
     Raises:
         DataError: what `check_coco` finds, with the ids concerned; or the name belongs to another dataset.
     """
-    check_coco(annotation_file, image_root, allow=allow).raise_if_bad()
+    report = check_coco(annotation_file, image_root, allow=allow, readings=[Reading(framework="Detectron2")])
+    if not report.trainable:
+        report.raise_if_bad()
+    metadata = MetadataCatalog.get(name)
     if name in DatasetCatalog.list():
-        known = MetadataCatalog.get(name)
-        if (known.get("json_file"), known.get("image_root")) == (str(annotation_file), str(image_root)):
+        if (metadata.get("json_file"), metadata.get("image_root")) == (str(annotation_file), str(image_root)):
             return
         raise DataError(f"--dataset {name}: Detectron2 has a dataset of this name already; choose another name")
-    register_coco_instances(name, {}, str(annotation_file), str(image_root))
+    register_coco_instances(name, {ALLOWED: tuple(allow)}, str(annotation_file), str(image_root))
+    points = keypoint_names(load_annotations(annotation_file)["categories"])
+    if points:
+        metadata.set(keypoint_names=points, keypoint_flip_map=_mirrored(points))
 
 
 def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
-    """Refuse datasets that are unknown, are not there, or have another number of classes than the model.
+    """Refuse datasets that are unknown, are not there, cannot be trained on, or have other classes than the model.
 
-    Datasets that are not in COCO format are Detectron2's own business and pass.
+    Datasets that are not in COCO format are Detectron2's own business and pass. Those of `DATASETS.TRAIN` are checked
+    for training, others for evaluation.
 
     Args:
         cfg: of the detector.
         names: of the datasets that the run will read.
 
     Raises:
-        ConfigError: an unknown name, or another number of classes.
-        DataError: the annotation file or the image folder is missing.
+        ConfigError: an unknown name, other classes than the model or the other datasets, or keypoints that the config
+            does not describe.
+        DataError: the annotation file or the image folder is missing, or what `check_coco` finds.
     """
-    for name in names:
+    reading = reading_of(cfg)
+    readings = {name: replace(reading, training=name in cfg.DATASETS.TRAIN) for name in names}
+    for name in names if reading.num_keypoints else ():
+        if name in DatasetCatalog.list() and MetadataCatalog.get(name).get("evaluator_type") == "coco":
+            _check_keypoints(cfg, name)
+    check_sets(readings)
+
+
+def check_sets(readings: Mapping[str, Reading]) -> None:
+    """Check registered datasets, those in COCO format, by how each is read; see `check_datasets`."""
+    classes: dict[str, list[str]] = {}
+    for name, reading in readings.items():
         if name not in DatasetCatalog.list():
             raise ConfigError(
                 f"unknown dataset {name!r} in DATASETS.{did_you_mean(name, DatasetCatalog.list())} Register your own "
@@ -76,23 +104,126 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
                     "DETECTRON2_DATASETS (default ./datasets); point that variable at the folder that contains coco/, "
                     "or register yours with --dataset NAME annotations.json images/"
                 )
-        _check_classes(cfg, name, annotation_file)
+        # Detectron2's own COCO knows its classes; they are those of the first dataset otherwise.
+        known = metadata.get("thing_classes") or next(iter(classes.values()), None)
+        reading = replace(reading, classes=None if known is None else tuple(known))
+        allow = metadata.get(ALLOWED, ())
+        check_before_use(annotation_file, image_root, reading, allow=allow, warn=partial(_warn, name))
+        classes[name] = list(known or class_names(load_annotations(annotation_file)["categories"], "Detectron2"))
 
 
-def _check_classes(cfg: CfgNode, name: str, annotation_file: str) -> None:
-    if cfg.MODEL.META_ARCHITECTURE not in HEADS:
-        return  # a detector of the user's own, or one without classes
-    key = f"MODEL.{head_name(cfg)}.NUM_CLASSES"
-    ours = cfg.MODEL[head_name(cfg)].NUM_CLASSES
-    # Detectron2's own COCO knows its classes; for others only the file tells, which is read again for training.
-    classes = MetadataCatalog.get(name).get("thing_classes")
-    if classes is None:
-        classes = [category["name"] for category in json.loads(Path(annotation_file).read_text())["categories"]]
-    if ours != len(classes):
+def reading_of(cfg: CfgNode) -> Reading:
+    """Return how the training set of a config is read."""
+    num_classes = {}
+    if cfg.MODEL.META_ARCHITECTURE in HEADS:  # not a detector of the user's own, or one without classes
+        node = head_name(cfg)
+        num_classes[f"MODEL.{node}.NUM_CLASSES"] = cfg.MODEL[node].NUM_CLASSES
+    keypoints = cfg.MODEL.KEYPOINT_ON
+    return Reading(
+        framework="Detectron2",
+        num_classes=num_classes,
+        masks=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "",
+        num_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if keypoints else 0,
+        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if keypoints else 0,
+        drops_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+    )
+
+
+def reading_of_model(model: nn.Module, *, mask_format: str = "polygon", filter_empty: bool = True) -> Reading:
+    """Return how the training set of a detector is read, whose config is not at hand.
+
+    Args:
+        model: the detector.
+        mask_format: `instance_mask_format` of the data loader's mapper.
+        filter_empty: of `get_detection_dataset_dicts`.
+    """
+    heads = getattr(model, "roi_heads", None)
+    key = "model.num_classes" if heads is None else "model.roi_heads.num_classes"
+    number = getattr(model if heads is None else heads, "num_classes", None)
+    points = getattr(getattr(heads, "keypoint_head", None), "num_keypoints", 0)
+    return Reading(
+        framework="Detectron2",
+        num_classes={} if number is None else {key: number},
+        masks=mask_format if getattr(heads, "mask_on", False) else "",
+        num_keypoints=points,
+        drops_empty=filter_empty,
+    )
+
+
+def reading_of_config(path: str | os.PathLike) -> Reading:
+    """Return how the training set of a YAML config or a LazyConfig is read.
+
+    Raises:
+        ConfigError: no config that can be read.
+    """
+    if Path(path).suffix != ".py":
+        return reading_of(load_config(path))
+    try:
+        config = LazyConfig.load(str(path))
+        with torch.device("meta"):  # sizes are all that is asked for
+            bottom_up = config.model.backbone.get("bottom_up", {})
+            if "pretrained" in bottom_up:
+                bottom_up.pretrained = None
+            model = instantiate(config.model)
+        loader = config.dataloader.train
+    except Exception as error:  # a config is Python, which may fail in any way
+        raise ConfigError(f"{path} is no LazyConfig of a detector: {type(error).__name__}: {error}") from error
+    return reading_of_model(
+        model,
+        mask_format=loader.mapper.get("instance_mask_format", "polygon"),
+        filter_empty=loader.dataset.get("filter_empty", True),
+    )
+
+
+def keypoint_names(categories: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the keypoints that categories of a COCO file have; [] for none.
+
+    Raises:
+        DataError: two categories have others, which a keypoint head cannot tell apart, or some are no text.
+    """
+    lists = {category["name"]: category["keypoints"] for category in categories if category.get("keypoints")}
+    for name, points in lists.items():
+        if type(points) is not list or not all(type(point) is str for point in points):
+            raise DataError(f"category {show(name)}: keypoints are {show(points)}, not a list of names")
+        first = next(iter(lists))
+        if points != lists[first]:
+            raise DataError(
+                f"categories {show(first)} and {show(name)} have other keypoints; a detector knows one list for all"
+            )
+    return next(iter(lists.values()), [])
+
+
+def _mirrored(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs that change places in a mirrored image: names that differ in left and right alone."""
+    pairs = [(name, name.replace("left", "right")) for name in names if "left" in name]
+    return [pair for pair in pairs if pair[1] in names]
+
+
+def _check_keypoints(cfg: CfgNode, name: str) -> None:
+    points = MetadataCatalog.get(name).get("keypoint_names")
+    ours = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    if not points:
         raise ConfigError(
-            f"{key} is {ours}, but the dataset {name} has {len(classes)} classes "
-            f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}): add {key} {len(classes)}"
+            f"MODEL.KEYPOINT_ON, but no category of the dataset {name} has keypoints: add their names to one, as "
+            '"keypoints": ["left_eye", ...], or MODEL.KEYPOINT_ON False'
         )
+    if len(points) != ours:
+        raise ConfigError(
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {ours}, but the dataset {name} has {len(points)} keypoints "
+            f"({', '.join(points[:5])}{', ...' if len(points) > 5 else ''}): add "
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS {len(points)}"
+        )
+    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+    if name in cfg.DATASETS.TEST and (len(sigmas) or _OF_COCO) != len(points):
+        raise ConfigError(
+            f"TEST.KEYPOINT_OKS_SIGMAS must have {len(points)} values, one a keypoint of the dataset {name}, not "
+            f"{len(sigmas) or f'the {_OF_COCO} of COCO'}: add TEST.KEYPOINT_OKS_SIGMAS "
+            f"'[{', '.join(['0.05'] * len(points))}]', or how exactly each can be placed"
+        )
+
+
+def _warn(name: str, text: str) -> None:
+    _logger.warning("dataset %s: boxes that are dropped or clipped: %s", name, text)
 
 
 def skip_samples(data_loader: Any, number: int) -> None:

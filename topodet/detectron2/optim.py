@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from .. import connectivity, weights
 from ..errors import ConfigError, unknown_name
 from .check import backbones, check_detector
+from .data import check_sets, reading_of_model
 
 # The `overrides` of `get_default_optimizer_params`, by parameter name.
 EDGE_WEIGHTS_WITHOUT_DECAY = {"alpha": {"weight_decay": 0.0}}
@@ -26,6 +27,8 @@ def build_optimizer(
     sparsity_weight: float = 1e-4,
     image_format: str | None = None,
     init_checkpoint: str = "",
+    datasets: str | Sequence[str] = (),
+    mask_format: str = "polygon",
     **options: Any,
 ) -> torch.optim.Optimizer:
     """Make the optimiser of a LazyConfig, where Detectron2's stock training script has no other place for a plugin.
@@ -41,11 +44,14 @@ def build_optimizer(
         image_format: of the data loader, "${dataloader.train.mapper.image_format}" in a LazyConfig.
         init_checkpoint: "${train.init_checkpoint}" in a LazyConfig: if it is a file with a card, the detector must
             fit that.
+        datasets: names of those to train on, "${dataloader.train.dataset.names}" in a LazyConfig: they are checked.
+        mask_format: of the data loader's mapper.
         options: of the optimiser (lr, momentum, weight_decay, ...).
 
     Raises:
         ConfigError: an unknown optimiser or sparsity, a model without learned edges for one that needs them, or
-            preprocessing that contradicts the weights' card.
+            preprocessing that contradicts the weights' card, or classes that are not the datasets'.
+        DataError: datasets that are not there or cannot be trained on.
         WeightsError: `init_checkpoint` is damaged or unsafe.
     """
     known = {name for name, value in vars(torch.optim).items() if isinstance(value, type)}
@@ -58,6 +64,8 @@ def build_optimizer(
         for backbone in networks:
             backbone.card = backbone.card or card
     check_detector(model, image_format=image_format)
+    reading = reading_of_model(model, mask_format=mask_format)
+    check_sets(dict.fromkeys([datasets] if isinstance(datasets, str) else datasets, reading))
     made = getattr(torch.optim, optimizer)(params, **options)
     connectivity.penalize(made, model, sparsity, sparsity_weight)
     return made

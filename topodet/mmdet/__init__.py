@@ -4,7 +4,7 @@ from .analyze import analyze
 from .backbone import TopoNet
 from .check import check_detector
 from .connected_timm import ConnectedTimm
-from .data import check_datasets
+from .data import CheckedCocoDataset, check_datasets, reading_of_config
 from .evaluation import coco_evaluation
 from .export import export_detector
 from .hooks import AlphaLogHook, SparsityHook, TopoNetCheckHook
@@ -12,6 +12,7 @@ from .inference import class_names, draw, evaluate, load_detector, predict, publ
 
 __all__ = [
     "AlphaLogHook",
+    "CheckedCocoDataset",
     "ConnectedTimm",
     "SparsityHook",
     "TopoNet",
@@ -27,4 +28,5 @@ __all__ = [
     "load_detector",
     "predict",
     "publish_detector",
+    "reading_of_config",
 ]

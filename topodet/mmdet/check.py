@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from mmdet.models import FPN
@@ -10,6 +11,10 @@ from torch import nn
 from .. import weights
 from ..errors import ConfigError
 from .base import TopodetBackbone
+
+# Names of modules whose num_classes is the detector's; a cascade has several of one name. An RPN tells objects from
+# background, whatever their class.
+HEAD = re.compile(r"(?:^|\.)(?!rpn_head)\w*head(?:\.\d+)?$")
 
 
 def check_detector(model: nn.Module) -> None:
@@ -38,12 +43,11 @@ def backbones(model: nn.Module) -> list[TopodetBackbone]:
 
 
 def class_counts(model: nn.Module) -> dict[str, int]:
-    """Return the `num_classes` of a detector's heads, by the names of their types."""
+    """Return the `num_classes` of a detector's heads, by their keys in the config."""
     return {
-        type(part).__name__: part.num_classes
+        f"model.{name.removeprefix('module.')}.num_classes": part.num_classes
         for name, part in model.named_modules()
-        # An RPN tells objects from background, whatever their class.
-        if "head" in name and "rpn" not in name and isinstance(getattr(part, "num_classes", None), int)
+        if HEAD.search(name) and isinstance(getattr(part, "num_classes", None), int)
     }
 
 

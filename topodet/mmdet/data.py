@@ -1,89 +1,183 @@
-"""Whether a run's datasets have the classes that the detector has, before its first step."""
+"""COCO sets before MMDetection reads them: how its config reads one, and the check of `topodet check-coco`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from mmdet.datasets import CocoDataset
+from mmdet.datasets.transforms import LoadAnnotations
+from mmdet.registry import DATASETS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
 
-from ..errors import ConfigError, DataError
-from .check import class_counts
+from ..datasets.coco import Reading, check_before_use, check_classes
+from ..errors import ConfigError, TopodetError
+from .check import HEAD, class_counts
 
 
-def check_datasets(runner: Runner) -> None:
-    """Refuse datasets that have other classes than the detector, or whose classes are not those of their file.
+@DATASETS.register_module()
+class CheckedCocoDataset(CocoDataset):
+    """MMDetection's `CocoDataset`, whose annotation file is checked before it is read.
 
-    MMDetection compares neither: it leaves out the boxes of a class whose name the annotations do not have, numbers the
-    classes in the order of the file whatever `metainfo` says, and meets a label beyond the head as an index error.
-    Read are the datasets of the loops that the run has built; those without classes of their own pass.
+    `TopoNetCheckHook` checks every set in COCO format, but begins when MMDetection has read it. What its reader does
+    not survive (text in place of a number, say) ends there in a traceback, here in the table of `topodet check-coco`.
+
+    Args:
+        allow: kinds of problem that are no error, see `check_coco`.
+        args, kwargs: of `CocoDataset`.
+
+    Raises:
+        ConfigError: `metainfo` names other classes than the file.
+        DataError: what `check_coco` finds.
+    """
+
+    def __init__(self, *args: Any, allow: Collection[str] = (), **kwargs: Any):
+        self.allow = allow
+        super().__init__(*args, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """Check the annotation file, then load it."""
+        check_dataset(self, allow=self.allow)
+        return super().load_data_list()
+
+
+def check_datasets(runner: Runner, *, allow: Collection[str] = ()) -> None:
+    """Refuse datasets that have other classes than the detector or their file, or that cannot be trained on.
+
+    Read are the datasets of the loops that the run has built. Those in COCO format are checked as `topodet check-coco`
+    does, by one process; every process raises what it finds. Of others the number of classes is compared.
 
     Args:
         runner: with its loops, as a hook sees it before the run.
+        allow: kinds of problem that are no error, see `check_coco`.
 
     Raises:
-        ConfigError: another number of classes than a head has; a class that is no category of the annotations, or
-            classes in another order than the annotations.
-        DataError: the annotations have no categories.
+        ConfigError: the classes of the config, the heads and the file differ in number, name or order.
+        DataError: what `check_coco` finds.
     """
-    counts = class_counts(runner.model)
+    num_classes = class_counts(runner.model)
     for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
         if isinstance(loop, BaseLoop):
-            for dataset in _datasets(loop.dataloader.dataset):
-                _check_number(dataset, counts)
-                if isinstance(dataset, CocoDataset) and hasattr(dataset, "cat_ids"):
-                    _check_names(dataset)
+            for dataset in parts_of(loop.dataloader.dataset):
+                check_dataset(dataset, num_classes=num_classes, allow=allow)
 
 
-def _datasets(dataset: Any) -> Iterator[Any]:
+def check_dataset(dataset: Any, *, num_classes: Mapping[str, int] | None = None, allow: Collection[str] = ()) -> None:
+    """Check one dataset that is not made of others; see `check_datasets`.
+
+    Args:
+        dataset: of MMDetection.
+        num_classes: of the detector's heads, by the keys of the config.
+        allow: kinds of problem that are no error, see `check_coco`.
+
+    Raises:
+        ConfigError, DataError: as `check_datasets`.
+    """
+    if not is_coco(dataset):
+        names = list(getattr(dataset, "metainfo", {}).get("classes") or ())
+        reading = Reading(framework="MMDetection", num_classes=num_classes or {}, classes=tuple(names))
+        if names:
+            categories = [{"id": k, "name": name} for k, name in enumerate(names)]
+            check_classes(categories, reading, f"the {type(dataset).__name__}")
+    elif dataset.backend_args is None and "://" not in dataset.ann_file:  # a file of this machine
+        reading = reading_of(dataset, num_classes=num_classes)
+        _in_main_process(lambda: _check(dataset, reading, allow))
+
+
+def reading_of(dataset: CocoDataset, *, num_classes: Mapping[str, int] | None = None) -> Reading:
+    """Return how a dataset, which need not have read its file, reads it.
+
+    Raises:
+        ConfigError: its classes are one text and not a list of texts.
+    """
+    classes = dataset.metainfo["classes"]
+    if isinstance(classes, str):
+        raise ConfigError(f"metainfo.classes is the text {classes!r}: write classes=({classes!r},), with a comma")
+    masks = ""
+    for step in dataset.pipeline.transforms:
+        if isinstance(step, LoadAnnotations) and step.with_mask:
+            masks = "bitmask" if step.poly2mask else "polygon"
+    chosen = dataset.filter_cfg or {}
+    return Reading(
+        framework="MMDetection",
+        training=not dataset.test_mode,
+        num_classes=num_classes or {},
+        classes=tuple(classes),
+        masks=masks,
+        drops_empty=chosen.get("filter_empty_gt", False),
+        min_size=chosen.get("min_size", 0),
+    )
+
+
+def reading_of_config(path: str | os.PathLike) -> Reading:
+    """Return how the training set of an MMDetection config is read.
+
+    Raises:
+        ConfigError: no config that can be read, or one that trains on no set in COCO format.
+    """
+    try:
+        config = Config.fromfile(path, format_python_code=False)
+    except Exception as error:  # a config is Python, which may fail in any way
+        raise ConfigError(f"{path} is no config that MMDetection reads: {type(error).__name__}: {error}") from error
+    register_all_modules()
+    described = config.get("train_dataloader", {}).get("dataset")
+    while described and "dataset" in described:
+        described = described["dataset"]
+    if not described:
+        raise ConfigError(f"{path} has no train_dataloader with a dataset; give the config of a training")
+    dataset = DATASETS.build({**described, "lazy_init": True})
+    if not is_coco(dataset):
+        raise ConfigError(f"{path} trains on a {described['type']}, which is no set in COCO format")
+    heads = {f"model.{key}.num_classes": n for key, n in _described_heads(config.get("model", {}))}
+    return reading_of(dataset, num_classes=heads)
+
+
+def parts_of(dataset: Any) -> Iterator[Any]:
     """Yield the datasets within wrappers that repeat, join or mix them."""
     within = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
     for part in within:
         if part is not None:
-            yield from _datasets(part)
+            yield from parts_of(part)
     if within == [None]:
         yield dataset
 
 
-def _check_number(dataset: Any, counts: dict[str, int]) -> None:
-    names = list(getattr(dataset, "metainfo", {}).get("classes") or ())
-    for head, count in counts.items():
-        if names and count != len(names):
-            raise ConfigError(
-                f"{head} has num_classes={count}, but {_place(dataset)} has {len(names)} classes ({_listed(names)}): "
-                f"set the num_classes of the heads to {len(names)}, or metainfo=dict(classes=...) of the datasets to "
-                f"{count} names"
-            )
+def is_coco(dataset: Any) -> bool:
+    """Tell whether a dataset reads COCO's format; LVIS and panoptic sets have formats of their own."""
+    return isinstance(dataset, CocoDataset) and dataset.COCOAPI is CocoDataset.COCOAPI
 
 
-def _check_names(dataset: CocoDataset) -> None:
-    names = list(dataset.metainfo["classes"])
-    if names == list(CocoDataset.METAINFO["classes"]) and len(dataset.cat_ids) == len(names):
-        return  # COCO's own, whose file takes seconds to read
-    try:
-        categories = [category["name"] for category in json.loads(Path(dataset.ann_file).read_text())["categories"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{_place(dataset)}: no COCO annotations with categories ({error!r})") from error
-    missing = [name for name in names if name not in categories]
-    if missing:
-        raise ConfigError(
-            f"{_place(dataset)}: the classes {_listed(missing)} are none of its categories, which are "
-            f"{_listed(categories)}: name them in metainfo=dict(classes=...) of every dataset as the file does"
-        )
-    ordered = [name for name in categories if name in names]
-    if ordered != names:
-        raise ConfigError(
-            f"{_place(dataset)}: metainfo has the classes {_listed(names)}, but MMDetection numbers them in the order "
-            f"of the file, {_listed(ordered)}: write metainfo in that order"
-        )
+def _described_heads(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(value, dict):
+        if HEAD.search(key) and isinstance(value.get("num_classes"), int):
+            yield key, value["num_classes"]
+        for name, part in value.items():
+            yield from _described_heads(part, f"{key}.{name}" if key else name)
+    elif isinstance(value, list | tuple):
+        for k, part in enumerate(value):
+            yield from _described_heads(part, f"{key}.{k}")
 
 
-def _place(dataset: Any) -> str:
-    return f"the {type(dataset).__name__} of {getattr(dataset, 'ann_file', '') or 'the config'}"
+def _check(dataset: CocoDataset, reading: Reading, allow: Collection[str]) -> None:
+    def warn(text: str) -> None:
+        print_log(f"boxes that are dropped or clipped: {text}", logger="current", level=logging.WARNING)
+
+    check_before_use(dataset.ann_file, dataset.data_prefix["img"], reading, allow=allow, warn=warn)
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+def _in_main_process(check: Callable[[], None]) -> None:
+    outcome: list[TopodetError | None] = [None]
+    if is_main_process():
+        try:
+            check()
+        except TopodetError as error:
+            outcome = [error]
+    broadcast_object_list(outcome)
+    if outcome[0] is not None:
+        raise outcome[0]

@@ -378,6 +378,6 @@ def _check_number_of_classes(model: nn.Module, names: Sequence[str], file: weigh
     if wrong:
         head, count = next(iter(wrong.items()))
         raise ConfigError(
-            f"{file.path}: {head} has num_classes={count}, but {len(names)} classes are named "
+            f"{file.path}: {head} is {count}, but {len(names)} classes are named "
             f"({', '.join(names[:5])}); give the names in the order of their labels"
         )

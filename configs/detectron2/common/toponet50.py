@@ -23,14 +23,15 @@ def use_toponet50(model: DictConfig, dataloader: DictConfig) -> None:
     use_rgb(model, dataloader)
 
 
-# Detectron2's SGD, with what the stock training script has no other place for: the sparsity penalty, and the check of
-# the detector against its backbone's weights file.
+# Detectron2's SGD, with what the stock training script has no other place for: the sparsity penalty, and the checks of
+# the detector against its backbone's weights file and of the dataset.
 optimizer = L(build_optimizer)(
     # The script sets `params.model`. It saves the config before, which must find something there.
     params=L(get_default_optimizer_params)(model=None, weight_decay_norm=0.0, overrides=EDGE_WEIGHTS_WITHOUT_DECAY),
     model="${.params.model}",
     image_format="${dataloader.train.mapper.image_format}",
     init_checkpoint="${train.init_checkpoint}",
+    datasets="${dataloader.train.dataset.names}",
     optimizer="SGD",
     sparsity="none",
     sparsity_weight=1e-4,

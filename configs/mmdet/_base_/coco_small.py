@@ -1,7 +1,9 @@
 # A small set in COCO format: train.json and val.json under its data_root, eight images a batch. The
-# configs that inherit it give data_root, metainfo, image folders and pipelines.
+# configs that inherit it give data_root, metainfo, image folders and pipelines. The annotation files are checked as
+# `topodet check-coco` does before they are read.
 _base_ = "mmdet::_base_/datasets/coco_detection.py"
 
-train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(ann_file="train.json"))
-val_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(ann_file="val.json"))
+dataset_type = "CheckedCocoDataset"
+train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(type=dataset_type, ann_file="train.json"))
+val_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(type=dataset_type, ann_file="val.json"))
 test_dataloader = val_dataloader

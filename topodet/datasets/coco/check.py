@@ -1,0 +1,578 @@
+"""The check itself: an annotation file, its images, and a config that is to read them."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, repeat
+from operator import contains, itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ...errors import ConfigError, DataError, show, unknown_name
+from ..images import header, leads_outside
+from .classes import check_classes
+from .reading import DEFAULTS, Columns, Reading, usage
+from .report import NOTES, TITLES, CocoReport, Finding, Usage
+from .segmentation import Segmentation, classify, keypoint_problems, visible_keypoints
+
+# Coordinates of hand-drawn boxes and of rounded conversions end up to a pixel beyond the border.
+_TOLERANCE = 1.0
+# Headers that are read before training, which reads all images anyway.
+_SAMPLE = 64
+_LARGEST = int(np.finfo(np.float64).max)
+# Their `loadRes` copies `info` without asking.
+_PYCOCOTOOLS_WITH_INFO = ("2.0.9", "2.0.10")
+
+# What pycocotools, MMDetection and Detectron2 index without asking.
+_REQUIRED = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+    "categories": ("id", "name"),
+}
+# Entries that are read one by one. Sizes and boxes are looked at as columns. pycocotools writes ids of annotations into
+# arrays of numbers; other ids may be text.
+_TYPES = {
+    "file_name": {str},
+    "name": {str},
+    "id": {int, str},
+    "image_id": {int, str},
+    "category_id": {int, str},
+    "area": {int, float},
+    "iscrowd": {int, bool, float},
+}
+_ID_OF_ANNOTATIONS = {int}
+
+
+def check_coco(
+    annotation_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    *,
+    read_images: bool | int = False,
+    allow: Collection[str] = (),
+    readings: Sequence[Reading] = DEFAULTS,
+) -> CocoReport:
+    """Check a COCO annotation file and its images.
+
+    Args:
+        annotation_file: JSON with `images`, `annotations` and `categories`.
+        image_root: folder that the images' `file_name` is relative to. No image outside of it is looked at.
+        read_images: open each image's header (not its pixels) and compare its size; a number reads so many of them. An
+            image that its EXIF orientation turns counts as it is seen, because that is how MMDetection and Detectron2
+            load it.
+        allow: kinds of problem to be noted only. COCO's own train2017 holds two boxes of zero height, which the
+            frameworks skip: `allow=("empty_boxes",)`.
+        readings: how the frameworks read the set. The default is both of them, for boxes.
+
+    Returns:
+        All problems at once. Structural ones (no JSON, a missing list) end the check where they are found.
+
+    Raises:
+        ConfigError: `allow` holds an unknown kind.
+    """
+    for kind in allow:
+        if kind not in TITLES:
+            raise ConfigError(unknown_name("kind of problem", kind, TITLES))
+    check = _Check(Path(annotation_file), Path(image_root), frozenset(allow), readings)
+    check.run(read_images)
+    return CocoReport(
+        annotation_file=check.annotation_file,
+        image_root=check.image_root,
+        num_images=check.count("images"),
+        num_annotations=check.count("annotations"),
+        num_categories=check.count("categories"),
+        findings=check.findings,
+        usage=check.usage,
+    )
+
+
+def check_before_use(
+    annotation_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    reading: Reading,
+    *,
+    allow: Collection[str] = (),
+    warn: Callable[[str], object],
+) -> None:
+    """Check a set before a framework reads it, with a part of the images' headers.
+
+    Args:
+        annotation_file, image_root, allow: as for `check_coco`.
+        reading: of the framework, with its config.
+        warn: told of single boxes that the framework drops or clips, at most one in a hundred of each kind.
+
+    Raises:
+        ConfigError: the config's classes are not the file's.
+        DataError: every other error that `check_coco` finds, as its table.
+    """
+    report = check_coco(annotation_file, image_root, read_images=_SAMPLE, allow=allow, readings=[reading])
+    differing = report.findings.get("classes_differ")
+    if differing is not None and differing.is_error:
+        raise ConfigError(differing.details[0])
+    if not report.trainable:
+        report.raise_if_bad()
+    if not report.ok:
+        warn(report.text())
+
+
+def load_annotations(annotation_file: str | os.PathLike) -> dict[str, Any]:
+    """Return the content of an annotation file, an object with whatever is in it.
+
+    Raises:
+        DataError: it cannot be read, is no JSON or holds no object.
+    """
+    try:
+        content = _read_json(Path(annotation_file))
+    except _UnreadableError as error:
+        raise DataError(f"{annotation_file}: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{annotation_file}: {_no_object(content)}")
+    return content
+
+
+class _UnreadableError(Exception):
+    pass
+
+
+def _read_json(path: Path) -> Any:
+    # Millions of new objects make the garbage collector search in vain again and again: 20 s and not 12 for COCO.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as error:
+        raise _UnreadableError(str(error.strerror)) from error
+    except RecursionError as error:
+        raise _UnreadableError("not JSON of annotations: lists in lists without end") from error
+    except ValueError as error:  # text that is no UTF-8, no JSON, or a number of more digits than Python reads
+        raise _UnreadableError(f"not JSON: {error}") from error
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _no_object(content: Any) -> str:
+    return f"holds a {type(content).__name__}, not an object with images, annotations and categories"
+
+
+class _Check:
+    def __init__(self, annotation_file: Path, image_root: Path, allow: frozenset[str], readings: Sequence[Reading]):
+        self.annotation_file = annotation_file
+        self.image_root = image_root
+        self.allow = allow
+        self.readings = readings
+        self.training = any(reading.training for reading in readings)
+        self.content: Any = None
+        self.findings: dict[str, Finding] = {}
+        self.usage: list[Usage] = []
+
+    def count(self, name: str) -> int:
+        records = self.content.get(name) if isinstance(self.content, dict) else None
+        return len(records) if isinstance(records, list) else 0
+
+    def add(self, kind: str, ids: Iterable[Hashable], details: Iterable[str] | None = None) -> None:
+        ids = list(ids)
+        if ids:
+            texts = [""] * len(ids) if details is None else list(details)
+            known = self.findings.get(kind)
+            if known is not None:
+                ids, texts = known.ids + ids, known.details + texts
+            self.findings[kind] = Finding(kind, ids, texts, kind not in NOTES and kind not in self.allow)
+
+    def run(self, read_images: bool | int) -> None:
+        if not self.read_file():
+            return
+        self.images = self.usable("images")
+        self.annotations = self.usable("annotations")
+        self.categories = self.usable("categories")
+        self.check_duplicates()
+        self.check_categories()
+        self.check_info()
+        present = self.check_files()
+        # Numbers near the end of the range overflow in sums, where they lie outside every image all the same.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.check_annotations(self.check_sizes())
+        if read_images:
+            step = 1 if read_images is True else -(-len(present) // read_images) or 1
+            self.check_headers(present[::step])
+
+    def read_file(self) -> bool:
+        try:
+            self.content = _read_json(self.annotation_file)
+        except _UnreadableError as error:
+            self.add("unreadable_file", [str(self.annotation_file)], [str(error)])
+            return False
+        if not isinstance(self.content, dict):
+            self.add("invalid_entries", [str(self.annotation_file)], [_no_object(self.content)])
+            return False
+        if not self.training:  # sets that are handed in for evaluation elsewhere have none
+            self.content.setdefault("annotations", [])
+        for name in _REQUIRED:
+            if name not in self.content:
+                self.add("missing_keys", [name])
+            elif not isinstance(self.content[name], list):
+                self.add("invalid_entries", [name], [f"{type(self.content[name]).__name__}, not a list"])
+            elif not self.content[name] and (self.training or name != "annotations"):
+                self.add("empty", [name])
+        return "missing_keys" not in self.findings and "invalid_entries" not in self.findings
+
+    def usable(self, name: str) -> list[dict[str, Any]]:
+        """Report the records of a list that lack entries or have some of a wrong type; return the others."""
+        records = self.content[name]
+        bad: set[int] = set()
+        if set(map(type, records)) - {dict}:
+            bad = {i for i, record in enumerate(records) if not isinstance(record, dict)}
+            kinds = [type(records[i]).__name__ for i in sorted(bad)]
+            self.add("invalid_entries", [f"{name}[{i}]" for i in sorted(bad)], [f"{k}, not an object" for k in kinds])
+        for key in _REQUIRED[name]:
+            values = _values(records, key)
+            allowed = _ID_OF_ANNOTATIONS if (name, key) == ("annotations", "id") else _TYPES.get(key)
+            found = set(map(type, values))
+            if type(None) not in found and (allowed is None or (found <= allowed and _in_range(key, values))):
+                continue
+            lacking = [i for i, value in enumerate(values) if value is None and i not in bad]
+            wrong = [
+                i
+                for i, v in enumerate(values)
+                if v is not None and allowed is not None and not (type(v) in allowed and _in_range(key, [v]))
+            ]
+            self.add("missing_keys", [_label(name, i, records[i]) for i in lacking], [f"no {key}"] * len(lacking))
+            self.add(
+                "invalid_entries",
+                [_label(name, i, records[i]) for i in wrong],
+                [f"{key} is {show(records[i][key])}" for i in wrong],
+            )
+            bad.update(lacking, wrong)
+        return [record for i, record in enumerate(records) if i not in bad] if bad else records
+
+    def check_duplicates(self) -> None:
+        for kind, records in (
+            ("duplicate_image_ids", self.images),
+            ("duplicate_annotation_ids", self.annotations),
+            ("duplicate_category_ids", self.categories),
+        ):
+            ids = _values(records, "id")
+            if len(set(ids)) < len(ids):
+                repeated = {i: n for i, n in Counter(ids).items() if n > 1}
+                self.add(kind, repeated, [f"{n} times" for n in repeated.values()])
+        for name, records in (("images", self.images), ("categories", self.categories)):
+            texts = [record["id"] for record in records if type(record["id"]) is str]
+            if 0 < len(texts) < len(records):
+                mixed = f"{len(records) - len(texts)} numbers and {len(texts)} texts, as {show(texts[0])}"
+                self.add("mixed_id_types", [name], [mixed])
+
+    def check_categories(self) -> None:
+        names = [category["name"] for category in self.categories]
+        repeated = {name: n for name, n in Counter(names).items() if n > 1}
+        ids = [", ".join(show(c["id"]) for c in self.categories if c["name"] == name) for name in repeated]
+        self.add("duplicate_category_names", ids, map(show, repeated))
+        for kind, applies in (
+            ("empty_category_names", lambda name: not name.strip()),
+            ("padded_category_names", lambda name: name.strip() and name != name.strip()),
+        ):
+            bad = [category for category in self.categories if applies(category["name"])]
+            self.add(kind, [c["id"] for c in bad], [show(c["name"]) for c in bad])
+        if not self.categories or "mixed_id_types" in self.findings:  # cannot be put in order
+            return
+        for reading in self.readings:
+            try:
+                check_classes(self.categories, reading, str(self.annotation_file))
+            except ConfigError as error:
+                self.add("classes_differ", [reading.framework], [str(error)])
+
+    def check_info(self) -> None:
+        if "info" in self.content:
+            return
+        try:
+            version = importlib.metadata.version("pycocotools")
+        except importlib.metadata.PackageNotFoundError:
+            return
+        if version in _PYCOCOTOOLS_WITH_INFO:
+            self.add("missing_info", [f"pycocotools {version}"], ['add "info": {} to the file, or install another one'])
+
+    def check_files(self) -> list[dict[str, Any]]:
+        """Report images that are missing on disk; return the others."""
+        outside = [image for image in self.images if leads_outside(image["file_name"])]
+        self.add("file_names_outside", [i["id"] for i in outside], [i["file_name"] for i in outside])
+        images = self.images
+        if outside:
+            images = [image for image in images if not leads_outside(image["file_name"])]
+        if not self.image_root.is_dir():
+            self.add("image_root_missing", [str(self.image_root)])
+            return []
+        # One listing a folder instead of one look-up an image: minutes become seconds on network file systems.
+        listed: dict[str, set[str]] = {}
+        present, missing = [], []
+        for image in images:
+            folder, name = os.path.split(image["file_name"])
+            if folder not in listed:
+                listed[folder] = _files_of(self.image_root / folder)
+            # The look-up is for file systems that do not distinguish capitals.
+            found = name in listed[folder] or _is_file(self.image_root / image["file_name"])
+            (present if found else missing).append(image)
+        self.add("missing_images", [i["id"] for i in missing], [i["file_name"] for i in missing])
+        return present
+
+    def check_sizes(self) -> np.ndarray:
+        """Report images without a size in the file; return (w, h) of all, [num_images, 2], NaN where there is none."""
+        sizes, valid = _numbers([[image["width"], image["height"]] for image in self.images], 2)
+        valid &= np.isfinite(sizes).all(axis=1) & (sizes > 0).all(axis=1)
+        bad = [self.images[i] for i in np.flatnonzero(~valid)]
+        self.add(
+            "invalid_image_sizes", [i["id"] for i in bad], [f"{show(i['width'])} x {show(i['height'])}" for i in bad]
+        )
+        sizes[~valid] = np.nan
+        return sizes
+
+    def check_annotations(self, sizes: np.ndarray) -> None:
+        annotations = self.annotations
+        index = {image["id"]: i for i, image in enumerate(self.images)}
+        image_ids_of, categories_of = _values(annotations, "image_id"), _values(annotations, "category_id")
+        image_of = np.array([index.get(i, -1) for i in image_ids_of], dtype=np.int64)
+
+        # Ids of records that are unusable for another reason are known all the same.
+        image_ids = _ids(self.content["images"])
+        unknown = [i for i in np.flatnonzero(image_of < 0) if annotations[i]["image_id"] not in image_ids]
+        self.report("unknown_images", unknown, lambda a: f"image_id {show(a['image_id'])}")
+        category_ids = _ids(self.content["categories"])
+        unknown = [i for i, c in enumerate(categories_of) if c not in category_ids]
+        self.report("unknown_categories", unknown, lambda a: f"category_id {show(a['category_id'])}")
+
+        # A box of an unknown image, or of one without a size, is compared with NaN and so not reported again.
+        limits = np.full((len(annotations), 2), np.nan)
+        limits[image_of >= 0] = sizes[image_of[image_of >= 0]]
+        boxes, areas = self.check_boxes(limits)
+        crowd = np.array(_values(annotations, "iscrowd"), dtype=bool)
+        kinds = self.check_segmentations(limits, crowd)
+        visible = self.check_keypoints(crowd)
+        columns = Columns(
+            boxes=boxes,
+            areas=areas,
+            crowd=crowd,
+            ignored=self.check_ignored(),
+            image=image_of,
+            category=categories_of,
+            segmentation=kinds,
+            visible=visible,
+            sizes=sizes,
+        )
+        self.check_usage(columns)
+
+        self.add("annotation_id_zero", [0] if 0 in _values(annotations, "id") else [])
+        used_images = set(image_ids_of)
+        idle = [image for image in self.images if image["id"] not in used_images]
+        self.add("images_without_annotations", [i["id"] for i in idle], [i["file_name"] for i in idle])
+        used = set(categories_of)
+        idle = [category for category in self.categories if category["id"] not in used]
+        self.add("categories_without_annotations", [c["id"] for c in idle], [c["name"] for c in idle])
+
+    def report(self, kind: str, bad: Iterable[int], describe: Callable[[dict[str, Any]], str]) -> None:
+        """Report annotations by their place in the list."""
+        bad = list(bad)
+        self.add(kind, [self.annotations[i]["id"] for i in bad], [describe(self.annotations[i]) for i in bad])
+
+    def check_boxes(self, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Report what is wrong with boxes, each under one kind, and areas; return [N, 4] and [N]."""
+        boxes, valid = _numbers(_values(self.annotations, "bbox"), 4)
+
+        images = {image["id"]: image for image in self.images}
+
+        def with_image(annotation: dict[str, Any]) -> str:
+            i = images[annotation["image_id"]]
+            return f"bbox {show(annotation['bbox'])} in {show(i['width'])}x{show(i['height'])} of image {i['id']}"
+
+        def bbox(annotation: dict[str, Any]) -> str:
+            return f"bbox {show(annotation['bbox'])}"
+
+        self.report("invalid_boxes", np.flatnonzero(~valid), bbox)
+        # `not >` instead of `<=`: NaN fails every comparison.
+        empty = ~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1))
+        self.report("empty_boxes", np.flatnonzero(valid & empty), bbox)
+        sound = valid & ~empty
+        ends = boxes[:, :2] + boxes[:, 2:]
+        small = sound & (boxes[:, 2:] < 1).any(axis=1)
+        in_unit = sound & (boxes >= 0).all(axis=1) & (ends <= 1).all(axis=1) & ~(limits <= 2).all(axis=1)
+        # One such box may be meant so; half of them and more are a conversion that was forgotten.
+        if not (small & in_unit).any() or 2 * in_unit.sum() < sound.sum():
+            in_unit[:] = False
+        self.report("normalized_boxes", np.flatnonzero(in_unit), bbox)
+        self.report("small_boxes", np.flatnonzero(small & ~in_unit), bbox)
+        outside = (boxes[:, :2] < -_TOLERANCE) | (ends > limits + _TOLERANCE)
+        outside = np.flatnonzero(outside.any(axis=1) & sound & ~np.isnan(limits).any(axis=1))
+        self.report("boxes_outside", outside, with_image)
+
+        areas = _column(_values(self.annotations, "area"))
+        self.report("invalid_areas", np.flatnonzero(~(areas > 0) & sound), lambda a: f"area {show(a['area'])}")
+        return boxes, areas
+
+    def check_ignored(self) -> np.ndarray:
+        if not any(map(contains, self.annotations, repeat("ignore"))):
+            return np.zeros(len(self.annotations), dtype=bool)
+        values = [a.get("ignore", 0) for a in self.annotations]
+        bad = [i for i, value in enumerate(values) if value != 0]
+        self.report("ignored_annotations", bad, lambda a: f'"ignore": {show(a["ignore"])}')
+        return np.array([bool(value) for value in values], dtype=bool)
+
+    def check_segmentations(self, limits: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+        kinds, problems = classify(_values(self.annotations, "segmentation"), limits)
+
+        def report(kind: str, applies: np.ndarray) -> None:
+            rows = np.flatnonzero(applies).tolist()
+            self.add(kind, [self.annotations[i]["id"] for i in rows], [problems.get(i, "") for i in rows])
+
+        report("invalid_segmentations", kinds == Segmentation.MALFORMED)
+        if any(reading.framework == "Detectron2" or reading.masks for reading in self.readings):
+            report("invalid_polygons", kinds == Segmentation.NO_POLYGON)
+        for reading in self.readings:
+            if reading.masks and reading.training:
+                # MMDetection asks for those of crowds as well.
+                read = np.ones_like(crowd) if reading.framework == "MMDetection" else ~crowd
+                report("missing_segmentations", read & (kinds == Segmentation.NONE))
+            if reading.masks == "polygon" and reading.training:
+                report("rle_segmentations", ~crowd & (kinds == Segmentation.RLE))
+        return kinds
+
+    def check_keypoints(self, crowd: np.ndarray) -> np.ndarray:
+        values = _values(self.annotations, "keypoints")
+        numbers = [r.num_keypoints for r in self.readings if r.num_keypoints]
+        none = np.zeros(len(values), dtype=np.int64)
+        if not numbers and values.count(None) == len(values):
+            return none
+        points = {c["id"]: len(c["keypoints"]) for c in self.categories if type(c.get("keypoints")) is list}
+        expected = [numbers[0] if numbers else points.get(a["category_id"]) for a in self.annotations]
+        problems = keypoint_problems(values, expected)
+        self.add("invalid_keypoints", [self.annotations[i]["id"] for i in problems], problems.values())
+        if numbers and self.training:
+            lacking = [i for i, value in enumerate(values) if not value and not crowd[i]]
+            self.add("missing_keypoints", [self.annotations[i]["id"] for i in lacking])
+        return none if problems else visible_keypoints(values)
+
+    def check_usage(self, columns: Columns) -> None:
+        categories = {category["id"]: category["name"] for category in self.categories}
+        for reading in self.readings:
+            if reading.training:
+                found = usage(columns, reading, categories)
+                self.usage.append(found)
+                if not found.boxes and len(self.annotations):
+                    self.add("nothing_left", [reading.framework], [found.text()])
+
+    def check_headers(self, present: list[dict[str, Any]]) -> None:
+        paths = [self.image_root / image["file_name"] for image in present]
+        with ThreadPoolExecutor() as pool:
+            results = list(
+                tqdm(
+                    pool.map(_header, paths),
+                    total=len(paths),
+                    desc="image headers",
+                    unit="image",
+                    leave=False,
+                    disable=None,
+                )
+            )
+        read = [(image, result) for image, result in zip(present, results) if not isinstance(result, str)]
+        unreadable = {i["id"]: f"{i['file_name']}: {r}" for i, r in zip(present, results) if isinstance(r, str)}
+        self.add("unreadable_images", unreadable, unreadable.values())
+        differs = {
+            i["id"]: f"{i['file_name']}: {w}x{h}, file says {show(i['width'])}x{show(i['height'])}"
+            for i, (w, h, _) in read
+            if (w, h) != (i["width"], i["height"])
+        }
+        self.add("image_size_differs", differs, differs.values())
+        if any(reading.framework == "Detectron2" for reading in self.readings):
+            deep = {i["id"]: f"{i['file_name']}: Pillow's mode {mode}" for i, (*_, mode) in read if mode[0] in "IF"}
+            self.add("deep_images", deep, deep.values())
+
+
+def _values(records: list[Any], key: str) -> list[Any]:
+    """Return an entry of each record, None where there is none."""
+    try:
+        return list(map(itemgetter(key), records))  # three times as fast
+    except (KeyError, TypeError):
+        return [record.get(key) if type(record) is dict else None for record in records]
+
+
+def _label(name: str, position: int, record: dict[str, Any]) -> Hashable:
+    """Return the record's id, or its position where the id cannot name it."""
+    record_id = record.get("id")
+    return record_id if type(record_id) in (int, str) else f"{name}[{position}]"
+
+
+def _ids(records: list[Any]) -> set[int | str]:
+    return {r["id"] for r in records if type(r) is dict and type(r.get("id")) in (int, str)}
+
+
+def _in_range(key: str, values: list[Any]) -> bool:
+    """Tell whether entries of the right types have values that exist."""
+    if key == "iscrowd":
+        return set(values) <= {0, 1}
+    if key.endswith("id"):
+        numbers = [value for value in values if type(value) is int]
+        return min(numbers, default=0) >= -(2**63) and max(numbers, default=0) < 2**63
+    return True
+
+
+def _files_of(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (OSError, ValueError):  # not there, or a name that no file can have
+        return set()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a NUL
+        return False
+
+
+def _numbers(rows: list[Any], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Convert rows of numbers from JSON.
+
+    Returns:
+        Float64 [len(rows), length] with NaN in rows that are not `length` numbers, and bool [len(rows)], True where
+        they are. NaN and infinities, which Python reads in JSON, are numbers.
+    """
+    alike = set(map(type, rows)) <= {list} and set(map(len, rows)) <= {length}
+    if alike and set(map(type, chain.from_iterable(rows))) <= {int, float}:
+        try:
+            table = np.fromiter(chain.from_iterable(rows), dtype=np.float64, count=length * len(rows))
+            return table.reshape(-1, length), np.ones(len(rows), dtype=bool)
+        except OverflowError:  # an integer beyond the range of floats
+            pass
+    # Something is wrong somewhere: row by row.
+    table = np.full((len(rows), length), np.nan)
+    valid = np.zeros(len(rows), dtype=bool)
+    for i, row in enumerate(rows):
+        if isinstance(row, list) and len(row) == length and all(type(v) in (int, float) for v in row):
+            try:
+                table[i] = row
+            except OverflowError:
+                continue
+            valid[i] = True
+    return table, valid
+
+
+def _column(values: list[float]) -> np.ndarray:
+    """Return numbers as float64 [N], those beyond its range as the largest one."""
+    try:
+        return np.array(values, dtype=np.float64)
+    except OverflowError:
+        return np.array([max(min(v, _LARGEST), -_LARGEST) if type(v) is int else v for v in values], dtype=np.float64)
+
+
+def _header(path: Path) -> tuple[int, int, str] | str:
+    """Return width, height and Pillow's mode of an image as it is seen, or why it cannot be opened."""
+    try:
+        return header(path)
+    except DataError as error:
+        return str(error)
