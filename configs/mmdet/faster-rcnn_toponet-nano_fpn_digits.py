@@ -41,13 +41,13 @@ val_evaluator = dict(ann_file=data_root + "val.json")
 test_evaluator = val_evaluator
 
 # The 1x schedule scaled down: 6 epochs of 320 scenes, steps at 8/12 and 11/12, lr 0.02 per 16 images. MultiStepLR would
-# miss a step that falls between two iterations; ConstantLR begins with the first of them, for good.
+# miss a step that falls between two iterations; ConstantLR begins with the first of them, and its end is never reached.
 train_cfg = dict(max_epochs=6)
 optim_wrapper = dict(optimizer=dict(lr=0.01))
 auto_scale_lr = dict(base_batch_size=8)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=50),
-    dict(type="ConstantLR", factor=0.1, by_epoch=True, convert_to_iter_based=True, begin=4),
-    dict(type="ConstantLR", factor=0.1, by_epoch=True, convert_to_iter_based=True, begin=5.5),
+    dict(type="ConstantLR", factor=0.1, by_epoch=True, convert_to_iter_based=True, begin=4, end=10**6),
+    dict(type="ConstantLR", factor=0.1, by_epoch=True, convert_to_iter_based=True, begin=5.5, end=10**6),
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))

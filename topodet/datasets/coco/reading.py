@@ -41,8 +41,8 @@ class Reading:
     min_size: float = 0
 
 
-# What the frameworks do without a config at hand: MMDetection's datasets of COCO leave small images out.
-DEFAULTS = (Reading(framework="MMDetection", min_size=32), Reading(framework="Detectron2"))
+# What the frameworks do without a config at hand.
+DEFAULTS = (Reading(framework="MMDetection"), Reading(framework="Detectron2"))
 
 
 @dataclass(frozen=True)
