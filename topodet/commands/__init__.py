@@ -24,6 +24,7 @@ COMMANDS = {
     "benchmark": "benchmark",
     "check-coco": "check_coco",
     "voc-to-coco": "voc_to_coco",
+    "make-dataset": "make_dataset",
     "new-config": "new_config",
     "train-net": "train_net",
     "install-mmcv-ops": "install_mmcv_ops",

@@ -1,0 +1,42 @@
+"""Write a dataset that recipes and studies name, from its public source.
+
+topodet make-dataset tiny_imagenet75 --output data/tiny_imagenet75         folders of images
+topodet make-dataset tiny_imagenet75_npz --output data/tiny_imagenet75_npz arrays
+topodet make-dataset cifar100 --output data/cifar100                       arrays; validation is its test set
+
+What is downloaded stays in --cache. BCCD, whose boxes are Pascal VOC's XML, is made by topodet voc-to-coco.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from topodet.commands import make_parser
+
+
+def parser() -> argparse.ArgumentParser:
+    made = make_parser(__name__, __doc__)
+    add = made.add_argument
+    add("name", choices=("cifar100", "tiny_imagenet75", "tiny_imagenet75_npz"), help="of the dataset")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder that the recipe's --data-dir names")
+    add("--archive", type=Path, metavar="FILE", help="a copy of tiny-imagenet-200.zip, in place of a download")
+    add("--cache", type=Path, default=Path("data/downloads"), metavar="DIR", help="(default: %(default)s)")
+    return made
+
+
+def main(words: Sequence[str]) -> None:
+    made = parser()
+    args = made.parse_args(words)
+    if args.archive and args.name == "cifar100":
+        made.error("--archive is of Tiny ImageNet; for CIFAR-100 give torchvision's folder with --cache")
+    from topodet.datasets import recipes
+
+    if args.name == "cifar100":
+        counts = recipes.write_cifar100(args.output, cache=args.cache)
+    else:
+        url = recipes.TINY_IMAGENET
+        archive = args.archive or recipes.download(url, args.cache / url.rpartition("/")[2])
+        counts = recipes.write_tiny_imagenet(archive, args.output, arrays=args.name.endswith("_npz"))
+    print(f"{args.output}: {', '.join(f'{count:,} {split} images' for split, count in counts.items())}")

@@ -1,0 +1,144 @@
+"""The datasets that recipes and studies name, made from their public sources."""
+
+from __future__ import annotations
+
+import io
+import re
+import urllib.request
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from topodet.errors import DataError
+from topodet.files import atomic_path, atomic_write
+
+TINY_IMAGENET = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+# 75 of the 200 classes of Tiny ImageNet, drawn once at random.
+_TINY_IMAGENET75 = (
+    "n01774750 n01784675 n01910747 n01917289 n01984695 n02002724 n02056570 n02058221 n02085620 n02099601 n02113799 "
+    "n02129165 n02281406 n02364673 n02415577 n02486410 n02730930 n02769748 n02795169 n02814533 n02823428 n02883205 "
+    "n02909870 n02950826 n02963159 n03089624 n03126707 n03160309 n03355925 n03388043 n03400231 n03404251 n03424325 "
+    "n03447447 n03544143 n03637318 n03649909 n03796401 n03854065 n03891332 n03902125 n03937543 n03980874 n03983396 "
+    "n03992509 n04008634 n04074963 n04099969 n04118538 n04133789 n04149813 n04179913 n04251144 n04285008 n04328186 "
+    "n04376876 n04398044 n04417672 n04501370 n04532670 n04540053 n04596742 n04597913 n06596364 n07614500 n07615774 "
+    "n07711569 n07734744 n07747607 n07749582 n07871810 n07875152 n07920052 n09193705 n09246464 "
+)
+TINY_IMAGENET75 = _TINY_IMAGENET75.split()
+_ROOT = "tiny-imagenet-200"
+_NPZ = {"train": "train", "val": "validation"}  # as recipes call the splits of arrays
+_IMAGE = re.compile(r"\w+\.JPEG")
+
+
+def write_tiny_imagenet(
+    archive: str | Path, folder: str | Path, *, classes: Sequence[str] = TINY_IMAGENET75, arrays: bool = False
+) -> dict[str, int]:
+    """Write some classes of Tiny ImageNet: `folder`/{train,val}/CLASS/*.JPEG, byte for byte as they are in the archive.
+
+    Args:
+        archive: tiny-imagenet-200.zip.
+        folder: where they go.
+        classes: WordNet ids.
+        arrays: write train.npz and validation.npz instead, the pixels decoded.
+
+    Returns:
+        the number of images of each split.
+
+    Raises:
+        DataError: no such archive, it is damaged, or it lacks a class.
+    """
+    try:
+        with zipfile.ZipFile(archive) as file:
+            splits = {split: list(_members(file, split, classes)) for split in ("train", "val")}
+            for split, members in splits.items():
+                missing = set(classes) - {label for label, _ in members}
+                if missing:
+                    raise DataError(f"{archive} has no {split} images of {', '.join(sorted(missing)[:3])}")
+                if arrays:
+                    images = (_pixels(file.read(member), member) for _, member in members)
+                    labels = [classes.index(label) for label, _ in members]
+                    _write_arrays(Path(folder) / f"{_NPZ[split]}.npz", images, labels, classes)
+                else:
+                    for label, member in members:
+                        atomic_write(Path(folder) / split / label / Path(member).name, file.read(member))
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{archive} cannot be read as {_ROOT}.zip: {error}") from error
+    return {split: len(members) for split, members in splits.items()}
+
+
+def write_cifar100(folder: str | Path, *, cache: str | Path) -> dict[str, int]:
+    """Write CIFAR-100 as train.npz and validation.npz, its test set, through torchvision, which checks the download.
+
+    Args:
+        folder: where they go.
+        cache: folder of torchvision's download.
+
+    Returns:
+        the number of images of each split.
+
+    Raises:
+        DataError: it could not be downloaded, or is damaged.
+    """
+    from torchvision.datasets import CIFAR100
+
+    counts = {}
+    for split in ("train", "val"):
+        try:
+            found = CIFAR100(cache, train=split == "train", download=True)
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"CIFAR-100 is not in {cache} and cannot be downloaded: {error}") from error
+        _write_arrays(Path(folder) / f"{_NPZ[split]}.npz", found.data, found.targets, found.classes)
+        counts[split] = len(found)
+    return counts
+
+
+def download(url: str, path: Path) -> Path:
+    """Download a file unless it is there; return its path.
+
+    Raises:
+        DataError: it could not be downloaded; nothing half-written is left.
+    """
+    if path.exists():
+        return path
+    try:
+        with (
+            urllib.request.urlopen(url, timeout=60) as source,
+            atomic_path(path) as temporary,
+            open(temporary, "wb") as file,
+        ):
+            while block := source.read(1 << 20):
+                file.write(block)
+    except OSError as error:
+        raise DataError(f"could not download {url}: {error}. Give a copy of the file with --archive") from error
+    return path
+
+
+def _members(file: zipfile.ZipFile, split: str, classes: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield class and name in the archive of each image of a split, class by class."""
+    names = file.namelist()
+    if split == "train":
+        start = {f"{_ROOT}/train/{label}/images": label for label in classes}
+        found = [(start.get(name.rpartition("/")[0]), name) for name in names]
+    else:
+        lines = file.read(f"{_ROOT}/val/val_annotations.txt").decode().splitlines()
+        labels = dict(line.split("\t")[:2] for line in lines)
+        known = set(classes)
+        pairs = [(labels.get(Path(name).name), name) for name in names if name.startswith(f"{_ROOT}/val/images/")]
+        found = [(label if label in known else None, name) for label, name in pairs]
+    order = {label: place for place, label in enumerate(classes)}
+    kept = [(label, name) for label, name in found if label and _IMAGE.fullmatch(name.rpartition("/")[2])]
+    yield from sorted(kept, key=lambda pair: (order[pair[0]], pair[1]))
+
+
+def _pixels(content: bytes, name: str) -> np.ndarray:
+    try:
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    except OSError as error:
+        raise DataError(f"{name} in the archive is no image: {error}") from error
+
+
+def _write_arrays(path: Path, images: Iterable[np.ndarray], labels: Sequence[int], names: Sequence[str]) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, images=np.stack(list(images)), labels=np.array(labels), class_names=np.array(names))
