@@ -120,7 +120,7 @@ def evaluate(
         content = json.loads(path.read_text())
         ids = {category["name"]: category["id"] for category in content["categories"]}
         places = {image["id"]: Path(images) / image["file_name"] for image in content["images"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: no COCO annotations of images ({error!r})") from error
     unknown = [name for name in classes if name not in ids]
     if unknown:

@@ -205,10 +205,12 @@ def _written_once(root: Path, settings: dict[str, Any]) -> Iterator[Path | None]
     if root.is_dir() and any(root.iterdir()):
         try:
             found = json.loads((root / _SETTINGS).read_text())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError, RecursionError):
             raise DataError(
                 f"{root} exists and holds no {_SETTINGS} of a digit set: name another folder, or remove it"
             ) from None
+        if not isinstance(found, dict):
+            found = {}
         if found != settings:
             keys = sorted(k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k))
             told = "; ".join(f"{k} is {found.get(k)!r}, asked for {settings.get(k)!r}" for k in keys)

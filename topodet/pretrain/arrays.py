@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from topodet.datasets.npz import read_npz
 from topodet.errors import DataError
 
 _FORMAT = "expected are images uint8 [N, H, W, C] with C 1 or 3, labels integer [N] and, if known, class_names text [K]"
@@ -38,7 +37,7 @@ class ArrayDataset(Dataset):
     def __init__(self, path: str | Path, mode: str = "RGB") -> None:
         self.path = Path(path)
         self.mode = mode
-        arrays = _read(self.path)
+        arrays = read_npz(self.path, ("images", "labels"), ("class_names",), expected=_FORMAT)
         self.data, self.targets = _checked(self.path, arrays["images"], arrays["labels"])
         names = _class_names(self.path, arrays["class_names"]) if "class_names" in arrays else []
         self.class_to_idx = {name: index for index, name in enumerate(names)}
@@ -78,22 +77,6 @@ def in_memory(dataset: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
     if images.ndim == 3:
         images = images[..., None]
     return (images, labels) if images.dtype == np.uint8 and images.ndim == 4 else None
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise DataError(f"{path} is one array, no .npz file: {_FORMAT}")
-        with file:
-            missing = [name for name in ("images", "labels") if name not in file]
-            if missing:
-                raise DataError(f"{path} has no {' and no '.join(missing)}, but {', '.join(file)}: {_FORMAT}")
-            return {name: file[name] for name in ("images", "labels", "class_names") if name in file}
-    except DataError:
-        raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"cannot read {path}: {error}. It is damaged or no .npz file: {_FORMAT}") from error
 
 
 def _checked(path: Path, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

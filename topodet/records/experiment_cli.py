@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..files import atomic_json, atomic_path
+from ..parse import read_json
 from . import runs
 
 Draw = Callable[[dict[str, Any]], Figure]
@@ -28,7 +28,7 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
 def redraw(root: Path, name: str, draw: Draw) -> None:
     """Make the picture of a record in the repository `root` anew."""
     record, picture = _places(root, name)
-    _save(draw(json.loads(record.read_text())), picture)
+    _save(draw(read_json(record)), picture)
 
 
 def deliver(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..files import atomic_path
+from ..parse import parse_json
 
 # Detectron2's names of COCO's six averages, in MMDetection's words.
 _AVERAGES = {"AP": "mAP", "AP50": "mAP_50", "AP75": "mAP_75", "APs": "mAP_s", "APm": "mAP_m", "APl": "mAP_l"}
@@ -205,12 +205,16 @@ def _batch_size(config: Path) -> int | None:
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
     lines = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {number}: {error}; a log has one JSON object a line; remove what a killed run left"
-            ) from error
+            lines.append(parse_json(line, f"{path}, line {number}"))
+        except DataError as error:
+            raise DataError(f"{error}; a log has one JSON object a line: remove what a killed run left") from error
+        if not isinstance(lines[-1], dict):
+            raise DataError(f"{path}, line {number} is a {type(lines[-1]).__name__}; a log has one JSON object a line")
     return lines

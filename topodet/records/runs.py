@@ -22,16 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from .. import weights
 from ..connectivity import Damage
 from ..errors import DataError
 from ..files import atomic_json, atomic_write, sha256
+from ..parse import check_file_name, read_json, read_yaml
 from ..pretrain.command_line import command_line
 from .results import framework_of, read_evaluations, read_speed
 
 _PACKAGES = ("topodet", "torch", "timm")
+_OPTIONS = ("model", "experiment", "sparsity", "seed", "epochs")  # of args.yaml, that a record tells
 _FRAMEWORKS = {
     "mmdetection": ("mmdet", "onedl-mmdetection", "mmcv", "onedl-mmcv"),
     "detectron2": ("detectron2",),
@@ -54,12 +55,7 @@ def record_pretraining(
         DataError: the folder holds no finished epoch.
     """
     folder = Path(folder)
-    try:
-        args = yaml.safe_load((folder / "args.yaml").read_text())
-        with open(folder / "summary.csv", newline="") as file:
-            rows = [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    except FileNotFoundError as error:
-        raise DataError(f"{folder} is no folder of a pretraining run: {error.filename} is missing") from error
+    args, rows = _read_run(folder)
     if not rows:
         raise DataError(f"{folder}/summary.csv has no epoch yet")
     return {
@@ -254,7 +250,7 @@ def record_damage(
 
 def _retrained(folder: Path, scores: Iterable[str], before: int) -> dict[str, Any]:
     run = record_pretraining(folder, data="", command="")
-    args = yaml.safe_load((folder / "args.yaml").read_text())
+    args, _ = _read_run(folder)
     edges = _edges(weights.read(folder / "last.pth.tar"))
     found = {score: run["metrics"].get(f"ema_eval_{score}", run["metrics"].get(f"eval_{score}")) for score in scores}
     if None in found.values():
@@ -280,9 +276,31 @@ def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
+def _read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, float | None]]]:
+    """Return the options and the epochs of a run of `topodet pretrain`.
+
+    Raises:
+        DataError: the folder is no such run's, or what it holds is damaged.
+    """
+    for name in ("args.yaml", "summary.csv"):
+        if not (folder / name).is_file():
+            raise DataError(f"{folder} is no folder of a pretraining run: {folder / name} is missing")
+    args = read_yaml(folder / "args.yaml")
+    missing = [key for key in _OPTIONS if not isinstance(args, dict) or key not in args]
+    if missing:
+        raise DataError(f"{folder}/args.yaml is damaged: it has no {', '.join(missing)}")
+    try:
+        with open(folder / "summary.csv", newline="") as file:
+            rows = [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise DataError(f"{folder}/summary.csv is damaged: {error}") from error
+    return args, rows
+
+
 def save_as(record: dict[str, Any], folder: str | Path) -> Path:
     """Write a record that has a name under its name; one of the same name is replaced."""
-    return atomic_json(Path(folder) / f"{record['name']}.json", record)
+    name = check_file_name(record["name"], "the record's name", DataError)
+    return atomic_json(Path(folder) / f"{name}.json", record)
 
 
 def save(record: dict[str, Any], folder: str | Path) -> Path:
@@ -303,9 +321,16 @@ def full_name(record: dict[str, Any]) -> str:
 
 
 def load_all(folder: str | Path) -> list[dict[str, Any]]:
-    """Return every record of a folder, in the order of the file names."""
-    records = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
-    for record in records:
+    """Return every record of a folder, in the order of the file names.
+
+    Raises:
+        DataError: a file is half written, or holds something else.
+    """
+    paths = sorted(Path(folder).glob("*.json"))
+    records = [read_json(path) for path in paths]
+    for path, record in zip(paths, records):
+        if not isinstance(record, dict):
+            raise DataError(f"{path} is no record: it holds a {type(record).__name__}")
         if record.get("kind") == "detector":
             record.setdefault("framework", "mmdetection")  # the first records were all of it
     return records

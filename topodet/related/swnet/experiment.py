@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from ... import complexity
 from ...datasets.digits import Digits
+from ...datasets.npz import read_npz
 from ...errors import ConfigError, DataError, unknown_name
 from .figures import draw_small_world
 from .model import channel_graph, swnet
@@ -93,11 +93,8 @@ def arrays(folder: str | Path, *, num_classes: int = 10) -> Task:
     parts = []
     for split in ("train", "validation"):
         path = Path(folder) / f"{split}.npz"
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                images, labels = file["images"], file["labels"]
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} holds no `images` and `labels` that can be read: {error}") from error
+        arrays = read_npz(path, ("images", "labels"))
+        images, labels = arrays["images"], arrays["labels"]
         if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
             raise DataError(
                 f"{path}: images must be uint8 [N, H, W, C] and labels [N], got {images.dtype} "

@@ -1,0 +1,75 @@
+"""Arrays of `.npz` files of others: nothing is unpickled, and no array is larger than its bytes."""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+
+# How many times its compressed bytes an array may be, beyond the first megabyte; images of digits are 10 times theirs.
+MAX_RATIO = 200
+
+
+def read_npz(
+    path: str | os.PathLike, required: Sequence[str], optional: Sequence[str] = (), *, expected: str = ""
+) -> dict[str, np.ndarray]:
+    """Return arrays of a file that `numpy.savez` or `numpy.savez_compressed` wrote.
+
+    Args:
+        path: the file.
+        required, optional: names of the arrays to read.
+        expected: what the file should hold, in words, for the error.
+
+    Raises:
+        DataError: no such file, no `.npz`, a missing array, or one that states another size than its bytes, more than
+            `MAX_RATIO` times its compressed bytes, or Python objects.
+    """
+    path = Path(path)
+    remedy = f": {expected}" if expected else ""
+    try:
+        with open(path, "rb") as file:
+            if file.read(6) == b"\x93NUMPY":
+                raise DataError(f"{path} is one array, no .npz file{remedy}")
+        with zipfile.ZipFile(path) as archive:
+            entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            missing = [name for name in required if name not in entries]
+            if missing:
+                raise DataError(f"{path} has no {' and no '.join(missing)}, but {', '.join(entries)[:200]}{remedy}")
+            found = [name for name in (*required, *optional) if name in entries]
+            for name in found:
+                _check_size(archive, entries[name], f"{path}: {name}")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in found}
+    except DataError:
+        raise
+    except Exception as error:  # whatever bytes that are no archive make the standard library and numpy raise
+        raise DataError(f"cannot read {path}: {error}. It is damaged or no .npz file{remedy}") from error
+
+
+def _check_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: str) -> None:
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise DataError(f"{place} is an array of format {version}, which holds no plain numbers")
+        shape, _, dtype = readers[version](file)
+        begin = file.tell()
+    if dtype.hasobject:
+        raise DataError(f"{place} holds Python objects, and unpickling could run code: save numbers or text")
+    count = math.prod(shape)
+    if count < 0 or begin + count * dtype.itemsize != entry.file_size or count > entry.file_size:
+        raise DataError(
+            f"{place} states {dtype} {list(shape)}, which is {count * dtype.itemsize:,} bytes, and has "
+            f"{entry.file_size - begin:,}: it is damaged"
+        )
+    if entry.file_size > MAX_RATIO * max(entry.compress_size, 2**20):
+        raise DataError(
+            f"{place} unpacks to {entry.file_size:,} bytes from {entry.compress_size:,}; {MAX_RATIO} times as many are "
+            "allowed: save it with numpy.savez, uncompressed"
+        )
