@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from topodet.analysis import damage_curves
 from topodet.benchmark import report
 from topodet.errors import exit_status
-from topodet.files import atomic_path, atomic_write
+from topodet.files import atomic_write
 from topodet.records import runs, zoo
+from topodet.records.pictures import is_current, save_picture
 from topodet.reproduce import find_study, make_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,16 +43,15 @@ def update(root: Path, names: list[str], check: bool) -> int:
     made = {name: PAGES[name](root) for name in names}
     if check:
         stale = [name for name, (text, _) in made.items() if not (root / name).exists() or _read(root, name) != text]
-        stale += [path for _, pictures in made.values() for path in pictures if not (root / path).exists()]
+        pictures = {path: figure for _, shown in made.values() for path, figure in shown.items()}
+        stale += [path for path, figure in pictures.items() if not is_current(figure, root / path)]
         print(
             f"stale: {', '.join(stale)}; run tools/update_model_zoo.py" if stale else f"{', '.join(names)}: up to date"
         )
         return int(bool(stale))
     for name, (text, pictures) in made.items():
         for path, figure in pictures.items():
-            with atomic_path(root / path) as temporary:
-                figure.savefig(temporary, format="png", dpi=130)
-            print(root / path)
+            print(save_picture(figure, root / path))
         print(atomic_write(root / name, text))
     return 0
 

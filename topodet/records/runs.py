@@ -252,7 +252,8 @@ def _retrained(folder: Path, scores: Iterable[str], before: int) -> dict[str, An
     run = record_pretraining(folder, data="", command="")
     args, _ = _read_run(folder)
     edges = _edges(weights.read(folder / "last.pth.tar"))
-    found = {score: run["metrics"].get(f"ema_eval_{score}", run["metrics"].get(f"eval_{score}")) for score in scores}
+    scores = tuple(scores)
+    found = _scores_of(run["metrics"], scores)
     if None in found.values():
         raise DataError(f"{folder}/summary.csv has no {', '.join(found)} of the last epoch; validate the run")
     return {
@@ -261,10 +262,16 @@ def _retrained(folder: Path, scores: Iterable[str], before: int) -> dict[str, An
         "start": "its weights" if args["initial_checkpoint"] else "random weights",
         "frozen": args["freeze_alpha"],
         "epochs": run["epochs"],
+        "history": [{"epoch": row["epoch"], **_scores_of(row, scores)} for row in run["history"]],
         "edges": edges,
         "removed": 1 - edges / before,
         **found,
     }
+
+
+def _scores_of(row: Mapping[str, Any], scores: Iterable[str]) -> dict[str, Any]:
+    """Return the scores of an epoch, of the averaged weights where there are any."""
+    return {score: row.get(f"ema_eval_{score}", row.get(f"eval_{score}")) for score in scores}
 
 
 def _edges(file: weights.WeightsFile) -> int:

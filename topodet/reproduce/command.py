@@ -11,8 +11,9 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 
 from ..errors import ConfigError
-from ..files import atomic_path, atomic_write
+from ..files import atomic_write
 from ..parse import read_json
+from ..records.pictures import save_picture
 from . import page, runner
 from .jobs import Job, Machines, Places, jobs_of
 from .record import commit_of, load_records
@@ -144,7 +145,6 @@ def make_page(study: Study, repository: Path) -> tuple[str, dict[str, Figure]]:
 def _write_page(study: Study, repository: Path) -> int:
     text, pictures = make_page(study, repository)
     for name, figure in pictures.items():
-        with atomic_path(repository / name) as temporary:
-            figure.savefig(temporary, format="png", dpi=130)
+        save_picture(figure, repository / name)
     print(atomic_write(repository / "docs" / "studies" / f"{study.name}.md", text))
     return 0
