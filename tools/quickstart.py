@@ -3,8 +3,8 @@
 
 Pretrains toponet_nano with adaptive sparsity, publishes its backbone, draws a COCO-format set of digit scenes,
 fine-tunes Faster R-CNN with it through MMDetection's own tools/train.py, or with `--framework detectron2` through
-tools/train_net.py, and once more from random initialisation, evaluates both, and leaves numbers and pictures in
-runs/quickstart.
+`topodet train-net`, and once more from random initialization, evaluates both, and leaves numbers and pictures in
+runs/quickstart. What an earlier call finished is not done again: the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -13,79 +13,81 @@ import argparse
 import json
 import os
 import re
-import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from topodet import weights
+import numpy as np
+
+from topodet import visualization, weights
 from topodet.datasets.digits import write_digit_folders, write_digit_scenes
+from topodet.datasets.images import read_image, write_image
+from topodet.detections import Detections
 from topodet.errors import ConfigError, exit_status
 from topodet.files import atomic_json, atomic_path
-from topodet.frameworks import require_framework
+from topodet.frameworks import import_framework, require_framework
 from topodet.records.results import average_precision_curves, contact_sheet, read_evaluations
-from topodet.visualization import save_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN_RECIPE = "configs/pretrain/toponet_nano_quick.yaml"
 LOADED = re.compile(r"topodet: (\d+)/(\d+) tensors")
+DRAWN = 16  # scenes
+# Pictures are drawn on enlarged scenes: lines and names are small beside the objects then.
+ENLARGED = 3
 
 
 class Framework(Protocol):
-    """How a framework is told to train and to test."""
+    """How a framework is told to train."""
 
     MODULES: tuple[str, ...]  # what must be installed
     STEP: str  # what it counts
     PROGRESS: re.Pattern  # what to show of a line of its log
-    PICTURES: str  # what the drawn scenes show
 
     def train(self, folder: Path, pretrained: Path | None, *, seed: int, epochs: int | None) -> list:
-        """Return the command that trains into `folder`, from a published backbone or from random initialisation."""
+        """Return the command that trains into `folder`, or goes on there, from a published backbone or from random."""
 
-    def test(self, folder: Path) -> list:
-        """Return the command that tests what was trained into `folder` and draws detections under `folder`/test."""
+    def trained(self, folder: Path) -> dict:
+        """Return the arguments of `load_detector` for what was trained into `folder`."""
 
 
 class MMDetection:
-    """MMDetection's own tools, as they are installed."""
+    """MMDetection's own tools/train.py, as it is installed."""
 
     MODULES = ("mmdet",)
     STEP = "epoch"
     CONFIG = "configs/mmdet/faster-rcnn_toponet-nano_fpn_digits.py"
     PROGRESS = re.compile(r"INFO - (.*topodet.*|Epoch\(.*)")
-    PICTURES = "the ground truth left, detections right"
 
     def __init__(self, scenes: Path):
         options = [f"{split}_dataloader.dataset.data_root={scenes}/" for split in ("train", "val", "test")]
         self.data = [*options, *(f"{split}_evaluator.ann_file={scenes}/val.json" for split in ("val", "test"))]
 
     def train(self, folder: Path, pretrained: Path | None, *, seed: int, epochs: int | None) -> list:
-        options = [*self.data, f"randomness.seed={seed}", f"model.backbone.pretrained={pretrained}"]
-        options += [f"train_cfg.max_epochs={epochs}"] if epochs else []
-        return [*self._tool("train.py"), self.CONFIG, "--work-dir", folder, "--cfg-options", *options]
-
-    def test(self, folder: Path) -> list:
-        last = Path((folder / "last_checkpoint").read_text())
-        command = [*self._tool("test.py"), self.CONFIG, last, "--work-dir", folder / "test"]
-        return [*command, "--show-dir", "detections", "--cfg-options", *self.data]
-
-    def _tool(self, name: str) -> list:
         import mmdet
 
-        return [sys.executable, Path(mmdet.__file__).parent / ".mim" / "tools" / name]
+        options = [*self.data, f"randomness.seed={seed}", f"model.backbone.pretrained={pretrained}"]
+        options += [f"train_cfg.max_epochs={epochs}"] if epochs else []
+        tool = Path(mmdet.__file__).parent / ".mim" / "tools" / "train.py"
+        resume = ["--resume"] if (folder / "last_checkpoint").is_file() else []
+        return [sys.executable, tool, self.CONFIG, "--work-dir", folder, *resume, "--cfg-options", *options]
+
+    def trained(self, folder: Path) -> dict:
+        last = Path((folder / "last_checkpoint").read_text())
+        return {"source": last, "config": folder / Path(self.CONFIG).name}
 
 
 class Detectron2:
-    """tools/train_net.py, which evaluates each epoch and at the end, and tools/demo.py, which draws."""
+    """`topodet train-net`, which evaluates each epoch and at the end."""
 
     MODULES = ("detectron2", "cv2")
     STEP = "iteration"
     CONFIG = "configs/detectron2/faster_rcnn_toponet_nano_FPN_digits.yaml"
-    BATCH = 8
+    EPOCH = 40  # iterations, in the config
     PROGRESS = re.compile(r"d2\.(?:topodet|utils\.events|evaluation\.testing)\]: +(.*)")
-    PICTURES = "detections, without the ground truth beside them"
 
     def __init__(self, scenes: Path):
         self.scenes = scenes
@@ -94,24 +96,17 @@ class Detectron2:
             self.data += ["--dataset", f"digits_{split}", scenes / f"{split}.json", scenes / split]
 
     def train(self, folder: Path, pretrained: Path | None, *, seed: int, epochs: int | None) -> list:
-        options = ["OUTPUT_DIR", folder, "SEED", seed, "MODEL.TOPONET.PRETRAINED", pretrained or "''"]
-        images = len(json.loads((self.scenes / "train.json").read_text())["images"])
-        if epochs:
-            options += ["SOLVER.MAX_ITER", epochs * -(-images // self.BATCH)]
-        return [*self._tool("train_net.py"), "--config-file", self.CONFIG, *self.data, *self._device(), *options]
-
-    def test(self, folder: Path) -> list:
-        command = [*self._tool("demo.py"), "--weights", folder / "model_final.pth", "--config", folder / "config.yaml"]
-        command += ["--classes", self.scenes / "val.json", "--input", self.scenes / "val"]
-        return [*command, "--output", folder / "test" / "detections"]
-
-    def _tool(self, name: str) -> list:
-        return [sys.executable, ROOT / "tools" / name]
-
-    def _device(self) -> list:
         import torch
 
-        return [] if torch.cuda.is_available() else ["MODEL.DEVICE", "cpu"]
+        options = ["OUTPUT_DIR", folder, "SEED", seed, "MODEL.TOPONET.PRETRAINED", pretrained or "''"]
+        options += ["SOLVER.CHECKPOINT_PERIOD", self.EPOCH]
+        options += [] if torch.cuda.is_available() else ["MODEL.DEVICE", "cpu"]
+        command = [sys.executable, "-m", "topodet", "train-net", "--config-file", self.CONFIG, "--resume", *self.data]
+        return [*command, *(["--epochs", epochs] if epochs else []), *options]
+
+    def trained(self, folder: Path) -> dict:
+        classes = [str(self.scenes / "val.json")]
+        return {"source": folder / "model_final.pth", "config": folder / "config.yaml", "classes": classes}
 
 
 FRAMEWORKS: dict[str, type[Framework]] = {"mmdetection": MMDetection, "detectron2": Detectron2}
@@ -137,98 +132,145 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def quickstart(args: argparse.Namespace) -> None:
-    """Run every step and write summary.json."""
-    out: Path = args.output
+    """Run every step that is not done, write summary.json and print it.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; says how to go on.
+    """
     for module in (*FRAMEWORKS[args.framework].MODULES, "sklearn"):
         require_framework(module)
+    progress = Progress(args.output, {key: value for key, value in vars(args).items() if key != "output"})
+    try:
+        summary = run_steps(args, args.output, progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on from here") from None
+    print(table(summary, args.output))
+
+
+def run_steps(args: argparse.Namespace, out: Path, progress: Progress) -> dict:
+    """Return what summary.json says, after all that is missing was done."""
     started = time.monotonic()
     # Small networks gain nothing from many threads: half of the cores compute, the others read images or run beside.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
-    make_room(out)
+    framework = FRAMEWORKS[args.framework](out / "scenes")
 
     say(1, "data: digits to classify, scenes of digits to detect (scikit-learn's bundled set, no download)")
     digits = write_digit_folders(out / "digits", copies=args.copies, seed=args.seed)
     scenes = write_digit_scenes(out / "scenes", num_train=args.train_scenes, num_val=args.val_scenes, seed=args.seed)
 
-    say(2, "pretraining toponet_nano with adaptive sparsity")
-    pretrain = [sys.executable, "-m", "topodet.pretrain", "-c", PRETRAIN_RECIPE, "--data-dir", digits]
-    pretrain += ["--output", out, "--experiment", "pretrain", "--seed", args.seed]
-    if args.pretrain_epochs:
-        pretrain += ["--epochs", args.pretrain_epochs]
-    run(pretrain, environment=threads)
+    if progress.needs("pretraining"):
+        say(
+            2,
+            "pretraining toponet_nano with adaptive sparsity: about two minutes on two cores, a line every few seconds",
+        )
+        pretrain = [sys.executable, "-m", "topodet.pretrain", "-c", PRETRAIN_RECIPE, "--data-dir", digits]
+        pretrain += ["--output", out, "--experiment", "pretrain", "--seed", args.seed, "--resume", "auto"]
+        if args.pretrain_epochs:
+            pretrain += ["--epochs", args.pretrain_epochs]
+        run(pretrain, environment=threads)
+        progress.done("pretraining")
 
-    say(3, "publishing the backbone")
-    files = weights.publish(
-        out / "pretrain" / "model_best.pth.tar",
-        out / "published",
-        name="toponet_nano_digits",
-        notes="digits, quickstart",
-    )
-    backbone = weights.build(files.pth)
-    print(f"{files.pth}  {files.pth.stat().st_size / 1e6:.1f} MB")
+    if progress.needs("publishing"):
+        say(3, "publishing the backbone")
+        checkpoint = out / "pretrain" / "model_best.pth.tar"
+        options = {"name": "toponet_nano_digits", "notes": "digits, quickstart"}
+        files = weights.publish(checkpoint, out / "published", **options)
+        progress.done("publishing", pth=files.pth.name, card=files.card.name)
+    backbone = out / "published" / progress.known["pth"]
+    print(f"{backbone}  {backbone.stat().st_size / 1e6:.1f} MB")
 
-    say(4, f"fine-tuning Faster R-CNN FPN with {args.framework}; from random initialisation beside it")
-    framework = FRAMEWORKS[args.framework](scenes)
-    runs = {}
-    for name, pretrained in (("random_init", None), ("pretrained", files.pth)):
-        command = framework.train(out / name, pretrained, seed=args.seed, epochs=args.epochs)
-        show = framework.PROGRESS if pretrained else None
-        runs[name] = Logged(command, out / f"{name}.log", show=show, environment=threads)
-    try:
-        for logged in reversed(runs.values()):
-            logged.wait()
-    finally:
-        for logged in runs.values():
-            logged.process.terminate()
-    loaded = LOADED.search((out / "pretrained.log").read_text())
-    histories = {name: read_evaluations(out / name) for name in runs}
-    scores = {name: rows[-1] for name, rows in histories.items()}
+    starts = {"random_init": None, "pretrained": backbone}
+    missing = [name for name in starts if progress.needs(name)]
+    if missing:
+        say(4, f"fine-tuning Faster R-CNN FPN with {args.framework}: from {' and from '.join(missing)}, side by side")
+        print("the framework takes a while to start; its first line of losses comes after ten iterations", flush=True)
+        runs = {}
+        for name in missing:
+            command = framework.train(out / name, starts[name], seed=args.seed, epochs=args.epochs)
+            runs[name] = Logged(command, out / f"{name}.log", environment=threads)
+        for name in follow(runs, framework.PROGRESS):
+            progress.done(name)
 
-    say(5, "drawing detections and curves")
-    Logged(framework.test(out / "pretrained"), out / "test.log", show=None, environment=threads).wait()
-    pictures = out / "pictures"
-    shown = sorted((out / "pretrained" / "test").rglob("detections/**/*.jpg"))
-    (pictures / "detections").mkdir(parents=True)
-    for path in shown:
-        shutil.copy(path, pictures / "detections" / path.name)
-    contact_sheet(shown[:8], pictures / "detections.jpg", columns=2)
-    save_figures(backbone, pictures, "pretrained")
-    with atomic_path(pictures / "ap_curves.png") as temporary:
-        average_precision_curves(histories, step=framework.STEP).savefig(temporary, format="png", dpi=130)
+    histories = {name: read_evaluations(out / name) for name in starts}
+    if progress.needs("pictures"):
+        say(5, "drawing detections and curves")
+        draw(args.framework, framework.trained(out / "pretrained"), scenes, out / "pictures")
+        visualization.save_figures(weights.build(backbone, quiet=True), out / "pictures", "pretrained")
+        with atomic_path(out / "pictures" / "ap_curves.png") as temporary:
+            average_precision_curves(histories, step=framework.STEP).savefig(temporary, format="png", dpi=130)
+        progress.done("pictures")
 
-    sparsity = json.loads(files.card.read_text())["sparsity"]
-    summary = {
-        "ap": scores["pretrained"]["coco/bbox_mAP"],
-        "ap50": scores["pretrained"]["coco/bbox_mAP_50"],
-        "ap75": scores["pretrained"]["coco/bbox_mAP_75"],
-        "ap_random_init": scores["random_init"]["coco/bbox_mAP"],
-        "ap50_random_init": scores["random_init"]["coco/bbox_mAP_50"],
-        "tensors_loaded": int(loaded[1]) if loaded else 0,
-        "tensors_total": int(loaded[2]) if loaded else len(backbone.state_dict()),
-        "edges_near_zero": sparsity["below_0.01"],
-        "edges_below": sparsity,
-        "minutes": round((time.monotonic() - started) / 60, 2),
-        "seed": args.seed,
-        "framework": args.framework,
-        "backbone": files.pth.name,
-    }
-    atomic_json(out / "summary.json", summary)
-    print(table(summary, out))
+    if progress.needs("summary"):
+        loaded = LOADED.search((out / "pretrained.log").read_text())
+        scores = {name: rows[-1] for name, rows in histories.items()}
+        sparsity = json.loads((out / "published" / progress.known["card"]).read_text())["sparsity"]
+        summary = {
+            "ap": scores["pretrained"]["coco/bbox_mAP"],
+            "ap50": scores["pretrained"]["coco/bbox_mAP_50"],
+            "ap75": scores["pretrained"]["coco/bbox_mAP_75"],
+            "ap_random_init": scores["random_init"]["coco/bbox_mAP"],
+            "ap50_random_init": scores["random_init"]["coco/bbox_mAP_50"],
+            "tensors_loaded": int(loaded[1]) if loaded else 0,
+            "tensors_total": int(loaded[2]) if loaded else 0,
+            "edges_near_zero": sparsity["below_0.01"],
+            "edges_below": sparsity,
+            "minutes": round((progress.seconds + time.monotonic() - started) / 60, 2),
+            "seed": args.seed,
+            "framework": args.framework,
+            "backbone": backbone.name,
+        }
+        atomic_json(out / "summary.json", summary)
+        progress.done("summary")
+    return json.loads((out / "summary.json").read_text())
 
 
-def make_room(out: Path) -> None:
-    """Make the folder, empty; an earlier quickstart's is removed, so that old and new numbers do not mix.
+class Progress:
+    """Which steps are done, with which settings, and in how many seconds: kept in the folder itself.
+
+    Args:
+        folder: made if it is not there.
+        settings: that all steps share.
 
     Raises:
-        ConfigError: it holds something else.
+        ConfigError: the folder holds something else, or a quickstart with other settings. Nothing is ever deleted.
     """
-    mark = out / ".quickstart"
-    if out.exists():
-        if any(out.iterdir()) and not mark.exists():
-            raise ConfigError(f"{out} holds files that are not a quickstart's; choose another --output")
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    mark.touch()
+
+    def __init__(self, folder: Path, settings: dict):
+        self.path = folder / ".quickstart"
+        if self.path.is_file() and self.path.stat().st_size:
+            content = json.loads(self.path.read_text())
+            if content["settings"] != settings:
+                told = [
+                    f"{key} {content['settings'].get(key)}"
+                    for key in settings
+                    if content["settings"].get(key) != settings[key]
+                ]
+                raise ConfigError(
+                    f"{folder} holds a quickstart with other settings ({', '.join(told)}); choose another --output, or "
+                    "remove it"
+                )
+        elif folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} holds files that are not a quickstart's; choose another --output")
+        else:
+            content = {"settings": settings, "steps": [], "known": {}, "seconds": 0.0}
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_json(self.path, content)
+        self.known: dict[str, str] = content["known"]
+        self.seconds: float = content["seconds"]
+        self._content = content
+        self._since = time.monotonic()
+
+    def needs(self, step: str) -> bool:
+        """Whether a step is still to be done."""
+        return step not in self._content["steps"]
+
+    def done(self, step: str, **known: str) -> None:
+        """Note that a step is done, what later ones have to know of it, and the time it took."""
+        self.known.update(known)
+        self._content["steps"].append(step)
+        self._content["seconds"] += time.monotonic() - self._since
+        self._since = time.monotonic()
+        atomic_json(self.path, self._content)
 
 
 def say(step: int, text: str) -> None:
@@ -242,40 +284,90 @@ def run(command: list, *, environment: dict[str, str]) -> None:
     Raises:
         CalledProcessError: it failed.
     """
-    subprocess.run([str(part) for part in command], check=True, env={**os.environ, **environment})
+    words = [str(part) for part in command]
+    # In a session of its own, since Ctrl-C is answered here, by one line: what it has done so far is on the disk.
+    process = subprocess.Popen(words, env={**os.environ, **environment}, start_new_session=True)
+    try:
+        status = process.wait()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if status:
+        raise subprocess.CalledProcessError(status, words)
 
 
 class Logged:
-    """A command in the background, its output in a file; what the group of `show` matches is shown on the terminal."""
+    """A command in the background, its output at the end of a file."""
 
-    def __init__(self, command: list, log: Path, *, show: re.Pattern | None, environment: dict[str, str]):
+    def __init__(self, command: list, log: Path, *, environment: dict[str, str]):
         self.command = [str(part) for part in command]
         self.log = log
-        self.show = show
-        self.started = time.monotonic()
-        with open(log, "w") as file:
+        with open(log, "a") as file:
+            self._read = file.tell()
             self.process = subprocess.Popen(
                 self.command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment}
             )
 
-    def wait(self) -> None:
-        """Follow the log until the command ends.
-
-        Raises:
-            CalledProcessError: it failed; the end of the log has been printed.
-        """
+    def lines(self) -> Iterator[str]:
+        """Yield the lines that were written since the last call."""
         with open(self.log) as file:
-            while True:
-                ended = self.process.poll() is not None
-                for line in file:
-                    if self.show and (found := self.show.search(line)):
-                        print(found[1], flush=True)
-                if ended:
-                    break
-                time.sleep(0.5)
-        if self.process.returncode:
-            sys.stderr.write(self.log.read_text()[-4000:])
-            raise subprocess.CalledProcessError(self.process.returncode, self.command)
+            file.seek(self._read)
+            yield from file
+            self._read = file.tell()
+
+
+def follow(runs: dict[str, Logged], show: re.Pattern) -> Iterator[str]:
+    """Show what the group of `show` matches in the logs of all, and yield the name of each that ends.
+
+    Raises:
+        CalledProcessError: one failed; the end of its log has been printed. The others are ended.
+    """
+    running = dict(runs)
+    width = max(map(len, runs))
+    try:
+        while running:
+            for name, logged in list(running.items()):
+                status = logged.process.poll()
+                for line in logged.lines():
+                    if found := show.search(line):
+                        print(f"{name:{width}}  {found[1]}", flush=True)
+                if status:
+                    sys.stderr.write(logged.log.read_text()[-4000:])
+                    raise subprocess.CalledProcessError(status, logged.command)
+                if status == 0:
+                    del running[name]
+                    yield name
+            time.sleep(0.5)
+    finally:
+        for logged in running.values():
+            logged.process.terminate()
+            logged.process.wait()
+
+
+def draw(name: str, trained: dict, scenes: Path, folder: Path) -> None:
+    """Draw scenes to evaluate on, the ground truth left and the detections right, and a sheet of the first eight."""
+    framework = import_framework(name)
+    detector = framework.load_detector(trained.pop("source"), **trained)
+    content = json.loads((scenes / "val.json").read_text())
+    categories = [category["id"] for category in content["categories"]]
+    paths = []
+    for image in content["images"][:DRAWN]:
+        picture = read_image(scenes / "val" / image["file_name"])
+        rows = [row for row in content["annotations"] if row["image_id"] == image["id"]]
+        boxes = np.array([row["bbox"] for row in rows], dtype=np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([categories.index(row["category_id"]) for row in rows], dtype=np.int64)
+        truth = Detections(boxes, np.ones(len(rows), dtype=np.float32), labels)
+        found = framework.predict(detector, picture, score_threshold=0.3)
+        large = picture.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
+        halves = [
+            framework.draw(detector, large, Detections(each.boxes * ENLARGED, each.scores, each.labels))
+            for each in (truth, found)
+        ]
+        paths.append(folder / "detections" / f"{Path(image['file_name']).stem}.jpg")
+        write_image(np.concatenate(halves, axis=1), paths[-1])
+    contact_sheet(paths[:8], folder / "detections.jpg", columns=2)
 
 
 def table(summary: dict, out: Path) -> str:
@@ -283,7 +375,7 @@ def table(summary: dict, out: Path) -> str:
     rows = [
         ("", "AP", "AP50"),
         ("pretrained", f"{summary['ap']:.3f}", f"{summary['ap50']:.3f}"),
-        ("random initialisation", f"{summary['ap_random_init']:.3f}", f"{summary['ap50_random_init']:.3f}"),
+        ("random initialization", f"{summary['ap_random_init']:.3f}", f"{summary['ap50_random_init']:.3f}"),
     ]
     lines = [f"{name:24}{ap:>8}{ap50:>8}" for name, ap, ap50 in rows]
     lines += [
@@ -291,7 +383,7 @@ def table(summary: dict, out: Path) -> str:
         f"{'edges with |alpha|<0.01':24}{summary['edges_near_zero']:.1%}",
         f"{'minutes':24}{summary['minutes']:.1f}",
         f"numbers: {out / 'summary.json'}; curves: tensorboard --logdir {out}",
-        f"pictures: {out / 'pictures'} ({FRAMEWORKS[summary['framework']].PICTURES})",
+        f"pictures: {out / 'pictures'} (the ground truth left, detections right)",
     ]
     return "\n" + "\n".join(lines)
 

@@ -36,6 +36,8 @@ _REMEDY = (
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Return the indices of the boxes that non-maximum suppression keeps, int64, by descending score.
 
+    Of equal scores the first one comes first; mmcv leaves their order open.
+
     Args:
         boxes: [N, 4], x1, y1, x2, y2.
         scores: [N].

@@ -151,7 +151,7 @@ class TestDivergence:
         # The rate is set each epoch: the first epoch's is tiny, the second's beyond all numbers.
         rate = ("--lr", "1e30", "--warmup-epochs", "2", "--warmup-lr", "1e-6", "--no-sched-on-updates")
         error = refusal(capsys, options(images, tmp_path, *rate, "--epochs", "4", "--log-interval", "50"))
-        assert "in epoch 1, update 2 of 4 (update 6 of the run) at learning rate 5e+29" in error
+        assert "in epoch 2, update 2 of 4 (update 6 of the run) at learning rate 5e+29" in error
         assert f"The last good checkpoint is {tmp_path / 'last.pth.tar'}" in error
         state = load(tmp_path / "last.pth.tar")
         assert state["epoch"] == 0
@@ -162,7 +162,7 @@ class TestDivergence:
         model = torch.nn.Linear(2, 2)
         check_finite(model, 0)
         model.bias.data[1] = float("nan")
-        with pytest.raises(DivergedError, match="'bias' holds a value that is not finite after .* epoch 3"):
+        with pytest.raises(DivergedError, match="'bias' holds a value that is not finite after .* epoch 4"):
             check_finite(model, 3)
 
 

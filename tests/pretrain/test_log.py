@@ -32,8 +32,8 @@ def test_bar_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     report(Progress(epochs=3, updates=2, done=2, show=True))
     text = terminal.getvalue()
-    assert "epoch 1/2" in text
-    assert "loss 2.5000 + 0.1250  top-1 12.50 %  640 images/s  eta 00:00  lr 0.05" in text
+    assert "epoch 2/3" in text
+    assert "loss 2.5000 + penalty 0.1250  top-1 12.50 %  640 images/s  eta 00:00  lr 0.05" in text
     assert "100%" in text
 
 
@@ -41,8 +41,8 @@ def test_one_line_a_report_elsewhere(capsys):
     with logging_to_stderr(logging.INFO):
         report(Progress(epochs=3, updates=2, done=2, show=True))
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["epoch 1/2 [1/2]", "epoch 1/2 [2/2]"]
-    assert lines[1].endswith("loss 2.5000 + 0.1250  top-1 12.50 %  640 images/s  eta 00:00  lr 0.05")
+    assert [line.split("  ")[0] for line in lines] == ["epoch 2/3 [1/2]", "epoch 2/3 [2/2]"]
+    assert lines[1].endswith("loss 2.5000 + penalty 0.1250  top-1 12.50 %  640 images/s  eta 00:00  lr 0.05")
 
 
 def test_other_processes_are_quiet(capsys):

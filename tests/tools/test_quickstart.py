@@ -1,5 +1,9 @@
 import json
+import os
+import re
+import signal
 import sys
+import threading
 
 import pytest
 
@@ -48,8 +52,18 @@ def test_every_step_on_a_few_images(framework, tmp_path, capfd):
     assert len(list((out / "pictures" / "detections").iterdir())) == 4
     output = capfd.readouterr().out
     assert "tensors loaded          147/147" in output
-    assert {"mmdetection": "Epoch(train)", "detectron2": "iter: "}[framework] in output  # progress is shown
-    assert ("without the ground truth" in output) == (framework == "detectron2")
+    progress = {"mmdetection": "Epoch(train)", "detectron2": "eta: "}[framework]
+    assert {line.split()[0] for line in output.splitlines() if progress in line} == {"pretrained", "random_init"}
+
+    # Once more: everything is there, nothing runs, nothing is written.
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert quickstart.main(["--output", str(out), *options]) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    again = capfd.readouterr().out
+    assert output.endswith(again[again.index("tensors loaded") :])
+    assert "[2/5]" not in again
+    assert quickstart.main(["--output", str(out), *options, "--seed", "1"]) == 1
+    assert "holds a quickstart with other settings (seed 0)" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -75,9 +89,41 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
 
 
 def test_a_failing_step_is_told_with_its_output(tmp_path, capfd):
-    failing = quickstart.Logged(
-        ["python", "-c", "print('why it failed'); raise SystemExit(3)"], tmp_path / "log", show=None, environment={}
-    )
+    code = "print('iter 1'); print('why it failed', flush=True); raise SystemExit(3)"
+    runs = {
+        "one": quickstart.Logged([sys.executable, "-c", code], tmp_path / "one", environment={}),
+        "other": quickstart.Logged([sys.executable, "-c", "input()"], tmp_path / "other", environment={}),
+    }
     with pytest.raises(quickstart.subprocess.CalledProcessError):
-        failing.wait()
-    assert "why it failed" in capfd.readouterr().err
+        list(quickstart.follow(runs, re.compile("(iter.*)")))
+    printed = capfd.readouterr()
+    assert printed.out == "one    iter 1\n"
+    assert "why it failed" in printed.err
+    assert runs["other"].process.returncode is not None
+
+
+def test_steps_that_are_done_are_remembered(tmp_path):
+    progress = quickstart.Progress(tmp_path / "out", {"seed": 0})
+    assert progress.needs("publishing")
+    progress.done("publishing", pth="a-1a2b3c4d.pth")
+    again = quickstart.Progress(tmp_path / "out", {"seed": 0})
+    assert not again.needs("publishing")
+    assert again.needs("pictures")
+    assert again.known == {"pth": "a-1a2b3c4d.pth"}
+    assert again.seconds > 0
+
+
+def test_ctrl_c_ends_what_runs(tmp_path):
+    file = tmp_path / "pid"
+
+    def press():
+        while not (file.is_file() and file.read_text().endswith("\n")):
+            pass
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=press).start()
+    code = f"import os; open({str(file)!r}, 'w').write(f'{{os.getpid()}}\\n')"
+    with pytest.raises(KeyboardInterrupt):
+        quickstart.run([sys.executable, "-c", code + "; import signal; signal.pause()"], environment={})
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(file.read_text()), 0)

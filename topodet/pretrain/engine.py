@@ -308,7 +308,7 @@ class _Watch:
     def _stop(self, update: int, row: list[float], lr: float) -> None:
         updates = self.training.updates_per_epoch
         raise DivergedError(
-            f"the loss is {row[0] + row[1]} in epoch {self.epoch}, update {update} of {updates} (update "
+            f"the loss is {row[0] + row[1]} in epoch {self.epoch + 1}, update {update} of {updates} (update "
             f"{self.epoch * updates + update} of the run) at learning rate {lr:.3g}. "
             "Try a lower --lr, a longer --warmup-epochs or --clip-grad 1, and --amp-dtype bfloat16 with --amp"
         )
@@ -323,7 +323,7 @@ def check_finite(model: nn.Module, epoch: int) -> None:
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise DivergedError(
-                f"{name!r} holds a value that is not finite after the last update of epoch {epoch}. "
+                f"{name!r} holds a value that is not finite after the last update of epoch {epoch + 1}. "
                 "Try a lower --lr, a longer --warmup-epochs or --clip-grad 1"
             )
 

@@ -76,7 +76,7 @@ class Progress:
         """Tell the state after `update` updates of this epoch."""
         if not self.show:
             return
-        text = f"loss {loss:.4f}" + (f" + {penalty:.4f}" if penalty else "")
+        text = f"loss {loss:.4f}" + (f" + penalty {penalty:.4f}" if penalty else "")
         text += f"  top-1 {top1:.2f} %  {images_per_s:.0f} images/s  eta {self._eta(update)}  lr {lr:.3g}"
         if self._bar is not None:
             self._bar.set_postfix_str(text)
@@ -90,7 +90,7 @@ class Progress:
             self._bar = None
 
     def _title(self) -> str:
-        return f"epoch {self._epoch}/{self.epochs - 1}"
+        return f"epoch {self._epoch + 1}/{self.epochs}"
 
     def _eta(self, update: int) -> str:
         done = self._epoch * self.updates + update

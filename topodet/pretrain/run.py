@@ -120,7 +120,7 @@ def _run(options: Options, group: Group) -> list[dict]:
     finally:
         run_logger.close()
     if saver.best_epoch is not None:
-        best = (options.run.eval_metric, saver.best_metric, saver.best_epoch)
+        best = (options.run.eval_metric, saver.best_metric, saver.best_epoch + 1)
         _logger.info("best %s %.4g in epoch %d; files in %s", *best, folder)
     return history
 
@@ -166,7 +166,7 @@ def _epochs(
             run_logger.epoch(row, (epoch + 1) * updates)
             saver.save_epoch(epoch, row["metric"])
             run_logger.summary(saver.history)
-            _logger.info("epoch %d/%d  %s", epoch, epochs - 1, _text(row))
+            _logger.info("epoch %d/%d  %s", epoch + 1, epochs, _text(row))
 
 
 def _validate(
