@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .datasets.images import read_image
+from .datasets.coco import load_annotations
+from .datasets.images import image_path, read_image
 from .errors import ConfigError, DataError
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -116,11 +116,11 @@ def evaluate(
     from pycocotools.cocoeval import COCOeval
 
     path = Path(annotations)
+    content = load_annotations(path)
     try:
-        content = json.loads(path.read_text())
         ids = {category["name"]: category["id"] for category in content["categories"]}
-        places = {image["id"]: Path(images) / image["file_name"] for image in content["images"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        places = {image["id"]: image_path(images, image["file_name"]) for image in content["images"]}
+    except (KeyError, TypeError) as error:
         raise DataError(f"{path}: no COCO annotations of images ({error!r})") from error
     unknown = [name for name in classes if name not in ids]
     if unknown:

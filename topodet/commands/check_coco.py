@@ -9,6 +9,7 @@ config of a training, only what that reads, and whether its classes are those of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -49,7 +50,9 @@ def main(words: Sequence[str]) -> int:
 
     readings = DEFAULTS
     if args.config:
-        readings = [import_framework(framework_of_config(args.config)).reading_of_config(args.config)]
+        with contextlib.redirect_stdout(sys.stderr):  # frameworks print what they miss
+            framework = import_framework(framework_of_config(args.config))
+            readings = [framework.reading_of_config(args.config)]
     report = check_coco(
         args.annotations, args.images, read_images=args.read_images, allow=args.allow, readings=readings
     )

@@ -136,11 +136,11 @@ def _walk(folder: Path, hidden: list[str]) -> Iterator[tuple[Path, list[str]]]:
     # Where each folder really lies, and those that it is in.
     above: dict[str, set[str]] = {os.path.dirname(folder): set()}
     for place, folders, files in os.walk(folder, followlinks=True):
-        hidden += [name for name in (*folders, *files) if name.startswith(".")]
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
         outer, real = above[os.path.dirname(place)], os.path.realpath(place)
         if real in outer:  # a link to a folder that it is in, which would never end
             folders.clear()
             continue
         above[place] = {*outer, real}
+        hidden += [name for name in (*folders, *files) if name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield Path(place), [name for name in files if not name.startswith(".")]

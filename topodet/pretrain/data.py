@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_dataset, create_loader
+from timm.data import AugMixDataset, FastCollateMixup, ImageDataset, Mixup, create_dataset, create_loader
 from timm.data.loader import PrefetchLoader, adapt_to_chs
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from topodet.errors import ConfigError, DataError, unknown_name
 from topodet.pretrain.arrays import ArrayDataset, in_memory
+from topodet.pretrain.folder import FolderReader
 from topodet.pretrain.group import Group
 from topodet.pretrain.loader import Loader
 from topodet.pretrain.on_device import Augmentation, DeviceLoader
@@ -107,6 +108,8 @@ def _open(options: Options, kind: str, split: str, is_training: bool, channels: 
 
 def _open_timm(options: Options, kind: str, root: str | None, split: str, is_training: bool, mode: str) -> Dataset:
     try:
+        if options.data.dataset in ("", "folder") and Path(root).is_dir():
+            return ImageDataset(root, reader=FolderReader(root, options.data.class_map), input_img_mode=mode)
         return create_dataset(
             options.data.dataset,
             root=root,

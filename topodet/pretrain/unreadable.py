@@ -13,6 +13,7 @@ from timm.data import ImageDataset
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from topodet.datasets.images import in_8_bits
 from topodet.errors import DataError
 
 _logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class SkipUnreadable(Dataset):
         # timm's ImageDataset replaces a file it cannot open without telling, so its reader is asked directly.
         stream, target = self.dataset.reader[index]
         with stream:
-            return Image.open(stream).convert(self.dataset.input_img_mode), target
+            return in_8_bits(Image.open(stream)).convert(self.dataset.input_img_mode), target
 
     def _report(self, index: int, error: Exception) -> None:
         known = bool(self._bad_in_epoch[index])

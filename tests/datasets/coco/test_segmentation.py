@@ -1,0 +1,93 @@
+import math
+
+import numpy as np
+import pytest
+from pycocotools import mask
+
+from topodet.datasets.coco import segmentation
+from topodet.datasets.coco.segmentation import Segmentation, classify, keypoint_problems, visible_keypoints
+
+
+def kind_of(value, size=(8, 5)):
+    kinds, problems = classify([value], np.array([size], dtype=float))
+    return Segmentation(kinds[0]), problems.get(0, "")
+
+
+def encoded(pixels):
+    """Return a mask [H, W] as pycocotools compresses it."""
+    lengths = mask.encode(np.asfortranarray(pixels, dtype=np.uint8))
+    return {"size": list(lengths["size"]), "counts": lengths["counts"].decode()}
+
+
+@pytest.mark.parametrize("characters", [1_000_000, 50])
+def test_compressed_run_lengths_are_those_of_pycocotools(characters, monkeypatch):
+    monkeypatch.setattr(segmentation, "_CHARACTERS", characters)
+    rng = np.random.default_rng(0)
+    masks = [
+        rng.random((height, width)) < share
+        for height, width in ((5, 8), (1, 1), (300, 211))
+        for share in (0, 0.001, 0.1, 0.5, 1)
+    ]
+    sizes = np.array([m.shape[::-1] for m in masks], dtype=float)
+    values = [encoded(m) for m in masks]
+    kinds, problems = classify(values, sizes)
+    assert (kinds == Segmentation.RLE).all()
+    assert not problems
+    # A run more or less, and what is no text of run lengths.
+    longer = [{**value, "counts": value["counts"] + "1"} for value in values]
+    damaged = [
+        {**value, "counts": counts} for value, counts in zip(values, ("", "é", " 0", "0`", "o" * 20, "~", "000O"))
+    ]
+    kinds, problems = classify(longer + damaged, np.vstack([sizes, sizes[: len(damaged)]]))
+    assert (kinds == Segmentation.MALFORMED).all()
+    assert len(problems) == len(kinds)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "words"),
+    [
+        (None, "NONE", ""),
+        ([], "NONE", ""),
+        ({}, "NONE", ""),
+        ([[0, 0, 4, 0, 4, 4]], "POLYGONS", ""),
+        ([[0, 0, 4, 0], [0, 0, 4, 0, 4, 4.5]], "POLYGONS", ""),
+        ([[0, 0, 4, 0]], "NO_POLYGON", "polygons of 4 coordinates"),
+        ([[0, 0, 4, 0, 4, 4, 1]], "NO_POLYGON", "polygons of 7 coordinates"),
+        ([[]], "NO_POLYGON", ""),
+        ([0, 0, 4, 0, 4, 4], "MALFORMED", "no lists"),
+        ([[0, 0, 4, 0, 4, math.nan]], "MALFORMED", "not all finite numbers"),
+        ([[0, 0, 4, 0, 4, "4"]], "MALFORMED", "not all finite numbers"),
+        ([[0, 0, 4, 0, 4, 10**400]], "MALFORMED", "not all finite numbers"),
+        ([[0, 0, 4, 0, 4, True]], "MALFORMED", "not all finite numbers"),
+        ("polygon", "MALFORMED", "a str, not polygons"),
+        ({"counts": [40]}, "MALFORMED", "size None"),
+        ({"size": [5, 8], "counts": [10, 30]}, "RLE", ""),
+        ({"size": [8, 5], "counts": [10, 30]}, "MALFORMED", r"size [8, 5] in an image of [5, 8]"),
+        ({"size": [5, 8], "counts": [10, 31]}, "MALFORMED", "do not cover the 40 pixels"),
+        ({"size": [5, 8], "counts": [-10, 50]}, "MALFORMED", "do not cover"),
+        ({"size": [5, 8], "counts": None}, "MALFORMED", "no text and no list"),
+    ],
+)
+def test_kinds(value, kind, words):
+    found, problem = kind_of(value)
+    assert found.name == kind
+    assert words in problem
+    assert bool(problem) == (kind in ("MALFORMED", "NO_POLYGON"))
+
+
+def test_one_bad_row_does_not_hide_the_others():
+    good = [[0, 0, 4, 0, 4, 4]]
+    kinds, problems = classify([good, [[0, 0, 4, 0, 4, "4"]], None, good, [1]], np.full((5, 2), np.nan))
+    assert [Segmentation(kind).name for kind in kinds] == ["POLYGONS", "MALFORMED", "NONE", "POLYGONS", "MALFORMED"]
+    assert problems.keys() == {1, 4}
+
+
+def test_keypoints():
+    good = [1, 2, 2, 3, 4, 1, 0, 0, 0]
+    values = [good, None, [], good[:-1], [*good[:-1], "2"], good[:6], {"x": 1}, [*good[:-1], math.inf]]
+    assert keypoint_problems(values[:3], [3] * 3) == {}
+    problems = keypoint_problems(values, [3] * 8)
+    assert problems.keys() == {3, 4, 5, 6, 7}
+    assert problems[5] == "6 numbers, not three of each of 3 points"
+    assert keypoint_problems(values, [None] * 8).keys() == {3, 4, 6, 7}
+    np.testing.assert_array_equal(visible_keypoints(values[:3]), [2, 0, 0])

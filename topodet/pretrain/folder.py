@@ -1,0 +1,93 @@
+"""Folders of images, DIR/CLASS/IMAGE, with a word on all that is left out."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import BinaryIO
+
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader import Reader
+from timm.utils.misc import natural_key
+
+from topodet.datasets.images import SUFFIXES, find_images
+from topodet.errors import DataError
+
+_logger = logging.getLogger(__name__)
+
+
+class FolderReader(Reader):
+    """The images of a folder for timm's `ImageDataset`.
+
+    timm's own reader takes each innermost folder as a class, hidden ones too, and three suffixes. Here a class is a
+    folder right below the root, however deep its images lie; hidden files and folders are left out.
+
+    Args:
+        root: folder with a folder for each class.
+        class_map: timm's file of class names, whose order gives the indices; "" for the order of the names.
+
+    Attributes:
+        samples: path and class of each image, in the order of the paths.
+        class_to_idx: index by class name.
+
+    Raises:
+        DataError: no image lies in a class folder.
+    """
+
+    def __init__(self, root: str | Path, class_map: str = "") -> None:
+        super().__init__()
+        self.root = Path(root)
+        found = find_images(self.root)
+        parts = {path: path.relative_to(self.root).parts for path in found.images}
+        inside = {path: names[0] for path, names in parts.items() if len(names) > 1}
+        known = load_class_map(class_map, str(root)) if class_map else None
+        if known is None:
+            known = {name: k for k, name in enumerate(sorted(set(inside.values()), key=natural_key))}
+        self.class_to_idx: dict[str, int] = known
+        chosen = sorted(
+            (path for path, name in inside.items() if name in known), key=lambda path: natural_key(str(path))
+        )
+        self.samples = [(str(path), known[inside[path]]) for path in chosen]
+        unmapped = Counter(name for name in inside.values() if name not in known)
+        skipped = [
+            found.skipped(),
+            _count(len(parts) - len(inside), "images that lie in no class folder"),
+            _count(unmapped.total(), f"images of classes that {class_map} does not name ({_names(unmapped)})"),
+        ]
+        skipped = [text for text in skipped if text]
+        if not self.samples:
+            raise DataError(
+                f"Found 0 images in class folders of {root} (known: {', '.join(SUFFIXES)}); expected is "
+                f"{root}/CLASS/IMAGE{'; there are ' + ', '.join(skipped) if skipped else ''}"
+            )
+        if skipped:
+            _logger.warning("%s: left out are %s", root, ", ".join(skipped))
+        empty = {path.name for path in self.root.iterdir() if path.is_dir() and path.name[0] != "."} - {
+            *inside.values()
+        }
+        if empty:
+            _logger.warning("%s: no images in the folders %s, which are no classes", root, _names(empty))
+        deeper = Counter(names[0] for names in parts.values() if len(names) > 2)
+        if deeper:
+            text = "%s: %d images lie in folders within their class (%s), and count as of that class"
+            _logger.warning(text, root, deeper.total(), _names(deeper))
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        path, target = self.samples[index]
+        return open(path, "rb"), target
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = Path(self.samples[index][0])
+        return path.name if basename else str(path if absolute else path.relative_to(self.root))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number else ""
+
+
+def _names(names: Counter[str] | set[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
