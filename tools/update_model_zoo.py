@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from topodet.analysis import damage_curves
+from topodet.analysis import census, damage_curves
 from topodet.benchmark import report
 from topodet.errors import exit_status
 from topodet.files import atomic_write
@@ -75,6 +75,11 @@ def damage(root: Path) -> Page:
     return text, {f"docs/{name}": figure for each in figures for name, figure in each.items()}
 
 
+def census_of_timm(root: Path) -> Page:
+    record = json.loads((root / "records" / "census.json").read_text())
+    return census.update_page(_read(root, "docs/census.md"), record), {}
+
+
 def study(name: str, root: Path) -> Page:
     return make_page(find_study(name, root), root)
 
@@ -83,6 +88,7 @@ PAGES: dict[str, Callable[[Path], Page]] = {
     "model_zoo.md": model_zoo,
     "docs/performance.md": performance,
     "docs/topology_damage.md": damage,
+    "docs/census.md": census_of_timm,
     **{
         f"docs/studies/{path.stem}.md": partial(study, path.stem)
         for path in sorted((ROOT / "configs" / "studies").glob("*.yaml"))

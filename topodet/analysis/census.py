@@ -25,9 +25,9 @@ from ..records.markdown import replace_measured, table
 Row = dict[str, Any]
 # Words for sizes in the names of networks, ascending.
 _SIZES = (
-    *("zepto", "atto", "femto", "pico", "nano", "xxtiny", "xtiny", "tiny", "mini", "micro", "xxs", "xs", "small"),
-    *("little", "medium", "mediumd", "base", "so150m", "so400m", "large", "xlarge", "huge", "giant", "gigantic"),
-    "enormous",
+    *("zepto", "atto", "femto", "pico", "nano", "n", "xxtiny", "xtiny", "tiny", "t", "mini", "micro", "xxs", "xs"),
+    *("small", "s", "little", "medium", "m", "mediumd", "base", "b", "so150m", "so400m", "large", "l", "xlarge", "xl"),
+    *("huge", "giant", "gigantic", "enormous"),
 )
 PARAMETERS = 100_000_000
 SECONDS = 240

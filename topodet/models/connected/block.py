@@ -65,7 +65,7 @@ class Run:
     """
 
     def __init__(self, form: Form, width: int | None):
-        self.form, self.width = form, width
+        self.form, self.width, self.compiled = form, width, False
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,10 @@ class ConnectedBlock(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the block's nodes and return the sum that the next node reads, or what a last node computes."""
         link, x = self.link, self._stream(args, kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            # A compiler loses what a tensor carries where it goes into gradient checkpointing. It leaves a function
+            # there to Python if that writes to what lies outside of it, as this does.
+            link.run.compiled = True
         if link.begins:
             sums, given = self.wiring.sums(x), x
             if link.shortcut is None:

@@ -80,8 +80,9 @@ class RunPlan:
         return f"{next(iter(self.links))}.wiring"
 
     def __str__(self) -> str:
-        first, *_, last = self.links
-        return f"{self.form}: {len(self.links)} blocks from {first} to {last}, {self.topology.num_edges} edges"
+        first, last = next(iter(self.links)), next(reversed(self.links))
+        blocks = f"{len(self.links)} blocks from {first} to {last}" if first != last else f"block {first}"
+        return f"{self.form}: {blocks}, {self.topology.num_edges} edges"
 
 
 def connect(

@@ -11,7 +11,7 @@ nodes, and a run goes on into the next such container.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 from typing import Any
@@ -190,23 +190,40 @@ def runs_of_blocks(
         return len(empty) < len(parts)
 
     search(root)
-    # What is of the class of such a block is one too, and stays whole where it is in no run.
-    names = {*taken, *(node.name for run in found for node in run)}
-    kinds = {type(call.module) for call in everything if call.name in names} - {nn.Sequential}
+    return _outermost(found, reasons, everything, taken)
 
-    def within(name: str) -> Iterator[nn.Module]:
+
+def _outermost(
+    found: Sequence[list[Node]], reasons: Mapping[str, str], calls: Sequence[Call], taken: Collection[str]
+) -> tuple[list[list[Node]], dict[str, str]]:
+    """Return runs without those inside of blocks, and the reasons that concern blocks.
+
+    What is of the class of a run's block is a block too, and stays whole where it is in no run. (Not where such blocks
+    are made of such blocks, as trees are, or of anything, as `nn.Sequential`.)
+    """
+    by_name = {call.name: call for call in reversed(calls)}
+
+    def around(name: str) -> list[str]:
         parts = name.split(".")
-        return (root.module.get_submodule(".".join(parts[:k])) for k in range(1, len(parts)))
+        return [outer for k in range(1, len(parts)) if (outer := ".".join(parts[:k])) in by_name]
 
-    found = [run for run in found if not any(type(module) in kinds for module in within(run[0].name))]
-    return found, {
-        name: reason
-        for name, reason in reasons.items()
-        # Of what changes the shape only what is made of such blocks: no stem and no head.
-        if reason != _CHANGES
-        or not kinds
-        or any(type(module) in kinds for module in root.module.get_submodule(name).modules())
-    }
+    def kind(name: str) -> type:
+        return type(by_name[name].module)
+
+    of_many = {nn.Sequential, *(kind(name) for name in by_name if kind(name) in map(kind, around(name)))}
+    kinds = {kind(name) for name in taken if name in by_name} - of_many
+    kept = []
+    for run in sorted(found, key=lambda run: run[0].name.count(".")):
+        if not kinds & set(map(kind, around(run[0].name))):
+            kept.append(run)
+            kinds |= {kind(node.name) for node in run} - of_many
+    left = {}
+    for name, reason in reasons.items():
+        block = next((outer for outer in around(name) if kind(outer) in kinds), name)
+        # Of what changes the shape only what is such a block, or made of such blocks: no stem and no head.
+        if reason != _CHANGES or not kinds or any(type(part) in kinds for part in by_name[block].module.modules()):
+            left[block] = reason if block == name else _ALONE if _keeps_shape(by_name[block]) else _CHANGES
+    return [run for run in found if run in kept], left
 
 
 _CHANGES = "it does not keep the shape of what it reads"
