@@ -76,7 +76,7 @@ def survey(name: str, *, parameters: int = PARAMETERS, seconds: float = SECONDS,
                 size = sum(p.numel() for p in timm.create_model(name, num_classes=10, **options).parameters())
             row["parameters"] = size
             if size > parameters:
-                return {**row, "reason": f"not measured: it has more than {parameters // 10**6} M parameters"}
+                return {**row, "reason": f"not measured: it has more than {parameters / 1e6:g} M parameters"}
             torch.manual_seed(0)
             model = randomize(timm.create_model(name, num_classes=10, **options)).eval()
             root, _, sample = follow(copy.deepcopy(model))

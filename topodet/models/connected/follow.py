@@ -199,7 +199,8 @@ def _outermost(
     """Return runs without those inside of blocks, and the reasons that concern blocks.
 
     What is of the class of a run's block is a block too, and stays whole where it is in no run. (Not where such blocks
-    are made of such blocks, as trees are, or of anything, as `nn.Sequential`.)
+    are made of such blocks, as trees are, or of anything, as `nn.Sequential`.) Plain layers, as two convolutions, are
+    nodes only where there are no blocks of several modules.
     """
     by_name = {call.name: call for call in reversed(calls)}
 
@@ -211,6 +212,8 @@ def _outermost(
         return type(by_name[name].module)
 
     of_many = {nn.Sequential, *(kind(name) for name in by_name if kind(name) in map(kind, around(name)))}
+    of_blocks = [run for run in found if any(by_name[node.name].children for node in run)]
+    found = of_blocks if of_blocks or taken else found
     kinds = {kind(name) for name in taken if name in by_name} - of_many
     kept = []
     for run in sorted(found, key=lambda run: run[0].name.count(".")):
