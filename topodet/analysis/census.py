@@ -122,8 +122,8 @@ def randomize(model: nn.Module) -> nn.Module:
     """Move a network's parameters and statistics, in place, away from where initialization makes branches be 0."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
-            noise = 0.1 * torch.randn_like(parameter)
-            parameter.add_(noise if parameter.ndim <= 1 else noise * parameter.std().nan_to_num())
+            spread = parameter.std().nan_to_num() if parameter.ndim > 1 else 1.0
+            parameter.add_(0.1 * torch.randn_like(parameter) * (spread or 0.2))
     for module in model.modules():
         if isinstance(getattr(module, "running_var", None), Tensor):
             module.running_mean.normal_(std=0.1)
@@ -158,10 +158,10 @@ def _values(model: nn.Module, sample: Sample) -> tuple[list[Tensor], list[Tensor
 
 
 def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Return the largest difference as a share of the largest value; NaN where a value is not finite."""
+    """Return the largest difference as a share of the largest value; 1 where there are only zeros to compare."""
     scale = max((x.abs().max().item() for x in theirs), default=0.0)
     largest = max(((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True)), default=0.0)
-    return largest / scale if scale else largest
+    return largest / scale if scale else 1.0
 
 
 @contextmanager

@@ -30,6 +30,10 @@ def penalty(model: nn.Module, kind: PenaltyKind) -> Tensor:
     log(delta_i) * sum_j |alpha_ji| with delta_i the in-degree, so that dense inputs are thinned first and a node's
     only input is not penalised. Frozen and fixed edges do not count: nothing could change them.
 
+    In a run of whole blocks (`connect(nodes="blocks")`), which starts as a chain, |alpha| stands for the distance from
+    the start: |alpha - 1| on the edges from a block to the next, so that the chain is no more penalized than it was,
+    and |alpha| on all others. See docs/connect.md for what was measured.
+
     Args:
         model: any module that contains `Wiring`s.
         kind: "none" is 0.
@@ -49,11 +53,20 @@ def penalty(model: nn.Module, kind: PenaltyKind) -> Tensor:
         )
     total = torch.zeros((), device=learned[0].alpha.device)
     for wiring in learned:
-        size = wiring.alpha.float().abs()
+        size = _distance(wiring)
         if kind == "adaptive":
             size = size * _log_in_degree(wiring)
         total = total + size.sum()
     return total
+
+
+def _distance(wiring: Wiring) -> Tensor:
+    """Return what is penalized of each edge, float32 [E]."""
+    alpha = wiring.alpha.float()
+    if wiring.start == "chain":
+        sources, targets = wiring.edges.to(alpha.device).unbind(1)  # numbers from before any pruning
+        alpha = alpha - (targets - sources == 1).float()
+    return alpha.abs()
 
 
 def _log_in_degree(wiring: Wiring) -> Tensor:

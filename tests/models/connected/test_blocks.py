@@ -1,6 +1,7 @@
 """`connect(nodes="blocks")` and "auto": runs that are found by following a network, and that start as chains."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -215,6 +216,17 @@ def test_pruning_and_damage():
         assert not model.layer1(y).any()
     rows = connectivity.remove_nodes(model, lambda model: model(x).sum().item(), progress=False).rows
     assert [row["node"] for row in rows] == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_the_penalty_is_the_distance_from_the_chain():
+    model = connect(series(None, None, None), nodes="blocks", sample=torch.randn(2, 4))
+    assert connectivity.penalty(model, "uniform") == connectivity.penalty(model, "adaptive") == 0
+    model[0].wiring.alpha.data = torch.tensor([0.5, 0.25, 1.0, 0.0, -0.5, 2.0])  # of 01, 02 12, 03 13 23
+    torch.testing.assert_close(connectivity.penalty(model, "uniform").item(), 0.5 + 0.25 + 0.5 + 1.0)
+    expected = 0.25 * math.log(2) + 1.5 * math.log(3)
+    torch.testing.assert_close(connectivity.penalty(model, "adaptive").item(), expected, rtol=1e-6, atol=0)
+    connectivity.prune_to_edges_(model, {"0.wiring": [(0, 2), (2, 3)]})  # edges keep the numbers they had
+    torch.testing.assert_close(connectivity.penalty(model, "uniform").item(), 0.25 + 1.0)
 
 
 def test_fusing_drops_what_is_zero():
