@@ -190,6 +190,7 @@ def test_the_config_reaches_the_network():
     cfg = config(
         MODEL__CONNECTED_TIMM__NAME="convnext_atto",
         MODEL__CONNECTED_TIMM__WIRING="fixed",
+        MODEL__CONNECTED_TIMM__CONNECT_NODES="blocks",
         MODEL__CONNECTED_TIMM__USE_ACT_CHECKPOINT=True,
         MODEL__BACKBONE__FREEZE_AT=2,
     )
@@ -198,6 +199,7 @@ def test_the_config_reaches_the_network():
     backbone = bottom_up(build_model(cfg))
     assert backbone.stage_channels == SMALL_CONVNEXT["dims"]
     assert not any(wiring.learned for wiring in connectivity.wirings(backbone).values())
+    assert {wiring.start for wiring in connectivity.wirings(backbone).values()} == {"chain"}
     assert backbone.network.stages[1].blocks[1].drop_path.drop_prob > 0
     assert backbone.network.stages[1].grad_checkpointing
     assert [p.requires_grad for p in backbone.network.stages.parameters()].count(False) > 0

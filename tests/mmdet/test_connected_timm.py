@@ -68,6 +68,7 @@ def test_starts_as_timms_network_and_as_the_plain_one(plain):
     [
         ("resnet18", {"wiring": "learned", "rewire": True}, {"channels": [8, 16, 24, 32]}),
         ("resnet18", {"wiring": "none"}, {"channels": [8, 16, 24, 32]}),
+        ("resnet18", {"connect_nodes": "auto"}, {"channels": [64, 16, 24, 32]}),
         ("resnetv2_18", {"wiring": "learned"}, {"channels": [8, 16, 24, 32], "stem_chs": 8}),
         ("swin_tiny_patch4_window7_224", {"wiring": "learned"}, {"embed_dim": 12, "depths": (1, 1, 2, 1)}),
         ("convnext_atto", {"wiring": "learned"}, {"depths": (1, 2, 1, 1), "dims": (8, 16, 24, 32)}),

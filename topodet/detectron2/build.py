@@ -71,6 +71,7 @@ def build_connected_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Conne
     backbone = ConnectedTimm(
         node.NAME,
         wiring=node.WIRING,
+        connect_nodes=node.CONNECT_NODES,
         rewire=node.REWIRE,
         in_channels=input_shape.channels,
         out_features=node.OUT_FEATURES,

@@ -60,6 +60,7 @@ def _connected_timm() -> CfgNode:
     node = CfgNode()
     node.NAME = "mobilenetv2_100"  # in timm, with or without the tag of its weights
     node.WIRING = "learned"  # learned, fixed, or none: the network as timm makes it
+    node.CONNECT_NODES = "residuals"  # what the nodes are: or "blocks", ResNets too, or "auto"
     node.REWIRE = False  # of a ResNet: the network of topodet.models.rewire
     # What pruning has left of runs: [[run, [[j, i], ...]], ...], or [pretrained] for that of PRETRAINED.
     node.EDGES = []

@@ -11,6 +11,7 @@ from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from .. import weights
 from ..errors import ConfigError, unknown_name
 from ..models import TimmTrunk
+from ..models.connected import Nodes
 from ..models.timm_trunk import STRIDES, RunEdges, TimmWiring
 from .base import TopodetBackbone, number_of_stages
 
@@ -26,6 +27,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
     Args:
         name: of the network in timm, e.g. "convnextv2_nano", with or without the tag of its weights.
         wiring: "learned", "fixed" (all weights as they were loaded), or "none": timm's network as it is, to compare.
+        connect_nodes: what the nodes of its runs are, "residuals", "blocks" (ResNets too) or "auto", see `connect`.
         rewire: of a ResNet make the network of `topodet.models.rewire`; only weights trained as such fit.
         in_channels: channels of the image.
         out_features: feature maps to return, of "res2" (stride 4) to "res5" (stride 32). Later stages are cut off.
@@ -49,6 +51,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         name: str,
         *,
         wiring: TimmWiring = "learned",
+        connect_nodes: Nodes = "residuals",
         rewire: bool = False,
         in_channels: int = 3,
         out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
@@ -64,6 +67,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         super().__init__(
             name,
             wiring=wiring,
+            connect_nodes=connect_nodes,
             rewire=rewire,
             in_chans=in_channels,
             num_stages=number_of_stages(out_features, len(STRIDES), self.config_node),

@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 
 from .. import weights
 from ..models import TimmTrunk
+from ..models.connected import Nodes
 from ..models.timm_trunk import STRIDES, RunEdges, TimmWiring
 from .base import TopodetBackbone, number_of_stages, resolve_init
 
@@ -23,6 +24,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
     Args:
         name: of the network in timm, e.g. "convnextv2_nano", with or without the tag of its weights.
         wiring: "learned", "fixed" (all weights as they were loaded), or "none": timm's network as it is, to compare.
+        connect_nodes: what the nodes of its runs are, "residuals", "blocks" (ResNets too) or "auto", see `connect`.
         rewire: of a ResNet make the network of `topodet.models.rewire`; only weights trained as such fit.
         in_channels: channels of the image.
         out_indices: stages whose feature maps are returned, ascending, 0 at stride 4. Later stages are cut off.
@@ -49,6 +51,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         name: str,
         *,
         wiring: TimmWiring = "learned",
+        connect_nodes: Nodes = "residuals",
         rewire: bool = False,
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -64,6 +67,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         super().__init__(
             name,
             wiring=wiring,
+            connect_nodes=connect_nodes,
             rewire=rewire,
             in_chans=in_channels,
             num_stages=number_of_stages(out_indices, len(STRIDES)),
