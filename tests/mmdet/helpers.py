@@ -68,7 +68,12 @@ def small_config(name: str, root: Path, work_dir: Path, options: dict | None = N
 
 
 def narrow(config: Config, backbone: str = "") -> Config:
-    """Make a shipped detector small, in place: toponet_nano, two classes, few channels and proposals; return it."""
+    """Make a shipped detector small, in place, and return it: few nodes, channels and proposals, and two classes.
+
+    Args:
+        config: of the detector.
+        backbone: published file of toponet_nano, which takes the place of a smaller network.
+    """
     values = {"fc_out_channels": 32, "num_classes": 2, "num_convs": 1, "stacked_convs": 1, "nms_pre": 100}
     channels = ("in_channels", "out_channels", "feat_channels", "conv_out_channels")
 
@@ -85,6 +90,7 @@ def narrow(config: Config, backbone: str = "") -> Config:
     change(config.model)
     config.model.backbone.arch = "toponet_nano"
     config.model.backbone.pretrained = backbone or None
+    config.model.backbone.nodes = None if backbone else [2, 3, 2, 2]
     config.model.neck.in_channels = [32, 64, 128, 256]
     for stage in ("rpn", "rpn_proposal"):
         for settings in (config.model.get("test_cfg"), config.model.get("train_cfg")):

@@ -15,10 +15,8 @@ from topodet.mmdet import analyze, publish_detector
 from topodet.mmdet.analyze import build_detector, counters, prepare
 
 KINDS = [
-    NANO,
     "mask-rcnn_toponet50-adaptive_fpn_1x_coco",
     "retinanet_toponet50-adaptive_fpn_1x_coco",
-    "cascade-rcnn_toponet50-adaptive_fpn_1x_coco",
 ]
 
 

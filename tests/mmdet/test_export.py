@@ -12,9 +12,11 @@ from PIL import Image
 from tests.commands.helpers import run_command
 from tests.detection import noise_images, spread_out, write_coco
 from tests.mmdet.helpers import NANO, narrow, small_config
+from topodet.detections import Detections
 from topodet.errors import ConfigError, DataError
 from topodet.mmdet import export_detector, load_detector, predict
 from topodet.mmdet.export import traceable
+from topodet.models.calibrate import calibrate_batchnorm
 
 CLASSES = ["person", "bicycle"]
 TWO_STAGES = {"rpn_cls": 3.0, "rpn_reg": 0.3, "fc_cls": 3.0, "fc_reg": 0.5}
@@ -28,7 +30,7 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def detectors(tmp_path_factory, nano):
+def detectors(tmp_path_factory):
     """Return a detector of a kind, made once."""
     coco = write_coco(tmp_path_factory.mktemp("coco") / "set")
     made = {}
@@ -38,13 +40,14 @@ def detectors(tmp_path_factory, nano):
             torch.manual_seed(0)
             name, heads = KINDS[kind]
             folder = tmp_path_factory.mktemp(kind)
-            config = narrow(small_config(name, coco, folder), str(nano.pth))
+            config = narrow(small_config(name, coco, folder))
             model = MODELS.build(config.model)
             model.init_weights()
             meta = {"dataset_meta": {"classes": CLASSES}}
             torch.save({"state_dict": model.state_dict(), "meta": meta}, folder / "epoch_1.pth")
             config.dump(folder / "config.py")
             made[kind] = load_detector(folder / "epoch_1.pth", config=folder / "config.py", device="cpu")
+            calibrate_batchnorm(made[kind], predict, made[kind], noise_images()[0])
             spread_out(made[kind], lambda image: predict(made[kind], image), heads)
         return made[kind]
 
@@ -61,11 +64,21 @@ def as_input(image):
     return image.astype(np.float32).transpose(2, 0, 1).copy()
 
 
+def sides(boxes):
+    """Return the shorter side of each box."""
+    return (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
+
+
 def check(outputs, detector, image):
     """Compare with what MMDetection finds in the image, through its own pipeline."""
-    theirs = predict(detector, image, score_threshold=0)
+    found = predict(detector, image, score_threshold=0)
+    # Whether the image's border leaves a thousandth of a pixel of a box, or nothing, is a matter of rounding.
+    kept = np.flatnonzero(sides(found.boxes) > 0.5)
+    masks = None if found.masks is None else found.masks[kept]
+    theirs = Detections(found.boxes[kept], found.scores[kept], found.labels[kept], masks)
     order = np.argsort(-outputs["scores"], kind="stable")
-    assert len(theirs) == len(outputs["scores"]) > 5
+    order = order[sides(outputs["boxes"][order]) > 0.5]
+    assert len(theirs) == len(order) > 5
     assert np.allclose(outputs["scores"][order], theirs.scores, atol=1e-4)
     assert np.allclose(outputs["boxes"][order], theirs.boxes, atol=1e-2)
     assert (outputs["labels"][order] == theirs.labels).all()
@@ -78,7 +91,7 @@ def check(outputs, detector, image):
         assert (pasted != theirs.masks).mean() < 1e-4
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["mask", "retinanet", "cascade"])
 def test_onnx_in_onnxruntime(detectors, images, kind, tmp_path):
     detector = detectors(kind)
     content = export_detector(detector, images[0], tmp_path / "m.onnx", format="onnx")
@@ -111,21 +124,22 @@ def test_torchscript(detectors, images, kind, tmp_path):
     assert set(re.findall(r"= (\w+)::", str(read.inlined_graph))) <= {"aten", "prim", "torchvision"}
 
 
-def test_the_command_leaves_the_same_file(detectors, images, tmp_path, capsys):
+def test_the_command(detectors, images, tmp_path, capsys):
     """And the detector is left as it was."""
     detector = detectors("faster")
     before = predict(detector, images[0], score_threshold=0)
-    content = export_detector(detector, images[0], tmp_path / "epoch_1.ts")
-    assert np.array_equal(predict(detector, images[0], score_threshold=0).boxes, before.boxes)
-    assert all(parameter.requires_grad for parameter in detector.roi_head.parameters())
     meta = {"dataset_meta": {"classes": CLASSES}}
     torch.save({"state_dict": detector.state_dict(), "meta": meta}, tmp_path / "epoch_1.pth")
-    detector.cfg.dump(tmp_path / "config.py")
     Image.fromarray(images[0]).save(tmp_path / "sample.png")
-    options = ["--weights", tmp_path / "epoch_1.pth", "--config", tmp_path / "config.py", "--output", tmp_path / "out"]
-    assert run_command("export", [*options, "--sample", tmp_path / "sample.png"]) == 0
-    assert "boxes as the original's" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "epoch_1.ts.json").read_text()) == content
+    options = ["--weights", tmp_path / "epoch_1.pth", "--config", detector.cfg.filename, "--output", tmp_path / "out"]
+    assert run_command("export", [*options, "--sample", tmp_path / "sample.png", "--format", "onnx"]) == 0
+    assert f"{len(before)} boxes as the original's" in capsys.readouterr().out
+    names = json.loads((tmp_path / "out" / "epoch_1.onnx.json").read_text())["outputs"]
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "epoch_1.onnx", providers=["CPUExecutionProvider"])
+    check(dict(zip(names, session.run(None, {"image": as_input(images[1])}))), detector, images[1])
+    export_detector(detector, images[0], tmp_path / "m.ts")
+    assert np.array_equal(predict(detector, images[0], score_threshold=0).boxes, before.boxes)
+    assert all(parameter.requires_grad for parameter in detector.roi_head.parameters())
 
 
 def test_what_cannot_be_exported_is_told(detectors, images, tmp_path):

@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmdet.models import CascadeRoIHead, RetinaHead, RPNHead, SingleStageDetector, StandardRoIHead, TwoStageDetector
+from mmdet.models import (
+    BBoxHead,
+    CascadeRoIHead,
+    RetinaHead,
+    RPNHead,
+    SingleStageDetector,
+    StandardRoIHead,
+    TwoStageDetector,
+)
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.models.task_modules.coders.delta_xywh_bbox_coder import DeltaXYWHBBoxCoder, delta2bbox
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi
+from mmdet.utils import get_test_pipeline_cfg
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, nms, roi_align
 
@@ -68,11 +78,13 @@ def export_detector(
     if detector.data_preprocessor._channel_conversion:
         sample = sample[[2, 1, 0]]
     # Of the step that resizes, as both frameworks have it: to the short side, unless the long side gets too long.
-    sizes = [step.get("scale") for step in detector.cfg.test_dataloader.dataset.pipeline if step["type"] == "Resize"]
-    short, long = sorted(sizes[0]) if sizes and sizes[0] is not None else (None, None)
+    sizes = [
+        step["scale"] for step in get_test_pipeline_cfg(detector.cfg) if step["type"] == "Resize" and "scale" in step
+    ]
+    short, long = sorted(sizes[0]) if sizes else (None, None)
     return exported.write(
         traced,
-        lambda image: _original(detector, image),
+        partial(_original, detector),
         sample,
         path,
         format=format,
@@ -156,8 +168,12 @@ class TracedRCNN(Traced):
         for extractor in (*self._extractors(), *([roi_head.mask_roi_extractor] if roi_head.with_mask else [])):
             _check_extractor(extractor)
         for head in self._heads():
-            if head.custom_cls_channels or not isinstance(head.bbox_coder, DeltaXYWHBBoxCoder):
-                raise _unknown(head, "softmax and DeltaXYWHBBoxCoder")
+            if (
+                not isinstance(head, BBoxHead)
+                or head.custom_cls_channels
+                or not isinstance(head.bbox_coder, DeltaXYWHBBoxCoder)
+            ):
+                raise _unknown(head, "BBoxHead with softmax and DeltaXYWHBBoxCoder")
         _check_suppression(detector.test_cfg.rpn)
         _check_suppression(detector.test_cfg.rcnn)
 
