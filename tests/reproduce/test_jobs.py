@@ -74,7 +74,7 @@ def test_every_detector_of_mmdetection_is_understood(scale, monkeypatch):
     found = [job for job in jobs("table5", scale) if job.arm.kind == "mmdetection"]
     for job in (found[0], found[-1]):
         line = job.lines(Machines(job.scale.gpus))[-1]
-        given = shlex.split(re.sub(r"\$\(ls (\S+)\)", r"\1", line.rpartition("--cfg-options ")[2]))
+        given = shlex.split(re.sub(r"\$\(ls ([^)]+)\)", r"\1", line.rpartition("--cfg-options ")[2]))
         values = {key: yaml.safe_load(text) for key, _, text in (word.partition("=") for word in given)}
         made = config.Config.fromfile(job.arm.source)
         made.merge_from_dict(values)
@@ -96,7 +96,7 @@ def test_every_detector_of_detectron2_is_understood(scale, monkeypatch):
 
     monkeypatch.chdir(ROOT)
     for job in [job for job in jobs("table5", scale) if job.arm.kind == "detectron2"]:
-        line = re.sub(r"\$\(ls (\S+)\)", r"\1", job.lines(Machines(job.scale.gpus))[-1])
+        line = re.sub(r"\$\(ls ([^)]+)\)", r"\1", job.lines(Machines(job.scale.gpus))[-1])
         words = shlex.split(line)
         args = train_net.parser().parse_args(words[words.index("train-net") + 1 :])
         cfg = load_config(args.config_file, args.opts)
@@ -162,6 +162,14 @@ def test_machines_that_cannot_be(values, message):
 def test_images_that_cannot_be_shared():
     with pytest.raises(ConfigError, match=r"1024 images an update cannot be shared by 3 processes"):
         line_of("table4", "paper", "adaptive", Machines(3))
+
+
+def test_a_folder_whose_name_mmengine_would_change():
+    study = find_study("table5", ROOT)
+    places = Places(runs=Path("my runs"))
+    job = jobs_of(study, study.scale("small"), places, seeds=1, frameworks=("mmdetection",))[1]
+    with pytest.raises(ConfigError, match=r"loses the spaces of 'my runs/table5-small/residual2_mmdetection_seed0'"):
+        job.lines(Machines(0))
 
 
 def test_the_frameworks_are_those_of_records():

@@ -39,6 +39,7 @@ def test_numbers_of_the_paper_are_there(name):
         ("fixed: {pretrain", "fixed: {pretrian", r"arms.fixed must have one of pretrain, "),
         ("measure: top1", "measure: top", r"arms.fixed: unknown measure 'top'. Did you mean 'top1'"),
         ("than: fixed", "than: fixd", r"comparisons\[0\].than: unknown arm 'fixd'. Did you mean 'fixed'"),
+        ("fixed: {pretrain: configs/pretrain/toponet_nano_wiring.yaml", "fixed: {tool: rm", r"unknown experiment 'rm'"),
         ("arms:", "arms: [", r"is no YAML that can be read"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError, unknown_name
 from ..pretrain.command_line import option_words
-from .study import FRAMEWORKS, Arm, Scale, Study
+from .study import FRAMEWORKS, TOOLS, Arm, Scale, Study
 
 _PLACE = re.compile(r"\{(seed|data|run:[\w/]+)\}")
 # MMDetection installs its training script with the package.
@@ -211,8 +211,8 @@ def _share(images: int, machines: Machines) -> int:
 
 
 def _published(job: Job) -> str:
-    """Return the shell's words for the published backbone of a job, whose name ends in a hash."""
-    return f"{job.folder.parent}/published/{job.name}-????????.pth"
+    """Return the shell's pattern of the published backbone of a job, whose name ends in a hash."""
+    return f"{shlex.quote(str(job.folder.parent))}/published/{job.name}-????????.pth"
 
 
 def _publish(job: Job, machines: Machines) -> Iterator[str]:
@@ -229,11 +229,15 @@ def _publish(job: Job, machines: Machines) -> Iterator[str]:
 
 
 def _start(job: Job) -> str:
-    """Return the weights of a detector's backbone as the shell reads them; "" without any."""
-    return f"$(ls {_published(job.other(job.arm.backbone))})" if job.arm.backbone else ""
+    """Return the weights of a detector's backbone as the shell finds them, within double quotes."""
+    return f"$(ls {_published(job.other(job.arm.backbone))})"
 
 
 def _mmdetection(job: Job, machines: Machines) -> Iterator[str]:
+    if re.search(r"\s", str(job.folder)):
+        raise ConfigError(
+            f"MMEngine's --cfg-options loses the spaces of {str(job.folder)!r}: choose --runs without any"
+        )
     yield from _publish(job, machines)
     options: dict[str, Any] = {"randomness.seed": job.seed, **job.options()}
     total = options.pop("images", 0)
@@ -241,12 +245,12 @@ def _mmdetection(job: Job, machines: Machines) -> Iterator[str]:
         options["train_dataloader.batch_size"] = _share(total, machines)
     given = [shlex.quote(f"{key}={_python_text(value)}") for key, value in options.items()]
     if job.arm.backbone:
-        given.insert(0, f"model.backbone.pretrained={_start(job)}")
+        given.insert(0, f'"model.backbone.pretrained={_start(job)}"')
     python = shlex.quote(machines.python.get("mmdetection", "python"))
     launcher = machines.launcher("mmdetection")
-    words = [launcher, _MMDET_TRAIN.format(python=python), job.arm.source]
+    words = [launcher, _MMDET_TRAIN.format(python=python), shlex.quote(job.arm.source)]
     words += ["--launcher pytorch"] if machines.processes > 1 else []
-    yield " ".join([*words, "--work-dir", str(job.folder), "--resume", "--cfg-options", *given])
+    yield " ".join([*words, "--work-dir", shlex.quote(str(job.folder)), "--resume", "--cfg-options", *given])
 
 
 def _detectron2(job: Job, machines: Machines) -> Iterator[str]:
@@ -264,7 +268,7 @@ def _detectron2(job: Job, machines: Machines) -> Iterator[str]:
     words += [] if machines.gpus else ["MODEL.DEVICE", "cpu"]
     for key, value in {"SEED": job.seed, "OUTPUT_DIR": job.folder, **options}.items():
         words += [key, str(value)]
-    start = f" MODEL.TOPONET.PRETRAINED {_start(job)}" if job.arm.backbone else ""
+    start = f' MODEL.TOPONET.PRETRAINED "{_start(job)}"' if job.arm.backbone else ""
     data = shlex.quote(str(job.places.data))
     yield f"DETECTRON2_DATASETS={data} {shlex.join(words)}{start}"
 
@@ -281,7 +285,7 @@ def _tool(job: Job, machines: Machines) -> Iterator[str]:
     options = job.options()
     first = job.seed * options.get("networks", options.get("seeds", 1))  # no network in two jobs
     words = [*_tool_words(options), "--first-seed", str(first), "--json", f"{job.folder}/result.json"]
-    yield f"python {job.arm.source} {shlex.join(words)}"
+    yield f"python {TOOLS[job.arm.source]} {shlex.join(words)}"
 
 
 _LINES = {

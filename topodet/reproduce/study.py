@@ -24,6 +24,12 @@ KINDS: dict[str, tuple[str, ...]] = {
     "run": (),
 }
 FRAMEWORKS = ("mmdetection", "detectron2")
+# A file chooses no code: the experiments that a study may run, by name.
+TOOLS = {
+    "nn_mass": "tools/nn_mass_experiment.py",
+    "nnstd": "tools/sparse_topologies.py",
+    "swnet": "tools/small_world_experiment.py",
+}
 _STUDY = ("title", "claim", "measure", "scales")
 _SCALE = ("about", "data", "seeds", "hours", "gpus", "images", "options", "arms", "comparisons")
 _NAME = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*")
@@ -37,7 +43,7 @@ class Arm:
         name: in the study.
         kind: what makes it, a key of `KINDS`.
         source: with "pretrain" a recipe, with a framework a detector's config, with "damage" the arm that is damaged,
-            with "tool" the script, with "run" the arm whose runs are measured, "ARM" or "STUDY/ARM".
+            with "tool" a key of `TOOLS`, with "run" the arm whose runs are measured, "ARM" or "STUDY/ARM".
         options: of what makes it.
         measure: from its record to the number that is compared; the study's where it has none.
         paper: what the paper has: a path into records/paper.json, such as "backbones/resnet50/top1".
@@ -233,6 +239,8 @@ def _arms(name: str, content: Any, scale: Mapping[str, Any], measure: str, place
         raise ConfigError(f"{place} must have one of {', '.join(KINDS)} (or both frameworks), but has {list(entry)}")
     allowed = [*kinds, "measure", "paper", *dict.fromkeys(key for kind in kinds for key in KINDS[kind])]
     _mapping(entry, allowed, place)
+    if "tool" in entry and entry["tool"] not in TOOLS:
+        raise ConfigError(f"{place}.tool: {unknown_name('experiment', entry['tool'], TOOLS)}")
     chosen = entry.get("measure", measure)
     if chosen not in MEASURES and "." not in chosen:
         raise ConfigError(
