@@ -16,7 +16,7 @@ FLOORS = [
     ("topology", "ops", "datasets"),
     ("models",),
     ("connectivity",),
-    ("weights", "visualization", "complexity", "costs", "detections", "exported"),
+    ("weights", "visualization", "complexity", "connected_backbone", "costs", "detections", "exported"),
     ("pretrain", "related"),
     ("records",),
     ("analysis", "benchmark", "new_config", "reproduce"),

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "mmdet"
 SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.py"))
 NANO = "faster-rcnn_toponet-nano_fpn_digits"
+AUGMENTATIONS = ("RandomChoice", "CachedMosaic")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
@@ -60,6 +61,9 @@ def small_config(name: str, root: Path, work_dir: Path, options: dict | None = N
             **(options or {}),
         }
     )
+    if any(step["type"] in AUGMENTATIONS for step in config.train_dataloader.dataset.pipeline):
+        # MMDetection's own, at 640 to 1333 pixels.
+        config.train_dataloader.dataset.pipeline = copy.deepcopy(load(NANO).train_dataloader.dataset.pipeline)
     for loader in LOADERS:
         for step in config[loader].dataset.pipeline:
             if step["type"] == "Resize":

@@ -1,8 +1,10 @@
 import math
 
 import pytest
+from mmdet.datasets import CocoDataset
 from mmengine.hooks import Hook
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.detection import write_coco
 from tests.mmdet.helpers import SHIPPED, load, small_config, train
@@ -17,6 +19,14 @@ CHANNELS = {"toponet_nano": [32, 64, 128, 256], "toponet50": [128, 256, 512, 102
 
 # Networks of timm that are connected, and whether timm's weights are where they start.
 CONNECTED = {"mobilenetv2-connected": True, "resnet50-rewired": None, "convnextv2-nano-connected": True}
+
+
+# MMDetection's own ResNet-50, connected.
+R50_CONNECTED = (
+    "faster-rcnn_r50-connected_fpn_1x_coco",
+    "dino-4scale_r50-connected_8xb2-12e_coco",
+    "rtmdet_tiny_r50-connected_8xb32-300e_coco",
+)
 
 
 class WithoutGradient(Hook):
@@ -34,7 +44,7 @@ def sparsity(config):
 
 
 def norms(model):
-    kinds = (nn.LayerNorm, nn.BatchNorm2d)
+    kinds = (nn.LayerNorm, _BatchNorm)
     parts = {name for name, module in model.named_modules() if isinstance(module, kinds)}
     return {name for name, _ in model.named_parameters() if name.rpartition(".")[0] in parts}
 
@@ -50,19 +60,22 @@ def test_the_list_of_configs():
         "faster-rcnn_mobilenetv2-connected_fpn_bccd",
         "faster-rcnn_mobilenetv2_fpn_bccd",
         *(f"faster-rcnn_{name}_fpn_1x_coco" for name in CONNECTED),
+        *R50_CONNECTED,
+        "dino-4scale_toponet50_8xb2-12e_coco",
+        "rtmdet_tiny_toponet50_8xb32-300e_coco",
     }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
-def test_trains_a_step_as_shipped(name, coco, backbone_files, tmp_path):
+def test_trains_a_step_as_shipped(name, backbone_files, tmp_path):
     # Not the records of the edges, which other tests make: pictures take longer than the step.
     options = {
         "default_hooks.checkpoint": None,
         "custom_hooks": [hook for hook in load(name).get("custom_hooks") or [] if hook["type"] != "AlphaLogHook"],
         **{f"{part}_{kind}": None for part in ("val", "test") for kind in ("cfg", "dataloader", "evaluator")},
     }
-    root = write_coco(tmp_path / "set", load(name).metainfo.classes) if "metainfo" in load(name) else coco
+    root = write_coco(tmp_path / "set", load(name).get("metainfo", CocoDataset.METAINFO)["classes"])
     config = small_config(name, root, tmp_path)
     backbone = config.model.backbone
     arch = backbone.get("arch") or backbone.get("name")
@@ -70,7 +83,10 @@ def test_trains_a_step_as_shipped(name, coco, backbone_files, tmp_path):
         trained = {"wiring": "learned", "rewire": True} if backbone.get("rewire") else {}
         options["model.backbone.pretrained"] = str(backbone_files(arch, **trained))
     else:
-        options["model.backbone.init_cfg"] = None  # a download
+        stock = "model.backbone.backbone" if backbone.type == "Connected" else "model.backbone"
+        options[f"{stock}.init_cfg"] = None  # a download
+    if config.model.type == "DINO":
+        options["model.num_queries"] = 20  # of 900, more than small images have places
     by_epoch = config.train_cfg.type == "EpochBasedTrainLoop"
     options["train_cfg.max_epochs" if by_epoch else "train_cfg.max_iters"] = 1
     config.merge_from_dict(options)
@@ -85,15 +101,17 @@ def test_trains_a_step_as_shipped(name, coco, backbone_files, tmp_path):
     assert loss == pytest.approx(sum(losses.values()), rel=1e-4)
     assert watch.names == []  # DDP would wait for them
     model = runner.model
+    assert ("train/sparsity_penalty" in runner.message_hub.log_scalars) == bool(sparsity(config))
     if isinstance(model.backbone, TopodetBackbone):
         assert model.backbone.card["architecture"] == arch
-        assert ("train/sparsity_penalty" in runner.message_hub.log_scalars) == bool(sparsity(config))
         groups = {id(p): group for group in runner.optim_wrapper.param_groups for p in group["params"]}
         decay = config.optim_wrapper.optimizer.weight_decay
         spared = norms(model) if config.optim_wrapper.paramwise_cfg.get("norm_decay_mult") == 0 else set()
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                expected = 0 if name.endswith("wiring.alpha") or name in spared else decay
+                without = name.endswith("wiring.alpha") or name in spared
+                without |= name.endswith(".bias") and config.optim_wrapper.paramwise_cfg.get("bias_decay_mult") == 0
+                expected = 0 if without else decay
                 assert groups[id(parameter)]["weight_decay"] == expected, name
 
 
@@ -168,7 +186,7 @@ def test_schedules(row):
     assert epochs.model.backbone.norm_cfg.requires_grad
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if "r50" not in name])
+@pytest.mark.parametrize("name", [name for name in SHIPPED if "r50_" not in name])
 def test_every_toponet_config_registers_and_checks(name):
     config = load(name)
     assert config.custom_imports == {"imports": ["topodet.mmdet"], "allow_failed_imports": False}
@@ -179,4 +197,4 @@ def test_every_toponet_config_registers_and_checks(name):
         "TensorboardVisBackend",
     }
     network = name.removeprefix("faster-rcnn_").removesuffix("_fpn_1x_coco")
-    assert config.model.backbone.pretrained is CONNECTED.get(network)
+    assert config.model.backbone.get("pretrained") is CONNECTED.get(network)

@@ -13,6 +13,7 @@ from .build import (
 from .check import check_detector
 from .checkpoint import TopoNetCheckpointer
 from .config import add_topodet_config, load_config
+from .connected import build_connected_backbone, build_connected_fpn_backbone, connect
 from .connected_timm import ConnectedTimm
 from .data import check_datasets, reading_of_config, register_dataset
 from .evaluation import coco_evaluation
@@ -32,6 +33,8 @@ __all__ = [
     "Trainer",
     "add_topodet_config",
     "analyze",
+    "build_connected_backbone",
+    "build_connected_fpn_backbone",
     "build_connected_timm_backbone",
     "build_connected_timm_fpn_backbone",
     "build_optimizer",
@@ -44,6 +47,7 @@ __all__ = [
     "class_names",
     "coco_evaluation",
     "common_config",
+    "connect",
     "draw",
     "evaluate",
     "export_detector",

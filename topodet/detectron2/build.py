@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
@@ -50,7 +50,7 @@ def build_toponet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoNet:
 @BACKBONE_REGISTRY.register()
 def build_toponet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build a TopoNet with the FPN that `MODEL.FPN` describes: p2..p5, and p6 pooled from p5."""
-    return _fpn(cfg, build_toponet_backbone(cfg, input_shape), LastLevelMaxPool())
+    return build_fpn(cfg, build_toponet_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -89,7 +89,7 @@ def build_connected_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Conne
 @BACKBONE_REGISTRY.register()
 def build_connected_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build a network of timm with the FPN that `MODEL.FPN` describes: p2..p5, and p6 pooled from p5."""
-    return _fpn(cfg, build_connected_timm_backbone(cfg, input_shape), LastLevelMaxPool())
+    return build_fpn(cfg, build_connected_timm_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -107,10 +107,11 @@ def _check(backbone: TopodetBackbone, cfg: CfgNode) -> None:
 def _retinanet_fpn(cfg: CfgNode, bottom_up: TopodetBackbone) -> FPN:
     last = cfg.MODEL.FPN.IN_FEATURES[-1]
     channels = bottom_up.output_shape()[last].channels
-    return _fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=last))
+    return build_fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=last))
 
 
-def _fpn(cfg: CfgNode, bottom_up: TopodetBackbone, top_block: nn.Module) -> FPN:
+def build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
+    """Return the FPN that `MODEL.FPN` describes above a backbone."""
     node = cfg.MODEL.FPN
     shapes = bottom_up.output_shape()
     strides = [shapes[name].stride for name in node.IN_FEATURES if name in shapes]

@@ -18,11 +18,11 @@ _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
 
 
 def add_topodet_config(cfg: CfgNode) -> None:
-    """Add `MODEL.TOPONET`, `MODEL.CONNECTED_TIMM` and `SOLVER.OPTIMIZER`, with their defaults.
+    """Add `MODEL.TOPONET`, `MODEL.CONNECT`, `MODEL.CONNECTED_TIMM` and `SOLVER.OPTIMIZER`, with their defaults.
 
     Adding them again changes nothing.
     """
-    for name, make in (("TOPONET", _toponet), ("CONNECTED_TIMM", _connected_timm)):
+    for name, make in (("TOPONET", _toponet), ("CONNECT", _connect), ("CONNECTED_TIMM", _connected_timm)):
         if name not in cfg.MODEL:
             cfg.MODEL[name] = make()
     if "OPTIMIZER" not in cfg.SOLVER:
@@ -31,7 +31,10 @@ def add_topodet_config(cfg: CfgNode) -> None:
 
 def backbone_node(cfg: CfgNode) -> CfgNode:
     """Return the node of `MODEL` that describes the backbone and the training of its edges."""
-    return cfg.MODEL.CONNECTED_TIMM if "connected_timm" in cfg.MODEL.BACKBONE.NAME else cfg.MODEL.TOPONET
+    name = cfg.MODEL.BACKBONE.NAME
+    if "connected_timm" in name:
+        return cfg.MODEL.CONNECTED_TIMM
+    return cfg.MODEL.CONNECT if name.startswith("build_connected_") else cfg.MODEL.TOPONET
 
 
 def _toponet() -> CfgNode:
@@ -52,6 +55,18 @@ def _toponet() -> CfgNode:
     node.NORM = "FrozenBN"  # FrozenBN, BN, SyncBN, GN
     node.USE_ACT_CHECKPOINT = False  # recompute nodes in the backward pass to save memory
     node.PRETRAINED = ""  # a published backbone, path or URL, loaded strictly when the model is built
+    _add_training_of_edges(node)
+    return node
+
+
+def _connect() -> CfgNode:
+    node = CfgNode()
+    node.BACKBONE = "build_resnet_backbone"  # any registered builder; its own nodes of the config describe it
+    node.NODES = "auto"  # residuals, blocks or auto, see topodet.models.connect
+    node.WIRING = "learned"  # learned, or fixed at the start
+    node.LEAVE_OUT = []  # names of blocks, or of what contains them, to keep as they are
+    node.EDGES = []  # what pruning has left of runs: [[run, [[j, i], ...]], ...]
+    node.MISSING_OK = []  # patterns of tensors that a checkpoint may lack beside the wiring's, e.g. "*conv2_offset*"
     _add_training_of_edges(node)
     return node
 

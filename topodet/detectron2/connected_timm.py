@@ -11,8 +11,8 @@ from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from .. import weights
 from ..errors import ConfigError, unknown_name
 from ..models import TimmTrunk
-from ..models.connected import Nodes
-from ..models.timm_trunk import STRIDES, RunEdges, TimmWiring
+from ..models.connected import Nodes, RunEdges
+from ..models.timm_trunk import STRIDES, TimmWiring
 from .base import TopodetBackbone, number_of_stages
 
 NORMS = ("FrozenBN", "BN", "SyncBN")

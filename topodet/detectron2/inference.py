@@ -240,7 +240,8 @@ def describe_network(cfg: CfgNode, file: weights.WeightsFile) -> None:
         node.OUTPUT_STRIDE = node.OUTPUT_STRIDE or file.card.get("output_stride") or 0
     elif list(node.EDGES) == [weights.PRETRAINED]:
         node.EDGES = [[run, list(map(list, edges))] for run, edges in weights.run_edges(file.state_dict).items()]
-    node.PRETRAINED = ""
+    if "PRETRAINED" in node:
+        node.PRETRAINED = ""
 
 
 def _forget_weights(cfg: CfgNode, file: weights.WeightsFile) -> None:

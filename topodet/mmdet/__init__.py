@@ -3,6 +3,7 @@
 from .analyze import analyze
 from .backbone import TopoNet
 from .check import check_detector
+from .connected import build_connected_backbone
 from .connected_timm import ConnectedTimm
 from .data import CheckedCocoDataset, check_datasets, reading_of_config
 from .evaluation import coco_evaluation
@@ -18,6 +19,7 @@ __all__ = [
     "TopoNet",
     "TopoNetCheckHook",
     "analyze",
+    "build_connected_backbone",
     "check_datasets",
     "check_detector",
     "class_names",

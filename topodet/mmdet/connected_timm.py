@@ -9,8 +9,8 @@ from mmdet.registry import MODELS
 
 from .. import weights
 from ..models import TimmTrunk
-from ..models.connected import Nodes
-from ..models.timm_trunk import STRIDES, RunEdges, TimmWiring
+from ..models.connected import Nodes, RunEdges
+from ..models.timm_trunk import STRIDES, TimmWiring
 from .base import TopodetBackbone, number_of_stages, resolve_init
 
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import timm
 from torch import Tensor, nn
 
-from ..errors import ConfigError, TopologyError, did_you_mean, unknown_name
-from ..topology.graph import Edge
-from .connected import Nodes, RunWiring, connect, prune_run_, runs
+from ..errors import ConfigError, did_you_mean, unknown_name
+from .connected import Nodes, RunEdges, RunWiring, connect, keep_edges_
 from .connected import rewire as rewired
 from .recompute import update_statistics_once
 from .trunk import check_frozen_stages
 
 TimmWiring = Literal["learned", "fixed", "none"]
-# Of runs of blocks by the names of their wirings, as a mapping or as pairs; sources and targets are the run's nodes.
-RunEdges = Mapping[str, Sequence[Edge]] | Sequence[tuple[str, Sequence[Edge]]]
 STRIDES = (4, 8, 16, 32)
 
 
@@ -162,26 +159,8 @@ def create_timm_network(
         network = rewired(network, edge_weights=wiring)
     else:
         network = connect(network, nodes=connect_nodes, edge_weights=wiring)
-    for run, left in dict(edges or {}).items():
-        _keep(network, run, [tuple(edge) for edge in left])
+    keep_edges_(network, edges or {})
     return network
-
-
-def _keep(network: nn.Module, run: str, edges: list[Edge]) -> None:
-    """Take out of a whole run, in place, all edges but these."""
-    connected = runs(network)
-    if not connected:
-        raise ConfigError(
-            f"edges are given, of {run}, and the network has none: connect or rewire it as the file was trained "
-            "(wiring='learned', connect_nodes, rewire; `topodet pretrain --connect learned` or `--rewire learned`)"
-        )
-    if run not in connected:
-        raise ConfigError(f"{unknown_name('run in edges', run, connected)}. The edges are those of another network")
-    try:
-        if set(edges) != set(network.get_submodule(run).topology.edges):
-            prune_run_(connected[run], edges)
-    except TopologyError as error:
-        raise ConfigError(f"edges of {run}: {error}") from error
 
 
 def check_timm_name(name: str) -> None:

@@ -118,7 +118,13 @@ def load(
 
 
 def check_filled(
-    backbone: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *, also: Collection[str] = (), remedy: str = ""
+    backbone: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    prefix: str,
+    *,
+    also: Collection[str] = (),
+    optional: Collection[str] = (),
+    remedy: str = "",
 ) -> tuple[int, int]:
     """Refuse a state dict that does not fill a detector's backbone whole; for its `_load_from_state_dict`.
 
@@ -126,9 +132,10 @@ def check_filled(
     missing. A wiring that has other edges in the file passes: it refuses them itself, edge by edge.
 
     Args:
-        backbone: a trunk with `arch`, its network's name.
+        backbone: any; errors name its `arch`, or its class.
         state_dict, prefix: as `_load_from_state_dict` gets them.
         also: names, within the backbone, that the loader has put aside.
+        optional: names, within the backbone, of tensors that may be absent.
         remedy: what to do about it, in the framework's words.
 
     Returns:
@@ -141,16 +148,18 @@ def check_filled(
     own = {
         name: tensor
         for name, tensor in backbone.state_dict().items()
-        if name in given or not is_update_counter(name)  # which a file may lack
+        # A file may lack counters.
+        if name in given or not (is_update_counter(name) or name in optional)
     }
     for name in missing_wiring_keys(backbone, given):
-        del own[name]
+        own.pop(name, None)
     filled = [name for name in own if _fits(state_dict.get(prefix + name), own[name])]
     graphs = [name for name in own if name.endswith("wiring.edges") and prefix + name in state_dict]
     if len(filled) < len(own) and all(name in filled for name in graphs):
         absent = [name for name in own if name not in filled]
+        arch = getattr(backbone, "arch", type(backbone).__name__)
         raise WeightsError(
-            f"the checkpoint fills {len(filled)}/{len(own)} tensors of the backbone {backbone.arch}; missing, or of "
+            f"the checkpoint fills {len(filled)}/{len(own)} tensors of the backbone {arch}; missing, or of "
             f"another shape or dtype: {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}. {remedy}"
         )
     return len(filled), len(own)

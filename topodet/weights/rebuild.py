@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, TopologyError, WeightsError, unknown_name
 from ..models import ARCHITECTURES, TimmTrunk, TopoNet, architecture_arguments, create_timm_network
-from ..models.timm_trunk import RunEdges
+from ..models.connected import RunEdges
 from ..models.trunk import ARCHITECTURE_ARGUMENTS
 from ..topology import Topology
 from ..topology.graph import MAX_EDGES, MAX_NODES, Edge

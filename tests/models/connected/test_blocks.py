@@ -297,6 +297,29 @@ def test_what_cannot_be_a_node(model, message):
             connect(model, nodes="blocks", sample=sample)
 
 
+class AddsInPlace(nn.Module):
+    """Two layers and a shortcut, with everything in place: the last layer's output is the block's, written into."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        out = self.conv2(self.conv1(x).relu_())
+        out += x
+        return out.relu_()
+
+
+def test_a_block_that_adds_in_place_is_one_node():
+    model = nn.Sequential(*(AddsInPlace() for _ in range(3)))
+    sample = torch.randn(2, 4, 5, 5)
+    connected = connect(model, nodes="blocks", sample=sample)
+    assert {name: wiring.topology for name, wiring in connectivity.wirings(connected).items()} == {
+        "0.wiring": complete(4)
+    }
+    torch.testing.assert_close(connected(sample), model(sample))
+
+
 def test_bad_input_is_named():
     model = series(None, None)
     with pytest.raises(ConfigError, match=r"cannot be followed on the sample \[2, 5\]: RuntimeError.*sample=torch"):

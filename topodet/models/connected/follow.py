@@ -64,8 +64,9 @@ class Node:
 @torch.no_grad()
 def call(model: nn.Module, sample: Sample) -> Any:
     """Return what a network computes of a sample in evaluation mode, in which it stays."""
+    model.eval()  # the backbones of MMDetection return None
     with torch.random.fork_rng(devices=[]):
-        return model.eval()(*_arguments(sample))
+        return model(*_arguments(sample))
 
 
 def follow(model: nn.Module, sample: Sample | None = None) -> tuple[Call, Any, Sample]:
@@ -148,7 +149,7 @@ def runs_of_blocks(
         """Return which result of one call is which argument of another."""
         for result, (output, version) in before.outputs.items():
             for argument, (tensor, now) in after.inputs.items():
-                if tensor is output and version == now and not _between(before, after, output, passed_on):
+                if _same((output, version), (tensor, now)) and not _between(before, after, output, passed_on):
                     return result, argument
         return None
 
@@ -260,14 +261,22 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _in_series(call: Call, inside: Sequence[Call]) -> bool:
-    """Whether a call does nothing but hand its input to the first call within it, and so on to its output."""
-    stream = [tensor for tensor, _ in call.inputs.values()]
+    """Whether a call does nothing but hand its input to the first call within it, and so on to its output.
+
+    A tensor of another version was written into in between, as a block does that adds its shortcut in place.
+    """
+    stream = list(call.inputs.values())
     for child in inside:
-        if not any(tensor is one for tensor, _ in child.inputs.values() for one in stream):
+        if not any(_same(tensor, one) for tensor in child.inputs.values() for one in stream):
             return False
-        stream = [tensor for tensor, _ in child.outputs.values()]
+        stream = list(child.outputs.values())
     last, own = inside[-1].outputs, call.outputs
-    return last.keys() == own.keys() and all(last[key][0] is own[key][0] for key in own)
+    return last.keys() == own.keys() and all(_same(last[key], own[key]) for key in own)
+
+
+def _same(one: tuple[Tensor, int], other: tuple[Tensor, int]) -> bool:
+    """Whether two tensors, with their versions, are the same values in the same place."""
+    return one[0] is other[0] and one[1] == other[1]
 
 
 def _is_identity(module: nn.Module) -> bool:

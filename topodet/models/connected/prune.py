@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress, pairwise
 
 from torch import nn
 
-from ...errors import ConfigError
+from ...errors import ConfigError, TopologyError, unknown_name
 from ...topology.graph import Edge
 from ...topology.paths import check_paths
-from .block import ConnectedBlock, Link, original_class
+from .block import ConnectedBlock, Link, original_class, runs
+
+# Of runs of blocks by the names of their wirings, as a mapping or as pairs; sources and targets are the run's nodes.
+RunEdges = Mapping[str, Sequence[Edge]] | Sequence[tuple[str, Sequence[Edge]]]
 
 
 def prune_run_(blocks: Mapping[str, ConnectedBlock], edges: Collection[Edge]) -> None:
@@ -40,6 +43,29 @@ def prune_run_(blocks: Mapping[str, ConnectedBlock], edges: Collection[Edge]) ->
         if not (block.link.opens or block.link.begins):
             _not_in_place(block)
     first.wiring = wiring
+
+
+def keep_edges_(network: nn.Module, edges: RunEdges) -> None:
+    """Take out of whole runs, in place, all edges but these; runs that are not named stay whole.
+
+    Raises:
+        ConfigError: the network has no runs, or not these, or the edges do not lead from a run's input to its output.
+    """
+    connected = runs(network)
+    for run, left in dict(edges).items():
+        if not connected:
+            raise ConfigError(
+                f"edges are given, of {run}, and the network has none: connect or rewire it as the file was trained "
+                "(wiring='learned', connect_nodes, rewire; `topodet pretrain --connect learned` or `--rewire learned`)"
+            )
+        if run not in connected:
+            raise ConfigError(f"{unknown_name('run in edges', run, connected)}. The edges are those of another network")
+        kept = {tuple(edge) for edge in left}
+        try:
+            if kept != set(network.get_submodule(run).topology.edges):
+                prune_run_(connected[run], kept)
+        except TopologyError as error:
+            raise ConfigError(f"edges of {run}: {error}") from error
 
 
 def removed_from_run(blocks: Mapping[str, ConnectedBlock], edges: Collection[Edge]) -> list[str]:
