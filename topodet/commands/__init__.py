@@ -28,6 +28,7 @@ COMMANDS = {
     "new-config": "new_config",
     "train-net": "train_net",
     "install-mmcv-ops": "install_mmcv_ops",
+    "configs": "configs",
     "list": "list_models",
 }
 

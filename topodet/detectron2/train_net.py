@@ -148,4 +148,4 @@ def set_epochs(cfg: CfgNode, epochs: int) -> None:
     steps = sorted({round(step * iterations / solver.MAX_ITER) for step in solver.STEPS})
     solver.STEPS = tuple(step for step in steps if 0 < step < iterations)
     solver.MAX_ITER = iterations
-    solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, iterations // 5)
+    solver.WARMUP_ITERS = min(solver.WARMUP_ITERS, max(1, iterations // 5))
