@@ -1,9 +1,9 @@
 """The operators that MMDetection needs of mmcv, by torchvision, for an mmcv that was installed without compiled ones.
 
 mmcv looks for its operators in a compiled module `mmcv._ext`. `topodet install-mmcv-ops` puts a file of that name there
-which takes them from here: nms, RoIAlign by averages, and the sigmoid focal loss, each with the arguments, the results
-and the gradients of mmcv's. They serve R-CNNs and RetinaNets on CPUs and GPUs. Every other operator of mmcv is a
-function that raises NotImplementedError with its name when it is called.
+which takes them from here: nms, RoIAlign by averages, the sigmoid focal loss and, by torch, multi-scale deformable
+attention, each with the arguments, the results and the gradients of mmcv's. They serve R-CNNs, RetinaNets and DETRs on
+CPUs and GPUs. Every other operator of mmcv is a function that raises NotImplementedError with its name.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor
 __all__ = [
     "get_compiler_version",
     "get_compiling_cuda_version",
+    "ms_deform_attn_backward",
+    "ms_deform_attn_forward",
     "nms",
     "roi_align_backward",
     "roi_align_forward",
@@ -28,7 +30,8 @@ __all__ = [
 
 _AVERAGE = 1  # mmcv's number of RoIAlign's pool_mode "avg"; 0 is "max"
 _REMEDY = (
-    "topodet install-mmcv-ops took mmcv's operators from torchvision: nms, roi_align and the focal loss alone; "
+    "topodet install-mmcv-ops took mmcv's operators from torchvision: nms, roi_align, the focal loss and deformable "
+    "attention alone; "
     "for the others install an mmcv with compiled operators"
 )
 
@@ -150,6 +153,53 @@ def _sigmoid_focal_loss(input: Tensor, target: Tensor, weight: Tensor, gamma: fl
     classes = input.shape[1]
     one_hot = torch.nn.functional.one_hot(target, classes + 1)[:, :classes].to(input.dtype)
     return torchvision.ops.sigmoid_focal_loss(input, one_hot, alpha=alpha, gamma=gamma)
+
+
+def ms_deform_attn_forward(
+    value: Tensor, shapes: Tensor, level_start: Tensor, locations: Tensor, weights: Tensor, im2col_step: int
+) -> Tensor:
+    """Return multi-scale deformable attention, [N, Q, heads * C], which mmcv asks for on GPUs.
+
+    Args:
+        value: of all levels, one after another, [N, sum of H * W, heads, C].
+        shapes: H and W of each level, [levels, 2].
+        level_start: where each level begins, which the shapes tell.
+        locations: of the samples, in 0..1, [N, Q, heads, levels, points, 2].
+        weights: of the samples, [N, Q, heads, levels, points].
+        im2col_step: of mmcv's kernel, unused.
+    """
+    images, _, heads, channels = value.shape
+    _, queries, _, levels, points, _ = locations.shape
+    sampled = []
+    sizes = shapes.tolist()
+    for level, part in enumerate(value.split([height * width for height, width in sizes], dim=1)):
+        maps = part.permute(0, 2, 3, 1).reshape(images * heads, channels, *sizes[level])
+        grid = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
+        sampled.append(torch.nn.functional.grid_sample(maps, grid, align_corners=False))
+    shares = weights.transpose(1, 2).reshape(images * heads, 1, queries, levels * points)
+    summed = (torch.stack(sampled, dim=-2).flatten(-2) * shares).sum(-1)
+    return summed.reshape(images, heads * channels, queries).transpose(1, 2).contiguous()
+
+
+def ms_deform_attn_backward(
+    value: Tensor,
+    shapes: Tensor,
+    level_start: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    grad_output: Tensor,
+    grad_value: Tensor,
+    grad_locations: Tensor,
+    grad_weights: Tensor,
+    im2col_step: int,
+) -> None:
+    """Fill the three gradients of `ms_deform_attn_forward` at `grad_output`."""
+    with torch.enable_grad():
+        inputs = [tensor.detach().requires_grad_() for tensor in (value, locations, weights)]
+        output = ms_deform_attn_forward(inputs[0], shapes, level_start, *inputs[1:], im2col_step)
+        found = torch.autograd.grad(output, inputs, grad_output)
+    for gradient, given in zip((grad_value, grad_locations, grad_weights), found):
+        gradient.copy_(given)
 
 
 def get_compiler_version() -> str:

@@ -129,6 +129,25 @@ def test_focal_loss_and_its_gradient(generator):
         mmcv_ops.sigmoid_focal_loss_forward(scores, target, torch.ones(4), output, gamma=2, alpha=0.25)
 
 
+def test_deformable_attention_and_its_gradients(generator):
+    """Against mmcv's own, in torch, which it has for CPUs."""
+    shapes = torch.tensor([[6, 5], [3, 2]])
+    inputs = [torch.randn(2, 36, 3, 4), torch.rand(2, 7, 3, 2, 5, 2) * 1.4 - 0.2, torch.rand(2, 7, 3, 2, 5)]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    value, locations, weights = inputs
+    own = importlib.import_module("mmcv.ops.multi_scale_deform_attn").multi_scale_deformable_attn_pytorch
+    expected = own(value, shapes, locations, weights)
+    gradient = torch.randn(expected.shape, generator=generator)
+    arguments = (value.detach(), shapes, torch.tensor([0, 30]), locations.detach(), weights.detach())
+    output = mmcv_ops.ms_deform_attn_forward(*arguments, im2col_step=64)
+    found = [torch.zeros_like(tensor) for tensor in inputs]
+    mmcv_ops.ms_deform_attn_backward(*arguments, gradient, *found, im2col_step=64)
+    torch.testing.assert_close(output, expected.detach())
+    for one, other in zip(found, torch.autograd.grad(expected, inputs, gradient)):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("ratio", [0, 2])
 @pytest.mark.parametrize("count", [0, 40])
