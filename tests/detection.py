@@ -67,6 +67,7 @@ def published(
     wiring: str = "none",
     rewire: bool = False,
     prune: dict | None = None,
+    data_config: dict | None = None,
     **kwargs: object,
 ) -> weights.PublishedFiles:
     """Publish a network that knows random weights and the statistics they give, as if it had been trained."""
@@ -76,13 +77,13 @@ def published(
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the average over all that it sees
     with torch.no_grad():
-        model(torch.randn(4, 3, 64, 64))
+        model(torch.randn(4, kwargs.get("in_chans", 3), 64, 64))
         for name, alpha in model.named_parameters():
             if name.endswith("alpha"):
                 alpha.uniform_(-0.5, 1)
     edges = {"rewire" if rewire else "connect": wiring} if wiring != "none" else {}
     args = {"model": arch, "model_kwargs": kwargs, "connect": None, "rewire": None, **edges}
-    content = {"arch": arch, "state_dict": model.state_dict(), "args": args, "data_config": IMAGENET}
+    content = {"arch": arch, "state_dict": model.state_dict(), "args": args, "data_config": data_config or IMAGENET}
     torch.save(content, folder / "last.pth.tar")
     return weights.publish(folder / "last.pth.tar", folder, prune=prune)
 
@@ -121,6 +122,13 @@ def coco(tmp_path_factory):
 @pytest.fixture(scope="session")
 def nano(tmp_path_factory):
     return published(tmp_path_factory.mktemp("nano"), "toponet_nano")
+
+
+@pytest.fixture(scope="session")
+def grey(tmp_path_factory):
+    """A backbone that was trained on images of one channel."""
+    data_config = {"mean": [0.4], "std": [0.25], "input_size": [1, 64, 64]}
+    return published(tmp_path_factory.mktemp("grey"), "toponet_nano", in_chans=1, data_config=data_config)
 
 
 @pytest.fixture(scope="session")

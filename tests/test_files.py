@@ -52,13 +52,33 @@ def test_a_full_disk_is_named_and_costs_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
         try:
             with pytest.raises(
-                OSError, match=r"could not write .*a: .*the file that was there is untouched. Free some"
+                OSError,
+                match=r"no space left for .*a \(needs (10|40),000 bytes\): .*that was there is untouched. Free some",
             ):
                 write()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         assert path.read_text() == "old"
         assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only_is_named(tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o555)
+    for write in (lambda: atomic_write(folder / "a", "x"), lambda: atomic_write(folder / "b" / "a", "x")):
+        with pytest.raises(
+            OSError, match=r"could not write .*closed.*Permission denied; nothing was left behind. Let .*"
+        ):
+            write()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        OSError, match=r"could not write .*file/a: (File exists|Not a directory); nothing was left behind. .*folder"
+    ):
+        atomic_write(tmp_path / "file" / "a", "x")
 
 
 def test_rows_become_csv_with_every_key(tmp_path):

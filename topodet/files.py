@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -17,20 +18,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike, *, size: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is renamed to `path`, on failure it is removed.
 
+    Args:
+        path: of the file; its folder is made.
+        size: bytes that it will have, where that is known, for the error.
+
     Raises:
-        OSError: the file could not be written (a full disk, say). A file that stood at `path` before is untouched.
+        OSError: the file could not be written: the disk is full, the folder is read-only. It names the file, the folder
+            and what to do. A file that stood at `path` before is untouched.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -40,19 +50,34 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            kept = "the file that was there is untouched" if path.exists() else "nothing was left behind"
-            raise OSError(
-                f"could not write {path}: {error}; {kept}. Free some space or choose another folder"
-            ) from error
+            raise _named(error, path, size) from error
         raise
+
+
+def _named(error: OSError, path: Path, size: int | None) -> OSError:
+    """Return an error of the same number whose words name the file, its folder and the remedy."""
+    kept = "the file that was there is untouched" if path.is_file() else "nothing was left behind"
+    folder = path.parent.resolve()
+    if error.errno in _NO_SPACE:
+        needs = "" if size is None else f" (needs {size:,} bytes)"
+        text = f"no space left for {path}{needs}: {error.strerror}; {kept}. Free some space in {folder}, or choose"
+    elif error.errno in _NOT_ALLOWED:
+        text = f"could not write {path}: {error.strerror}; {kept}. Let {folder} be writable, or choose"
+    else:
+        text = f"could not write {path}: {error.strerror or error}; {kept}. Free some space, or choose"
+    named = OSError(f"{text} another folder")
+    named.errno = error.errno
+    return named
 
 
 def atomic_write(path: str | os.PathLike, content: str | bytes) -> Path:
     """Write text (UTF-8) or bytes to `path` through `atomic_path`; return the path."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    content = content.encode() if isinstance(content, str) else content
+    with atomic_path(path, size=len(content)) as temporary:
+        temporary.write_bytes(content)
     return Path(path)
 
 
@@ -75,13 +100,26 @@ def atomic_torch_save(content: Any, path: str | os.PathLike) -> Path:
     """`torch.save(content, path)` through `atomic_path`; return the path."""
     import torch
 
-    with atomic_path(path) as temporary:
+    with atomic_path(path, size=sum(_storages(content).values())) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save(content, temporary)
+            torch.save(content, file)
         except RuntimeError as error:
-            # The writer has words of its own for what the operating system calls no space left.
+            # The writer has words of its own for what the operating system said when it wrote.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
             raise OSError(str(error).splitlines()[0]) from error
     return Path(path)
+
+
+def _storages(content: Any) -> dict[int, int]:
+    """Return the bytes of every storage of the tensors in nested dicts and lists."""
+    import torch
+
+    if isinstance(content, torch.Tensor):
+        storage = content.untyped_storage()
+        return {storage.data_ptr(): storage.nbytes()}
+    parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, list | tuple) else ()
+    return {key: size for part in parts for key, size in _storages(part).items()}
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -3,9 +3,9 @@ import logging
 
 import pytest
 
-from tests.detection import backbone_files, coco, dilated, nano, pruned
+from tests.detection import backbone_files, coco, dilated, grey, nano, pruned
 
-__all__ = ["backbone_files", "coco", "dilated", "nano", "pruned"]
+__all__ = ["backbone_files", "coco", "dilated", "grey", "nano", "pruned"]
 
 HAVE_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 REASON = "tests of topodet.detectron2: Detectron2 is not installed (it is on no package index; see README.md)"

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from tests.detection import write_coco
@@ -41,3 +42,16 @@ def test_a_test_set_without_coco_evaluation_is_refused_at_start(coco, tmp_path):
             Trainer(config)
     finally:
         DatasetCatalog.remove("in_another_format")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"SOLVER__MAX_ITER": 0}, "SOLVER.MAX_ITER is 0: .*--eval-only"),
+        ({"SOLVER__AMP__ENABLED": True}, "SOLVER.AMP.ENABLED is True, .*add SOLVER.AMP.ENABLED False"),
+    ],
+)
+def test_a_solver_that_cannot_step_is_refused_at_start(coco, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=message):
+        Trainer(trainable_config(coco, tmp_path, **changes))

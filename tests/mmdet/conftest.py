@@ -2,9 +2,9 @@ import pytest
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
-from tests.detection import backbone_files, coco, dilated, nano, pruned, write_coco
+from tests.detection import backbone_files, coco, dilated, grey, nano, pruned, write_coco
 
-__all__ = ["backbone_files", "coco", "dilated", "nano", "pruned"]
+__all__ = ["backbone_files", "coco", "dilated", "grey", "nano", "pruned"]
 
 
 @pytest.fixture(autouse=True)

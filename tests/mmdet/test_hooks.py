@@ -115,7 +115,7 @@ def test_frozen_edges_stay_as_they_are(tmp_path):
         (SparsityHook("adaptiv"), {}, "Did you mean 'adaptive'"),
         (SparsityHook("uniform", -1.0), {}, "must not be negative"),
         (SparsityHook("uniform"), {"edge_weights": "fixed"}, "without learned edge weights"),
-        (SparsityHook("uniform"), {"frozen_stages": 2}, "without learned edge weights"),
+        (SparsityHook("uniform"), {"frozen_stages": 2}, "edge weights are all frozen"),
     ],
 )
 def test_refuses_what_cannot_be_penalised(hook, backbone, message, tmp_path):

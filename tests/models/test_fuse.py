@@ -6,6 +6,7 @@ import weakref
 import pytest
 import timm
 import torch
+import torch.nn.utils.prune
 from hypothesis import given
 from hypothesis import strategies as st
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
@@ -13,6 +14,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from tests.strategies import topologies
+from topodet import connectivity
 from topodet.connectivity import wirings
 from topodet.errors import ConfigError
 from topodet.models import FusedStage, Stem, TopoNet, TopoStage, fuse_for_inference
@@ -361,3 +363,32 @@ class TestTools:
             for x in [torch.ones(1, 3, 32, 32, requires_grad=True)]
         )
         assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda conv: torch.nn.utils.prune.l1_unstructured(conv, "weight", amount=0.5),
+            r"torch.nn.utils.prune.remove\(",
+        ),
+        (torch.nn.utils.weight_norm, r"torch.nn.utils.remove_weight_norm\("),
+        (torch.nn.utils.spectral_norm, r"torch.nn.utils.remove_spectral_norm\("),
+    ],
+)
+@pytest.mark.parametrize("use", [fuse_for_inference, lambda model: connectivity.prune(model, threshold=0.0)])
+def test_weights_that_are_computed_at_each_call_are_named(change, message, use):
+    model = TopoNet(nodes=(3, 3), width=4, num_classes=2)
+    change(model.stages[1].nodes[0].conv_pw)
+    model(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(ConfigError, match=rf"stages.1.nodes.0.conv_pw .*{message}"):
+        use(model)
+
+
+def test_parametrized_weights_can_be_copied_and_not_be_fused():
+    model = TopoNet(nodes=(3, 3), width=4, num_classes=2).eval()
+    torch.nn.utils.parametrizations.weight_norm(model.stages[1].nodes[0].conv_pw)
+    x = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(connectivity.prune(model, threshold=0.0)(x), model(x))
+    with pytest.raises(ConfigError, match=r"stages.1.nodes.0.conv_pw is parametrized.*remove_parametrizations"):
+        fuse_for_inference(model)

@@ -8,6 +8,7 @@ import torch
 from timm.data import resolve_data_config
 from timm.optim import create_optimizer_v2
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import topodet  # noqa: F401 - registers the networks
 from topodet.complexity import multiply_adds, parameters
@@ -244,3 +245,28 @@ def test_registration_does_not_depend_on_the_order_of_imports():
     for first, second in (("topodet", "timm"), ("timm", "topodet"), ("topodet.models", "timm")):
         code = f"import {first}, {second}, timm; timm.create_model('toponet_nano')"
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["toponet_nano", "resnet20_cifar"])
+def test_a_classifier_without_pooling_is_refused(name):
+    for make in (
+        lambda: timm.create_model(name, global_pool="", num_classes=5),
+        lambda: timm.create_model(name, num_classes=0, global_pool="").reset_classifier(5),
+        lambda: timm.create_model(name, num_classes=5).reset_classifier(5, ""),
+    ):
+        with pytest.raises(ConfigError, match=r"global_pool='' with 5 classes: .*global_pool='avg', or num_classes=0"):
+            make()
+    with pytest.raises(ConfigError, match=r"unknown global_pool 'avrg'. Did you mean 'avg'"):
+        timm.create_model(name, global_pool="avrg", num_classes=5)
+    model = timm.create_model(name, num_classes=0, global_pool="").eval()
+    assert model(torch.zeros(1, 3, 32, 32)).ndim == 4
+
+
+def test_torchvision_extracts_features():
+    model = timm.create_model("toponet_nano", num_classes=5).eval()
+    extractor = create_feature_extractor(model, {"stages.1": "middle", "stages.3": "last"})
+    x = torch.randn(2, 3, 64, 64)
+    found = extractor(x)
+    maps = model.forward_intermediates(x, intermediates_only=True)
+    torch.testing.assert_close(found["middle"], maps[1])
+    torch.testing.assert_close(found["last"], maps[3])

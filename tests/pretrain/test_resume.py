@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ import torch
 from topodet import weights
 from topodet.errors import ConfigError, WeightsError
 from topodet.pretrain import main
+from topodet.pretrain.lock import hold
 
 from .helpers import ROOT, assert_same_tensors, curve, load, options, start, train, write_images
 
@@ -191,6 +193,9 @@ def damaged(path, how):
     data = path.read_bytes()
     if how == "truncated":
         path.write_bytes(data[: len(data) // 2])
+    elif how == "one bit":
+        at = data.index(b"head.fc.weight")  # its name, in the pickle
+        path.write_bytes(data[:at] + b"j" + data[at + 1 :])
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "pickle":
@@ -202,9 +207,10 @@ def damaged(path, how):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("truncated", "cannot be read: it is truncated"),
-        ("empty", "is refused: it is empty"),
-        ("pickle", "could run code. Nothing of it was executed"),
+        ("truncated", r"last.pth.tar .*cannot be read: it is truncated, damaged or no torch file"),
+        ("empty", r"last.pth.tar is refused: it is empty \(0 bytes\)"),
+        ("pickle", r"last.pth.tar is refused: .*logging"),
+        ("one bit", r"last.pth.tar .*damaged"),
         ("weights only", r"no checkpoint of a pretraining run \(no arch, .*--initial-checkpoint"),
     ],
 )
@@ -212,6 +218,64 @@ def test_refuses_a_damaged_checkpoint(images, interrupted, how, message):
     damaged(interrupted / "last.pth.tar", how)
     with pytest.raises(WeightsError, match=message):
         train(images, interrupted, "--model-ema", "--resume", "auto")
+
+
+def test_goes_on_from_the_newest_good_checkpoint(images, tmp_path, caplog):
+    more = ("--epochs", "3", "--checkpoint-hist", "3")
+    train(images, tmp_path / "whole", *more)
+    run = shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    damaged(run / "last.pth.tar", "truncated")
+    damaged(run / "checkpoint-2.pth.tar", "one bit")
+    # Whoever names the damaged one is told of the good one.
+    with pytest.raises(WeightsError, match=r"last.pth.tar .*newest good one .*checkpoint-1.pth.tar, of epoch 1: give"):
+        train(images, run, *more, "--resume", str(run / "last.pth.tar"))
+    with caplog.at_level(logging.WARNING, logger="topodet"):
+        rows = train(images, run, *more, "--resume", "auto")
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert f"going on from {run / 'checkpoint-1.pth.tar'} instead, of epoch 1" in caplog.text
+    assert_same_tensors(load(run / "last.pth.tar")["state_dict"], load(tmp_path / "whole/last.pth.tar")["state_dict"])
+    # A new run does not overwrite what is left of this one.
+    (run / "last.pth.tar").unlink()
+    with pytest.raises(ConfigError, match="holds the checkpoints of another run"):
+        train(images, run, *more)
+
+
+@pytest.mark.slow
+def test_two_runs_do_not_share_a_folder(images, tmp_path, capsys):
+    """The second one is refused and named the first, and a kill leaves nothing that blocks."""
+    argv = options(images, tmp_path, "--epochs", "50", "--workers", "1")
+    first = start(*argv)
+    try:
+        for line in first.stderr:
+            if line.startswith("epoch 0/49 [1/4]"):
+                break
+        for more in ((), ("--resume", "auto")):
+            assert main([*argv, *more]) == 1
+            error = capsys.readouterr().err
+            assert f"error: {tmp_path} is being written by process {first.pid} on " in error
+            assert "--experiment" in error
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+        first.stderr.close()
+    # At once, while its loader process may not have noticed yet.
+    with hold(tmp_path):
+        pass
+
+
+def test_a_folder_is_free_again_after_its_run(tmp_path):
+    for _ in range(2):
+        with hold(tmp_path / "run"):
+            assert json.loads((tmp_path / "run" / ".lock").read_text())["pid"] == os.getpid()
+        assert not (tmp_path / "run").exists()  # nothing was written there
+    with hold(tmp_path / "run"):
+        (tmp_path / "run" / "args.yaml").write_text("")
+    assert (tmp_path / "run" / "args.yaml").exists()
+    (tmp_path / "file").write_text("")
+    nowhere = tmp_path / "file" / "run"
+    with pytest.raises(OSError, match=r"cannot write into .*file/run: .*another --output"), hold(nowhere):
+        pass
 
 
 def test_refuses_a_missing_checkpoint(images, tmp_path):

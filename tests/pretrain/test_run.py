@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import pytest
 import timm
 import torch
-from timm.utils import dispatch_clip_grad, model_parameters
+from timm.data import IMAGENET_DEFAULT_MEAN
+from timm.models import model_parameters
+from timm.utils import dispatch_clip_grad
 
-from topodet import connectivity
+from topodet import connectivity, weights
 from topodet.errors import ConfigError
 from topodet.pretrain import main
 from topodet.pretrain.command_line import parse
@@ -157,6 +160,26 @@ def test_adaptive_clipping_leaves_the_classifier_alone():
     # timm's own: all but the last two.
     assert list(map(id, clipped_parameters(model, "agc"))) == list(map(id, model_parameters(model, exclude_head=True)))
     assert list(map(id, clipped_parameters(model, "norm"))) == list(map(id, model.parameters()))
+
+
+@pytest.mark.parametrize("more", [(), ("--no-prefetcher",)], ids=["on the device", "in the loader"])
+def test_grey_images_have_one_mean(images, tmp_path, more):
+    train(images, tmp_path, "--in-chans", "1", "--epochs", "1", *more)
+    state = load(tmp_path / "last.pth.tar")
+    # What timm gives every channel of a network that has others than the three of its statistics.
+    mean = sum(IMAGENET_DEFAULT_MEAN) / 3
+    assert state["data_config"]["mean"] == [pytest.approx(mean)]
+    assert len(state["data_config"]["std"]) == 1
+    assert state["state_dict"]["stem.conv.weight"].shape[1] == 1
+    files = weights.publish(tmp_path / "last.pth.tar", tmp_path / "published")
+    card = json.loads(files.card.read_text())
+    assert (card["channel_order"], card["mean"], card["in_chans"]) == ("L", [pytest.approx(mean)], 1)
+    # Checkpoints from before had three numbers.
+    state["data_config"] |= {"mean": list(IMAGENET_DEFAULT_MEAN), "std": [0.2, 0.2, 0.2]}
+    del state["sha256"]
+    torch.save(state, tmp_path / "old.pth.tar")
+    old = weights.publish(tmp_path / "old.pth.tar", tmp_path / "old")
+    assert json.loads(old.card.read_text())["mean"] == [pytest.approx(mean)]
 
 
 def test_learning_rate_scales_with_the_images_of_an_update(images, tmp_path):

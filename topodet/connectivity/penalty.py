@@ -39,7 +39,7 @@ def penalty(model: nn.Module, kind: PenaltyKind) -> Tensor:
         kind: "none" is 0.
 
     Raises:
-        ConfigError: unknown kind, or a model without learned edges for one that needs them.
+        ConfigError: unknown kind, or a model without learned edges, or with frozen ones alone, for one that needs them.
     """
     if kind not in PENALTY_KINDS:
         raise ConfigError(unknown_name("sparsity", kind, PENALTY_KINDS))
@@ -47,10 +47,15 @@ def penalty(model: nn.Module, kind: PenaltyKind) -> Tensor:
     if kind == "none":
         return torch.zeros(())
     if not learned:
-        raise ConfigError(
-            f"sparsity={kind!r} on a model without learned edge weights ({type(model).__name__}); "
-            "use sparsity='none' or an architecture with learned edges, e.g. toponet50"
+        frozen = any(isinstance(wiring.alpha, nn.Parameter) for wiring in wirings(model).values())
+        reason = (
+            f"model whose edge weights are all frozen ({type(model).__name__}); leave some stages free (frozen_stages, "
+            "MODEL.BACKBONE.FREEZE_AT, --freeze-alpha), or use sparsity='none'"
+            if frozen
+            else f"model without learned edge weights ({type(model).__name__}); use sparsity='none' or an architecture "
+            "with learned edges, e.g. toponet50"
         )
+        raise ConfigError(f"sparsity={kind!r} on a {reason}")
     total = torch.zeros((), device=learned[0].alpha.device)
     for wiring in learned:
         size = _distance(wiring)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, unknown_name
 from ..models.connected import prune_run_, removed_from_run, runs
+from ..models.reparametrized import refuse_reparametrized
 from ..models.stage import TopoStage
 from ..models.wiring import Wiring
 from ..topology import Topology
@@ -203,8 +204,9 @@ def prune(
         threshold, keep, per, on_disconnected, random: see `plan_pruning`.
 
     Raises:
-        ConfigError: what `plan_pruning` raises; a block of several branches, of a class that the user made known, which
-            would lose some of them and does not tell what they use (`Residual.parts`).
+        ConfigError: what `plan_pruning` raises; weights that are computed at each call, as after
+            `torch.nn.utils.prune`, which no copy can be made of; a block of several branches, of a class that the user
+            made known, which would lose some of them and does not tell what they use (`Residual.parts`).
 
     Example:
         >>> model = TopoNet(nodes=(3, 3), width=4, num_classes=2)
@@ -214,6 +216,7 @@ def prune(
     """
     if on_disconnected == "allow":
         raise ConfigError("prune: a graph without edges is no network; use on_disconnected='error' or 'repair'")
+    refuse_reparametrized(model, "prune", parametrized=False)
     plans = plan_pruning(model, threshold=threshold, keep=keep, per=per, on_disconnected=on_disconnected, random=random)
     pruned = copy.deepcopy(model)
     prune_to_edges_(pruned, {name: part.edges for name, part in plans.items()})

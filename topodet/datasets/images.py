@@ -66,6 +66,11 @@ def header(path: str | os.PathLike) -> tuple[int, int, str]:
         raise DataError(f"{type(error).__name__}: {error}") from error
 
 
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """Return an RGB image [H, W, 3] uint8 as its brightness [H, W] uint8, by the weights of ITU-R 601."""
+    return np.array(Image.fromarray(image).convert("L"))
+
+
 def write_image(picture: np.ndarray, path: str | os.PathLike) -> None:
     """Write an RGB image [H, W, 3] uint8 whole or not at all, in the format that the name's suffix says."""
     with atomic_path(path) as temporary:

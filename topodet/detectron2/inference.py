@@ -21,12 +21,28 @@ from detectron2.utils.colormap import colormap
 from torch import nn
 
 from .. import detections, weights
+from ..datasets.images import to_grey
 from ..detections import Detections, check_threshold
 from ..errors import ConfigError, WeightsError
 from ..frameworks import require_framework
 from ..parse import parse_yaml, read_json
 from .check import backbones, check_detector
 from .config import backbone_node, head_name, load_config, merge_options
+
+
+class _GreyPredictor(DefaultPredictor):
+    """Detectron2's predictor for images of one channel, which it cannot make of the BGR images that it takes."""
+
+    def __init__(self, cfg: CfgNode):
+        colored = cfg.clone()
+        colored.INPUT.FORMAT = "BGR"
+        super().__init__(colored)
+        self.cfg = cfg.clone()
+        self.input_format = self.model.input_format = "L"
+
+    def __call__(self, original_image: np.ndarray) -> dict[str, Instances]:
+        """Return what the detector finds in a BGR image [H, W, 3] uint8."""
+        return super().__call__(to_grey(original_image[:, :, ::-1])[:, :, None])
 
 
 def publish_detector(
@@ -126,15 +142,17 @@ def load_detector(
         check_threshold(score_threshold)
         cfg.MODEL[head_name(cfg)].SCORE_THRESH_TEST = float(score_threshold)
     merge_options(cfg, opts)
-    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-        raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but Detectron2's predictor reads only RGB and BGR")
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR", "L"):
+        raise ConfigError(
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but a predictor reads only RGB, BGR and L (grey) images"
+        )
     names = _class_names(cfg, classes)
     dataset = _register_classes(names)
     cfg.DATASETS.TEST = (dataset,)
     _forget_weights(cfg, file)  # loaded below, whole or not at all
     if config is None:  # a stranger's
         weights.check_size(file, lambda: build_model(_on_meta(cfg)))
-    made = DefaultPredictor(cfg)
+    made = _GreyPredictor(cfg) if cfg.INPUT.FORMAT == "L" else DefaultPredictor(cfg)
     fill(made.model, file)
     made.cfg.MODEL.WEIGHTS = str(file.path)
     return made

@@ -35,6 +35,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         # First: reading a large dataset takes a minute, and a missing test set would be noticed after hours.
+        _check_solver(cfg)
         check_datasets(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         for name in cfg.DATASETS.TEST:
             _require_coco(name)
@@ -93,6 +94,20 @@ class Trainer(DefaultTrainer):
         # Before the writers, which come last and write what the others have put into the storage.
         place = next((k for k, hook in enumerate(hooks) if isinstance(hook, PeriodicWriter)), len(hooks))
         return [*hooks[:place], *own, *hooks[place:]]
+
+
+def _check_solver(cfg: CfgNode) -> None:
+    """Refuse what Detectron2 would stop at in its first step, or at the end of none."""
+    if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
+        raise ConfigError(
+            "SOLVER.AMP.ENABLED is True, and Detectron2's mixed precision needs a GPU, which is not there: add "
+            "SOLVER.AMP.ENABLED False"
+        )
+    if cfg.SOLVER.MAX_ITER < 1:
+        raise ConfigError(
+            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: a training has at least one iteration; to evaluate weights "
+            "alone give --eval-only"
+        )
 
 
 def _adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -23,7 +23,8 @@ def check_detector(model: nn.Module) -> None:
     The neck's `in_channels` must be the backbone's `out_channels`, and the anchors' strides those of its maps. Where
     the backbone knows its weights file's card (`pretrained`, or a checkpoint of a run with `TopoNetCheckHook`), mean,
     std and channel order of the `data_preprocessor` must be those of the card. MMDetection loads images as BGR:
-    `bgr_to_rgb=True` makes them RGB.
+    `bgr_to_rgb=True` makes them RGB. Images of one channel are loaded by `LoadImageFromFile(color_type="grayscale")`
+    and have one mean and one std.
 
     Args:
         model: a detector, bare or within another module (a data-parallel wrapper; a teacher and its student).
@@ -35,6 +36,13 @@ def check_detector(model: nn.Module) -> None:
         problems = _neck_problems(detector) + _stride_problems(detector) + _preprocessing_problems(detector)
         if problems:
             raise ConfigError(f"{type(detector).__name__} does not fit its backbone: {'; '.join(problems)}")
+
+
+def channel_order(preprocessor: nn.Module) -> str:
+    """Return "RGB", "BGR" or, where there is one mean for one channel, "L": what a `data_preprocessor` hands on."""
+    if preprocessor._enable_normalize and preprocessor.mean.numel() == 1:
+        return "L"
+    return "RGB" if preprocessor._channel_conversion else "BGR"
 
 
 def backbones(model: nn.Module) -> list[TopodetBackbone]:
@@ -104,7 +112,7 @@ def _preprocessing_problems(detector: nn.Module) -> list[str]:
         card,
         mean=preprocessor.mean.flatten().tolist(),
         std=preprocessor.std.flatten().tolist(),
-        channel_order="RGB" if preprocessor._channel_conversion else "BGR",
+        channel_order=channel_order(preprocessor),
     )
     return [f"set model.data_preprocessor to {_in_words(card)}", *problems] if problems else []
 
@@ -112,4 +120,8 @@ def _preprocessing_problems(detector: nn.Module) -> list[str]:
 def _in_words(card: dict) -> str:
     """Return the card's preprocessing in the words of a config."""
     parts = [f"{key}={[round(255 * v, 3) for v in card[key]]}" for key in ("mean", "std") if card.get(key)]
-    return ", ".join([*parts, f"bgr_to_rgb={card.get('channel_order', 'RGB') == 'RGB'}"])
+    order = card.get("channel_order", "RGB")
+    parts.append(f"bgr_to_rgb={order == 'RGB'}")
+    if order == "L":
+        parts.append("and color_type='grayscale' of LoadImageFromFile in every pipeline")
+    return ", ".join(parts)

@@ -25,11 +25,12 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from .. import detections, weights
+from ..datasets.images import to_grey
 from ..detections import Detections, check_threshold
 from ..errors import ConfigError, WeightsError
 from ..parse import MAX_YAML, parse_yaml
 from .base import card_of_run
-from .check import backbones, check_detector, class_counts
+from .check import backbones, channel_order, check_detector, class_counts
 
 # Steps of a test pipeline that compute on the image alone: what a stranger's file may ask for.
 _PIPELINE = {
@@ -125,7 +126,10 @@ def predict(detector: nn.Module, image: np.ndarray, *, score_threshold: float = 
     Raises:
         ConfigError: a threshold that cannot be.
     """
-    pixels = np.ascontiguousarray(image[:, :, ::-1])  # MMDetection's pipelines read BGR
+    if channel_order(detector.data_preprocessor) == "L":
+        pixels = to_grey(image)
+    else:
+        pixels = np.ascontiguousarray(image[:, :, ::-1])  # MMDetection's pipelines read BGR
     instances = inference_detector(detector, pixels, test_pipeline=detector.test_pipeline).pred_instances.cpu()
     masks = instances.masks.numpy() if "masks" in instances else None
     boxes, scores, labels = (instances[key].numpy() for key in ("bboxes", "scores", "labels"))
@@ -269,7 +273,7 @@ def _test_pipeline(config: Config) -> list[dict[str, Any]]:
 def _preprocessing(model: nn.Module) -> dict[str, Any]:
     """Return what the images are that a detector shows its backbone, in a card's words."""
     preprocessor = model.data_preprocessor
-    order = {"channel_order": "RGB" if preprocessor._channel_conversion else "BGR"}
+    order = {"channel_order": channel_order(preprocessor)}
     if not preprocessor._enable_normalize:
         return order
     mean, std = (values.flatten() / 255 for values in (preprocessor.mean, preprocessor.std))

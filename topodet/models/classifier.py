@@ -10,7 +10,36 @@ from timm.layers import ClassifierHead
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ..errors import ConfigError, unknown_name
 from .trunk import init_weights
+
+# What timm's SelectAdaptivePool2d takes besides "".
+POOLINGS = ("avg", "avgmax", "catavgmax", "fast", "fastavg", "fastavgmax", "fastcatavgmax", "fastmax", "max")
+
+
+def make_head(in_features: int, num_classes: int, *, pool_type: str, **options: Any) -> ClassifierHead:
+    """Return timm's head: pooling, dropout and a linear layer.
+
+    Raises:
+        ConfigError: a classifier without pooling, or a pooling that timm does not know.
+    """
+    check_pooling(num_classes, pool_type)
+    return ClassifierHead(in_features, num_classes, pool_type=pool_type, **options)
+
+
+def check_pooling(num_classes: int, pool_type: str) -> None:
+    """Refuse a classifier without pooling.
+
+    Raises:
+        ConfigError: there are classes and no pooling, or a pooling that timm does not know.
+    """
+    if num_classes and not pool_type:
+        raise ConfigError(
+            f"global_pool={pool_type!r} with {num_classes} classes: the classifier reads pooled features. Give "
+            "global_pool='avg', or num_classes=0 for the feature map itself"
+        )
+    if pool_type and pool_type not in POOLINGS:
+        raise ConfigError(unknown_name("global_pool", pool_type, POOLINGS))
 
 
 class StagedClassifier(nn.Module, ABC):
@@ -105,7 +134,11 @@ class StagedClassifier(nn.Module, ABC):
         """Put a new classifier with `num_classes` outputs in place of the old one, on the network's device and dtype.
 
         `global_pool` is timm's pooling type; None keeps what there is.
+
+        Raises:
+            ConfigError: see `check_pooling`.
         """
+        check_pooling(num_classes, self.head.global_pool.pool_type if global_pool is None else global_pool)
         like = next(self.parameters())
         self.num_classes = num_classes
         self.head.in_features = self.num_features

@@ -16,6 +16,7 @@ from ..ops import Graph, WeightedSums
 from ..topology.paths import live_edges
 from .connected import ConnectedBlock, prune_run_, runs
 from .fixed_tensors import FixedTensors
+from .reparametrized import refuse_reparametrized
 from .stage import Node, TopoStage
 from .trunk import Stem
 
@@ -48,7 +49,8 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
         model: any module that contains a `TopoStage` or connected blocks, or is one. It is not changed.
 
     Raises:
-        ConfigError: a model without a `TopoStage` and without connected blocks.
+        ConfigError: a model without a `TopoStage` and without connected blocks, or with weights that are computed at
+            each call, as after `torch.nn.utils.prune`.
 
     Example:
         >>> model = TopoNet(nodes=(3, 3), width=4, num_classes=2).eval()
@@ -60,6 +62,7 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
             f"fuse_for_inference: {type(model).__name__} contains no TopoStage and no connected blocks, there is "
             "nothing to fuse; give a TopoNet, a connected network, or a backbone or detector that has one"
         )
+    refuse_reparametrized(model, "fuse_for_inference")
     replacements: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
         if type(module) is Stem:

@@ -23,13 +23,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead, get_norm_layer
+from timm.layers import get_norm_layer
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, downsample_conv
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .classifier import StagedClassifier
+from .classifier import StagedClassifier, make_head
 from .connected.connect import rewire
 from .recompute import update_statistics_once
 from .stage import NormLayer
@@ -90,9 +90,7 @@ class ResNetCifar(StagedClassifier):
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = 64
-        self.head = ClassifierHead(
-            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **factory
-        )
+        self.head = make_head(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **factory)
         self.feature_info = [
             {"num_chs": 16 * 2**k, "reduction": min(2**k, output_stride), "module": f"layer{k + 1}"} for k in range(3)
         ]

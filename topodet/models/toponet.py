@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead
 from timm.models import FeatureInfo, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..errors import ConfigError, unknown_name
-from .classifier import StagedClassifier
+from .classifier import StagedClassifier, make_head
 from .stage import NormLayer
 from .trunk import EdgeWeights, TopologySpec, Trunk, build_blocks, given, init_weights
 
@@ -65,9 +64,7 @@ class TopoNet(Trunk, StagedClassifier):
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.stage_channels[-1]
-        self.head = ClassifierHead(
-            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **factory
-        )
+        self.head = make_head(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **factory)
         init_weights(self.head)
         self.feature_info = [
             {"num_chs": channels, "reduction": stride, "module": f"stages.{k}"}

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from timm.data import resolve_data_config
 from torch import nn
 
 from topodet import weights
@@ -60,5 +59,5 @@ def open_checkpoint(checkpoint: str | os.PathLike, argv: Sequence[str] = ()) -> 
         weights.check_size(file, make)
         model = build.create_model(options, datasets.num_classes, channels, group, file.state_dict)
         weights.load(model, file, head=True, quiet=True)
-        data_config = resolve_data_config({**options.flat(), "in_chans": channels}, model=model)
+        data_config = data.preprocessing(options, model, channels)
         yield model.eval(), data.val_loader(options, datasets.val, data_config, group)

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from timm.data import AugMixDataset, FastCollateMixup, ImageDataset, Mixup, create_dataset, create_loader
+from timm.data import (
+    AugMixDataset,
+    FastCollateMixup,
+    ImageDataset,
+    Mixup,
+    create_dataset,
+    create_loader,
+    resolve_data_config,
+)
 from timm.data.loader import PrefetchLoader, adapt_to_chs
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from topodet.errors import ConfigError, DataError, unknown_name
@@ -211,6 +221,15 @@ def _count(dataset: Dataset) -> int | None:
     return None if isinstance(dataset, IterableDataset) else len(dataset)
 
 
+def preprocessing(options: Options, model: nn.Module, channels: int) -> dict[str, Any]:
+    """Return timm's data config of a network and the options, with a mean and standard deviation for each channel.
+
+    timm's own config of an architecture has three, whatever the images; a network of one channel sees their mean.
+    """
+    found = resolve_data_config({**options.flat(), "in_chans": channels}, model=model)
+    return {**found, **{key: adapt_to_chs(found[key], channels) for key in ("mean", "std")}}
+
+
 class TimmLoader(Loader):
     """A loader of timm with the number of batches to take of it."""
 
@@ -334,8 +353,8 @@ def _on_device(
         images,
         labels,
         batch_size=batch_size,
-        mean=adapt_to_chs(data_config["mean"], images.shape[3]),
-        std=adapt_to_chs(data_config["std"], images.shape[3]),
+        mean=data_config["mean"],
+        std=data_config["std"],
         augmentation=augmentation,
         seed=options.run.seed,
         group=group,

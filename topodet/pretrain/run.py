@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
-from timm.data import resolve_data_config
 from timm.utils import distribute_bn
 from torch import nn
 
@@ -21,10 +22,11 @@ from topodet.pretrain.command_line import parse
 from topodet.pretrain.engine import DivergedError, Training, check_finite, evaluate, seed_all, train_epoch
 from topodet.pretrain.group import Group, join
 from topodet.pretrain.loader import Loader
+from topodet.pretrain.lock import hold
 from topodet.pretrain.log import Progress, RunLogger, logging_to_stderr
 from topodet.pretrain.options import Options, RunOptions
 from topodet.pretrain.resume import check_same_data, check_same_run
-from topodet.pretrain.saver import LAST, Saver, read_checkpoint
+from topodet.pretrain.saver import Saver, checkpoints, newest_checkpoint, read_checkpoint
 
 _logger = logging.getLogger(__name__)
 
@@ -57,6 +59,11 @@ def _run(options: Options, group: Group) -> list[dict]:
     flat = {key: _plain(value) for key, value in options.flat().items()} | {"world_size": group.world_size}
     # What is wrong is told before anything slow begins, the quickest looks first.
     check_timm_name(options.model.model)
+    with hold(folder) if group.primary else contextlib.nullcontext():
+        return _train(options, group, folder, flat)
+
+
+def _train(options: Options, group: Group, folder: Path, flat: dict[str, Any]) -> list[dict]:
     path, checkpoint = _find_checkpoint(options.run, folder, group)
     if checkpoint is not None:
         check_same_run(checkpoint["args"], flat, str(path))
@@ -68,7 +75,7 @@ def _run(options: Options, group: Group) -> list[dict]:
     seed_all(options.run.seed)
     trained = None if checkpoint is None else checkpoint["state_dict"]
     model = build.create_model(options, datasets.num_classes, channels, group, trained)
-    data_config = resolve_data_config({**options.flat(), "in_chans": channels}, model=model)
+    data_config = data.preprocessing(options, model, channels)
     train_loader = data.train_loader(options, datasets.train, datasets.num_classes, data_config, group)
     val_loader = None if datasets.val is None else data.val_loader(options, datasets.val, data_config, group)
     training, epochs = build.prepare(options, group, model, train_loader, datasets.num_classes)
@@ -104,7 +111,6 @@ def _run(options: Options, group: Group) -> list[dict]:
         return history
 
     _tell(options, training, datasets, epochs, start, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for unfinished in folder.glob(".*.tmp"):
         unfinished.unlink()  # what a killed process was writing
     # A config file that starts the same run again.
@@ -209,18 +215,36 @@ def _find_checkpoint(options: RunOptions, folder: Path, group: Group) -> tuple[P
     """Return the checkpoint to resume from, read by the first process for all, or (None, None) for a new run."""
     path, state = None, None
     if group.primary:
-        path = folder / LAST if options.resume == "auto" else Path(options.resume) if options.resume else None
-        if options.resume == "auto" and not path.exists():
-            path = None
+        path = Path(options.resume) if options.resume not in (None, "", "auto") else None
         own = options.resume == "auto" or (path is not None and path.parent.resolve() == folder.resolve())
-        if (folder / LAST).exists() and not own:
+        if checkpoints(folder) and not own:
             raise ConfigError(
                 f"{folder} holds the checkpoints of another run: go on with that one by --resume auto, or give this "
                 "one a new --experiment name"
             )
-        if path is not None:
-            state = read_checkpoint(path)
+        if options.resume == "auto":
+            path, state = newest_checkpoint(folder)
+            if path is not None and path != checkpoints(folder)[0]:
+                _logger.warning("going on from %s instead, of epoch %d", path, state["epoch"])
+        elif path is not None:
+            state = _read(path)
     return group.share((path, state))
+
+
+def _read(path: Path) -> dict:
+    """Read the checkpoint that --resume names; where it is damaged, name the newest good one beside it."""
+    try:
+        return read_checkpoint(path)
+    except WeightsError as error:
+        try:
+            other, state = newest_checkpoint(path.parent)
+        except WeightsError:
+            raise error from None
+        if other is None:
+            raise
+        raise WeightsError(
+            f"{error}. The newest good one beside it is {other}, of epoch {state['epoch']}: give --resume {other}"
+        ) from error
 
 
 def _tell(options: Options, training: Training, datasets: data.Datasets, epochs: int, start: int, folder: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -14,8 +16,11 @@ from topodet.errors import WeightsError
 from topodet.files import atomic_torch_save
 from topodet.pretrain.engine import Training
 
+_logger = logging.getLogger(__name__)
+
 LAST = "last.pth.tar"
 BEST = "model_best.pth.tar"
+_NUMBERED = re.compile(r"checkpoint-(\d{1,9})\.pth\.tar")
 
 _REQUIRED = {
     "arch": str,
@@ -124,6 +129,37 @@ class Saver(CheckpointSaver):
                 self.can_hardlink = False
         super()._duplicate(src, temporary)
         os.replace(temporary, dst)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of the run in a folder: the last one, those with an epoch in their names, the best one."""
+    numbered = {int(match[1]): path for path in folder.glob("*") if (match := _NUMBERED.fullmatch(path.name))}
+    named = [folder / LAST, *(numbered[epoch] for epoch in sorted(numbered, reverse=True)), folder / BEST]
+    return [path for path in named if path.is_file()]
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, dict | None]:
+    """Return the newest checkpoint of a folder that can be read, and its content; (None, None) where there is none.
+
+    What cannot be read is named in a warning.
+
+    Raises:
+        WeightsError: there are checkpoints, and none of them can be read.
+    """
+    found = checkpoints(folder)
+    first: WeightsError | None = None
+    for path in found:
+        try:
+            state = read_checkpoint(path)
+        except WeightsError as error:
+            first = first or error
+            _logger.warning("%s", error)
+            continue
+        return path, state
+    if first is not None:
+        others = f"; the others beside it ({', '.join(path.name for path in found[1:])}) neither" if found[1:] else ""
+        raise WeightsError(f"{first}{others}") from first
+    return None, None
 
 
 def read_checkpoint(path: Path) -> dict:

@@ -45,15 +45,27 @@ def _are_numbers(values: Any) -> bool:
 
 
 def images(data_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return, in a card's words, what images a training's `data_config` has shown the network."""
+    """Return, in a card's words, what images a training's `data_config` has shown the network.
+
+    Images of one channel have one mean, one standard deviation and the channel order "L", as Pillow calls grey images.
+    """
+    size = plain(data_config.get("input_size"))
+    channels = size[0] if isinstance(size, list) and size else 3
     return {
-        "mean": plain(data_config.get("mean")),
-        "std": plain(data_config.get("std")),
-        "channel_order": "RGB",
-        "input_size": plain(data_config.get("input_size")),
+        "mean": _of_channels(plain(data_config.get("mean")), channels),
+        "std": _of_channels(plain(data_config.get("std")), channels),
+        "channel_order": {1: "L", 3: "RGB"}.get(channels),
+        "input_size": size,
         "interpolation": data_config.get("interpolation"),
         "crop_pct": data_config.get("crop_pct"),
     }
+
+
+def _of_channels(values: Any, channels: int) -> Any:
+    """Return as many numbers as there are channels: timm gives each the mean where it is told of others."""
+    if not _are_numbers(values) or not values or len(values) == channels or not isinstance(channels, int):
+        return values
+    return [sum(values) / len(values)] * channels
 
 
 def card_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +99,7 @@ def preprocessing_problems(
     Args:
         card: of the published backbone or detector. None for mean, std or channel_order: not known, nothing to compare.
         mean, std: of the detector, in 0..255 and in the detector's channel order.
-        channel_order: "RGB" or "BGR", as the network sees the image.
+        channel_order: "RGB", "BGR" or "L" (one channel), as the network sees the image.
     """
     problems = []
     trained_on = card.get("channel_order", "RGB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -158,7 +159,7 @@ def publish_detector(
     }
     # No `matching_heuristics`: a detector's names are its own, and Detectron2 takes them as they are.
     content = {"model": state_dict, "__author__": "topodet", "card": card, **(more or {})}
-    path = _save_hashed(content, Path(folder), name)
+    path = atomic_write(*_hashed(content, Path(folder), name))
     back = read_detector(path, framework)
     if back.card != card or tensors_sha256(back.state_dict) != tensors_sha256(state_dict):
         raise WeightsError(f"{path} does not read back as it was written; do not use it, publish again")
@@ -173,30 +174,35 @@ def _write(folder: Path, state_dict: dict[str, Tensor], card: dict[str, Any]) ->
         "__author__": "topodet",
         "card": card,
     }
-    pth = _save_hashed(content, folder, card["name"])
-    stem = pth.stem
+    pth, packed = _hashed(content, folder, card["name"])
     metadata = {
         "format": "pt",
         "card": json.dumps(card),
         "tensors_sha256": tensors_sha256(state_dict),
         "card_sha256": digest(card),
     }
-    twin = atomic_write(folder / f"{stem}.safetensors", safetensors_bytes(state_dict, metadata))
-    hashes = {path.name: sha256(path) for path in (pth, twin)}
-    files = PublishedFiles(
-        pth, twin, atomic_json(folder / f"{stem}.json", {**card, "card_sha256": digest(card), "sha256": hashes})
-    )
-    for path in (files.pth, files.safetensors):
-        back = read(path)
-        if back.card != card or tensors_sha256(back.state_dict) != metadata["tensors_sha256"]:
-            raise WeightsError(f"{path} does not read back as it was written; do not use it, publish again")
+    files = PublishedFiles(pth, pth.with_suffix(".safetensors"), pth.with_suffix(".json"))
+    with contextlib.ExitStack() as undo:  # all three or none of them
+        for path in (files.pth, files.safetensors, files.card):
+            if not path.exists():
+                undo.callback(path.unlink, missing_ok=True)
+        atomic_write(files.pth, packed)
+        atomic_write(files.safetensors, safetensors_bytes(state_dict, metadata))
+        hashes = {path.name: sha256(path) for path in (files.pth, files.safetensors)}
+        atomic_json(files.card, {**card, "card_sha256": digest(card), "sha256": hashes})
+        for path in (files.pth, files.safetensors):
+            back = read(path)
+            if back.card != card or tensors_sha256(back.state_dict) != metadata["tensors_sha256"]:
+                raise WeightsError(f"{path} does not read back as it was written; publish again")
+        undo.pop_all()
     return files
 
 
-def _save_hashed(content: dict[str, Any], folder: Path, name: str) -> Path:
+def _hashed(content: dict[str, Any], folder: Path, name: str) -> tuple[Path, bytes]:
+    """Return the path NAME-<hash>.pth of a content, and the bytes of that file."""
     check_file_name(name, "the name, which is the architecture's,", WeightsError)
     # Into memory first: the hash is part of the name, and the archive must not contain a temporary name.
     buffer = io.BytesIO()
     torch.save(with_digests(content), buffer)
     hash_ = hashlib.sha256(buffer.getvalue()).hexdigest()
-    return atomic_write(folder / f"{name}-{hash_[:8]}.pth", buffer.getvalue())
+    return folder / f"{name}-{hash_[:8]}.pth", buffer.getvalue()

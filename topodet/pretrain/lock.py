@@ -1,0 +1,84 @@
+"""One run a folder: who writes into it holds it, and a second process is told who that is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TextIO
+
+from topodet.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where folders are not held
+    fcntl = None
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made if it is not there, for this process until the block or the process ends.
+
+    A record lock of the operating system on FOLDER/.lock: it goes with the process that took it, however that ends, and
+    loader processes that outlive a killed run do not hold it. The file says who holds the folder, or held it last; a
+    folder that nothing else was written into goes again at the end.
+
+    Raises:
+        ConfigError: another process holds the folder; it is named.
+        OSError: the folder cannot be written to.
+    """
+    with _open(folder) as file:
+        if fcntl is not None and not _take(file):
+            raise ConfigError(
+                f"{folder} is being written by {_holder(file)}. Wait for its end or stop it, or give this run another "
+                "--experiment"
+            )
+        file.seek(0)
+        file.truncate()
+        started = datetime.now().isoformat(sep=" ", timespec="seconds")
+        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "started": started, "argv": sys.argv}, file)
+        file.flush()
+        try:
+            yield
+        finally:
+            if os.listdir(folder) == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
+
+
+def _open(folder: Path) -> TextIO:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return open(folder / LOCK, "a+")
+    except OSError as error:
+        raise OSError(
+            f"cannot write into {folder}: {error.strerror}. Let it be writable, or give another --output"
+        ) from error
+
+
+def _take(file: TextIO) -> bool:
+    """Lock a file; False where another process has, or has just taken the file away."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return os.path.exists(file.name) and os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+
+
+def _holder(file: TextIO) -> str:
+    """Return in words which process wrote the lock's file."""
+    file.seek(0)
+    try:
+        known = json.loads(file.read(1 << 16))
+        return f"process {int(known['pid'])} on {known['host']!s:.80}, started {known['started']!s:.30}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
