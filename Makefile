@@ -1,7 +1,7 @@
 # The commands of README.md. Each makes the environment (.venv) first, which costs nothing once it is there.
 PYTHON_ENV := .venv/bin/python
 
-.PHONY: env quickstart test lint zoo
+.PHONY: env quickstart test fuzz lint zoo
 
 env:
 	@bash tools/make_env.sh
@@ -11,6 +11,10 @@ quickstart: env
 
 test: lint
 	@$(PYTHON_ENV) -m pytest -n 2 --durations 10
+
+# Thousands of damaged and hostile files; FUZZ has further options, e.g. FUZZ="--seed 1 --inputs 1000".
+fuzz: env
+	@OMP_NUM_THREADS=1 $(PYTHON_ENV) -m tests.fuzz $(FUZZ)
 
 lint: env
 	@$(PYTHON_ENV) -m ruff format --check . && $(PYTHON_ENV) -m ruff check .

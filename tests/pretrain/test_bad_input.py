@@ -66,6 +66,13 @@ class TestData:
         error = refusal(capsys, options(images, tmp_path / "out"))
         assert "1 only in 'train' (class2) and 1 only in 'validation' (klass2)" in error
 
+    def test_class_map_with_other_capitals(self, images, tmp_path, capsys):
+        names = tmp_path / "names.txt"
+        names.write_text("class0\nClass1\nclass2\n")
+        error = refusal(capsys, options(images, tmp_path / "out", "--class-map", str(names)))
+        assert "has no class 'class1', which is a folder of" in error
+        assert "(1 of 3 folders are in no line). Did you mean 'Class1'" in error
+
     def test_other_number_of_classes(self, images, tmp_path, capsys):
         error = refusal(capsys, options(images, tmp_path, "--num-classes", "10"))
         assert "--num-classes 10, but" in error

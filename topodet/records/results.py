@@ -17,6 +17,9 @@ from ..errors import DataError
 from ..files import atomic_path
 from ..parse import parse_json
 
+# Of a line of a log: what it counts, and the numbers that are read of it.
+_STEPS = ("step", "iteration")
+_NUMBERS = ("coco/", "bbox/", "segm/", "time", "memory", "total_loss")
 # Detectron2's names of COCO's six averages, in MMDetection's words.
 _AVERAGES = {"AP": "mAP", "AP50": "mAP_50", "AP75": "mAP_75", "APs": "mAP_s", "APm": "mAP_m", "APl": "mAP_l"}
 
@@ -47,14 +50,14 @@ def read_evaluations(folder: str | Path) -> list[dict[str, float]]:
     (--eval-only, tools/test.py) are not among them.
 
     Raises:
-        DataError: nothing was evaluated, or several sets were.
+        DataError: nothing was evaluated, or several sets were, or a log is damaged.
     """
     if framework_of(folder) == "mmdetection":
         return _of_mmdetection(Path(folder))
     path = Path(folder) / "metrics.json"
     found: list[dict[str, float]] = []
     for line in _json_lines(path):
-        step = line["iteration"]
+        step = line.get("iteration", 0)
         # The file is only ever appended to: a run that goes on from an earlier iteration repeats what came after it.
         if "total_loss" in line:
             found = [row for row in found if row["step"] < step]
@@ -90,8 +93,8 @@ def read_speed(folder: str | Path) -> dict[str, float]:
         if times and batch:
             speed["images_per_second"] = batch / median(times)
         log = folder / "log.txt"
-        text = log.read_text() if log.is_file() else ""
-        memory = [int(megabytes) for megabytes in re.findall(r"max_mem: (\d+)M", text)]
+        text = _text(log) if log.is_file() else ""
+        memory = [int(megabytes) for megabytes in re.findall(r"max_mem: (\d{1,9})M", text)]
     if memory:
         speed["peak_memory_mb"] = max(memory)
     return {key: round(value, 3) for key, value in speed.items()}
@@ -172,9 +175,9 @@ def _of_mmdetection(folder: Path) -> list[dict[str, float]]:
         for line in _json_lines(path):
             if "loss" in line:
                 # Scores count what the config counts: lines of losses have an epoch where that is epochs.
-                begun = line.get("epoch", line["step"])
+                begun = line.get("epoch", line.get("step", 0))
                 found = [row for row in found if row["step"] < begun]
-            elif "coco/bbox_mAP" in line and line["step"]:
+            elif "coco/bbox_mAP" in line and line.get("step"):
                 found.append(line)
     if not found:
         raise DataError(f"no evaluation (coco/bbox_mAP) found under {folder}; did the run finish an epoch?")
@@ -200,21 +203,38 @@ def _averages(line: Mapping[str, float]) -> dict[str, float]:
 def _batch_size(config: Path) -> int | None:
     """Return the images of an iteration by the config that Detectron2 left with its run, YAML or lazy."""
     # Not parsed: a lazy one names Python objects, which nothing but Detectron2 may make.
-    found = re.search(r"\b(?:IMS_PER_BATCH|total_batch_size): (\d+)\n", config.read_text() if config.is_file() else "")
-    return int(found[1]) if found else None
+    found = re.search(r"\b(?:IMS_PER_BATCH|total_batch_size): (\d+)\n", _text(config) if config.is_file() else "")
+    return int(found[1]) if found and len(found[1]) < 10 else None
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+    """Return the lines of a log, their steps and scores known to be numbers.
+
+    Raises:
+        DataError: names the line that is no JSON object, or whose entry has another type than logs have.
+    """
     lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, text in enumerate(_text(path).splitlines(), start=1):
+        where = f"{path}, line {number}"
         try:
-            lines.append(parse_json(line, f"{path}, line {number}"))
+            line = parse_json(text, where)
         except DataError as error:
-            raise DataError(f"{error}; a log has one JSON object a line: remove what a killed run left") from error
-        if not isinstance(lines[-1], dict):
-            raise DataError(f"{path}, line {number} is a {type(lines[-1]).__name__}; a log has one JSON object a line")
+            raise DataError(f"{error}; a log has one JSON object a line; remove what a killed run left") from error
+        if not isinstance(line, dict):
+            raise DataError(f"{where} is a {type(line).__name__}; a log has one JSON object a line")
+        if not any(key in line for key in _STEPS):
+            raise DataError(f"{where} has neither {' nor '.join(_STEPS)}: no line of a log of either framework")
+        for key, value in line.items():
+            whole = key in (*_STEPS, "epoch")
+            kind = int if whole else int | float
+            if (whole or key.startswith(_NUMBERS)) and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise DataError(f"{where}: {key} is {str(value)[:40]!r}, not a {'whole ' if whole else ''}number")
+        lines.append(line)
     return lines
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text ({error.reason} at byte {error.start}): it is damaged") from error

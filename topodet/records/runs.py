@@ -379,5 +379,5 @@ def _version(package: str) -> str | None:
     return f"{found.version} ({commit[:12]})" if commit else found.version
 
 
-def _number(text: str) -> float | None:
+def _number(text: str | None) -> float | None:
     return float(text) if text else None

@@ -220,6 +220,8 @@ def _integer(value: object, what: str) -> int:
 def _sorted_edges(num_nodes: int, edges: Iterable[Sequence[int]]) -> tuple[Edge, ...]:
     """Check each edge by itself and return them sorted by target, then source."""
     seen: set[Edge] = set()
+    if not isinstance(edges, Iterable):
+        raise TopologyError(f"edges are pairs (source, target) one after the other, got {shown(edges)}")
     for edge in edges:
         try:
             source, target = edge
