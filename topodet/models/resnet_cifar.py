@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timm.layers import get_norm_layer
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, downsample_conv
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ from .classifier import StagedClassifier, make_head
 from .connected.connect import rewire
 from .recompute import update_statistics_once
 from .stage import NormLayer
-from .trunk import dilated, given, init_weights
+from .trunk import dilated, given, init_weights, make_norm_layer
 from .wiring import EdgeWeights
 
 
@@ -79,7 +78,7 @@ class ResNetCifar(StagedClassifier):
             raise ConfigError(f"a ResNet for CIFAR has 6n + 2 layers: 8, 14, 20 and so on, got depth={depth}")
         if output_stride not in (1, 2, 4, 8, 16, 32):
             raise ConfigError(f"output_stride={output_stride!r}: use 1, 2 or 4 (no dilation); 8, 16 and 32 are as 4")
-        norm = get_norm_layer(norm_layer) if isinstance(norm_layer, str) else norm_layer
+        norm = make_norm_layer(norm_layer)
         self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False, **factory)
         self.bn1 = norm(16, **factory)
         self.act1 = nn.ReLU(inplace=True)

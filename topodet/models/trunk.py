@@ -181,7 +181,7 @@ def build_blocks(
     specs = [topology] * len(nodes) if isinstance(topology, str | Mapping | Topology) else list(topology)
     if len(specs) != len(nodes):
         raise ConfigError(f"{len(specs)} topologies for {len(nodes)} stages; give one for all stages or one each")
-    norm = get_norm_layer(norm_layer) if isinstance(norm_layer, str) else norm_layer
+    norm = make_norm_layer(norm_layer)
     stem = Stem(in_chans, width, norm_layer=norm, **factory)
     plan = dilated([2] * len(nodes), output_stride, reached=2)
     stages = [
@@ -197,6 +197,22 @@ def build_blocks(
         for k in range(len(nodes) if num_stages is None else num_stages)
     ]
     return stem, stages
+
+
+def make_norm_layer(norm_layer: str | NormLayer) -> NormLayer:
+    """Return what makes a normalization of channels, from a name that timm knows; a callable as it is.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if not isinstance(norm_layer, str):
+        return norm_layer
+    try:
+        return get_norm_layer(norm_layer)
+    except (KeyError, AssertionError) as error:
+        raise ConfigError(
+            f"unknown norm_layer {norm_layer[:80]!r}: give a name of timm's, e.g. batchnorm2d, groupnorm or layernorm2d"
+        ) from error
 
 
 def dilated(strides: Sequence[int], output_stride: int | None, *, reached: int = 1) -> list[dict[str, int]]:

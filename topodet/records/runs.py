@@ -134,6 +134,7 @@ def record_detector(
     """
     rows = read_evaluations(folder)
     framework = framework_of(folder)
+    kept = ("step", "coco/bbox_mAP", "coco/bbox_mAP_50")
     return {
         "kind": "detector",
         "name": Path(config).stem,
@@ -146,7 +147,7 @@ def record_detector(
         "command": command,
         "seed": seed,
         "metrics": {key.removeprefix("coco/"): value for key, value in rows[-1].items() if key.startswith("coco/")},
-        "history": [{key: row[key] for key in ("step", "coco/bbox_mAP", "coco/bbox_mAP_50")} for row in rows],
+        "history": [{key: row[key] for key in kept if key in row} for row in rows],
         "speed": read_speed(folder),
         "date": datetime.now(timezone.utc).date().isoformat(),
         **_environment(_FRAMEWORKS[framework]),

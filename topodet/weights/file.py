@@ -59,6 +59,15 @@ _DTYPES = frozenset(
 _OF_TRAINING = {"args": Mapping, "data_config": Mapping, "meta": Mapping, "history": list, "arch": str, "epoch": int}
 
 
+# What is read of a checkpoint beside its tensors.
+_ENTRIES = {
+    **dict.fromkeys(("args", "data_config", "meta", "data"), Mapping),
+    "arch": str,
+    "history": list,
+    **dict.fromkeys(("epoch", "num_classes", "iteration"), int),
+}
+
+
 @dataclass(frozen=True)
 class WeightsFile:
     """What a weights file holds.
@@ -166,7 +175,10 @@ def _read(source: str | os.PathLike, check_hash: bool, *, skip_objects: bool = F
     else:
         content, objects = _read_torch(path, check_hash, skip_objects=skip_objects)
         state_dict, rest = _find_state_dict(path, content)
-        card = rest.pop("card", None) or {}
+        card = rest.pop("card", None)
+        card = {} if card is None else card
+        # A stranger's checkpoint may call objects of its own so; then nothing is known.
+        rest = {key: value for key, value in rest.items() if isinstance(value, _ENTRIES.get(key, object))}
     try:
         card = check_card(card)
         prefix, state_dict = _unwrapped(state_dict)
