@@ -228,7 +228,7 @@ def tensor_of(rng: random.Random, tensor: torch.Tensor) -> Any:
     """Return a tensor of another dtype, shape, layout or with other values."""
     choices: tuple[Callable[[], Any], ...] = (
         lambda: tensor.to(rng.choice((torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.complex64))),
-        lambda: tensor[:0],
+        lambda: tensor.reshape(-1)[:0],
         lambda: tensor.reshape(-1),
         lambda: tensor[None],
         lambda: torch.cat([tensor.reshape(-1)] * 2),

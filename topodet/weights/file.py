@@ -38,7 +38,7 @@ from torch import Tensor
 from ..errors import WeightsError
 from ..files import sha256
 from ..parse import parse_json
-from .card import card_of, check_card
+from .card import card_of, check_card, plain
 from .digest import check_digests, digest
 from .safe_load import check_extent, load_torch
 
@@ -179,6 +179,7 @@ def _read(source: str | os.PathLike, check_hash: bool, *, skip_objects: bool = F
         card = {} if card is None else card
         # A stranger's checkpoint may call objects of its own so; then nothing is known.
         rest = {key: value for key, value in rest.items() if isinstance(value, _ENTRIES.get(key, object))}
+        rest |= {key: plain(rest[key]) for key in ("args", "data_config", "history") if key in rest}
     try:
         card = check_card(card)
         prefix, state_dict = _unwrapped(state_dict)
