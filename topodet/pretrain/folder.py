@@ -44,6 +44,13 @@ class FolderReader(Reader):
         known = load_class_map(class_map, str(root)) if class_map else None
         if known is None:
             known = {name: k for k, name in enumerate(sorted(set(inside.values()), key=natural_key))}
+        spelled = {str(name).lower(): name for name in known}
+        for name in sorted(set(inside.values()) - set(known)):
+            if name.lower() in spelled:
+                raise DataError(
+                    f"--class-map {class_map} has {spelled[name.lower()]!r} where {root} has the folder {name!r}: give "
+                    "both the same capitals"
+                )
         self.class_to_idx: dict[str, int] = known
         chosen = sorted(
             (path for path, name in inside.items() if name in known), key=lambda path: natural_key(str(path))
