@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import timm
@@ -35,7 +36,14 @@ def timm_model(file: WeightsFile) -> tuple[nn.Module, dict[str, Any]]:
         named = timm.create_model(name, num_classes=0)
         if str(named) != str(rebuilt) or named.topologies != rebuilt.topologies:
             arguments = {key: file.card[key] for key in _ARGUMENTS if key in file.card}
-    model = timm.create_model(name, num_classes=0, **arguments)
+    make = partial(timm.create_model, name, num_classes=0, **arguments)
+    try:
+        weights.check_size(file, make)
+        model = make()
+    except WeightsError:
+        raise
+    except Exception as error:  # whatever the arguments of a card make timm raise
+        raise WeightsError(f"{file.path}: its network cannot be made by timm: {error}") from error
     if wiring not in (None, "none") and not connectivity.wirings(model):
         raise WeightsError(f"{file.path}: timm does not connect {name}, so the hub cannot serve it; publish the files")
     weights.load(model, file, quiet=True)
