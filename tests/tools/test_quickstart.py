@@ -52,7 +52,7 @@ def test_every_step_on_a_few_images(framework, tmp_path, capfd):
     assert len(list((out / "pictures" / "detections").iterdir())) == 4
     output = capfd.readouterr().out
     assert "tensors loaded          147/147" in output
-    progress = {"mmdetection": "Epoch(train)", "detectron2": "eta: "}[framework]
+    progress = {"mmdetection": "Epoch(train)", "detectron2": "iter: "}[framework]
     assert {line.split()[0] for line in output.splitlines() if progress in line} == {"pretrained", "random_init"}
 
     # Once more: everything is there, nothing runs, nothing is written.
