@@ -142,8 +142,13 @@ def parse_over(saved: Mapping[str, object], argv: Sequence[str], place: str = "t
     for action in parser._actions:
         value = known.get(action.dest)
         kind = dict if action.dest == "model_kwargs" else action.type or str
-        parts = value if action.nargs and isinstance(value, list | tuple) else [value]
+        listed = action.nargs is not None and kind is not dict
+        parts = value if listed and isinstance(value, list | tuple) else [value]
         fits = all(isinstance(part, (int, float) if kind is float else kind) for part in parts)
+        if listed:
+            fits &= isinstance(value, list | tuple) and len(value) in (
+                (action.nargs,) if action.nargs != "+" else range(1, 99)
+            )
         if action.dest in known and not (fits and (action.choices is None or value in action.choices)):
             raise WeightsError(f"{place} is damaged: it was trained with {_option(action.dest)} {str(value)[:80]!r}")
     parser.set_defaults(**known)
