@@ -32,7 +32,7 @@ def test_the_interval_of_two_groups_is_welchs():
         ([-1.0, -1.1, -0.9], -2, "shown at n = 3"),  # costs at most 2
         ([1.0, 1.1, 0.9], 2, "contrary at n = 3"),
         # t(0.975, 1) = 12.706, sd = sqrt(2), n = 2
-        ([1.0, -1.0], 0, "not decided at n = 2: the smallest effect that this could show is 12.71"),
+        ([1.0, -1.0], 0, "not decided at n = 2: the smallest effect that this could show is 12.7"),
     ],
 )
 def test_verdicts(differences, margin, words):

@@ -64,4 +64,4 @@ def verdict(found: Paired | None, margin: float = 0.0) -> str:
         return f"{SHOWN} at n = {found.n}"
     if high < margin:
         return f"{CONTRARY} at n = {found.n}"
-    return f"{UNDECIDED} at n = {found.n}: the smallest effect that this could show is {found.half:.2f}"
+    return f"{UNDECIDED} at n = {found.n}: the smallest effect that this could show is {found.half:.3g}"

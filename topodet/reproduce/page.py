@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..records.markdown import table
 from ..records.statistics import Paired, paired, verdict
-from .measures import UNITS, value
+from .measures import MEASURES, value
 from .record import COMPLETE
 from .study import Arm, Comparison, Scale, Study, paper_number
 
@@ -89,7 +89,7 @@ def picture(study: Study, found: Found) -> Figure:
     arms = [arm for arm in found.scale.arms.values() if found.values(arm)]
     panels: dict[str, list[Arm]] = {}
     for arm in arms:
-        panels.setdefault(_unit(arm.measure), []).append(arm)
+        panels.setdefault(arm.unit, []).append(arm)
     figure = Figure(
         figsize=(8.0, 0.7 + sum(0.5 + 0.32 * len(group) for group in panels.values())), layout="constrained"
     )
@@ -139,7 +139,7 @@ def _arms(found: Found, paper: Mapping[str, Any]) -> str:
     for arm in found.scale.arms.values():
         numbers = list(found.values(arm).values())
         printed = paper_number(paper, arm.paper)
-        row = [f"`{arm.name}`", _unit(arm.measure), _spread(numbers), str(len(numbers))]
+        row = [f"`{arm.name}`", arm.unit, _spread(numbers, arm), str(len(numbers))]
         rows.append([*row, "-" if printed is None else f"{printed:.2f}"])
     return table(["arm", "what is measured", "measured", "n", "paper"], rows)
 
@@ -151,7 +151,7 @@ def _verdicts(found: Found, paper: Mapping[str, Any]) -> str:
         rows.append(
             [
                 comparison.text,
-                _difference(result),
+                _difference(result, found.scale.arms[comparison.arm]),
                 _printed_difference(found.scale, comparison, paper),
                 verdict(result, comparison.margin),
             ]
@@ -171,19 +171,24 @@ def _records(study: Study, found: Found) -> list[str]:
     """Return which runs there are, on what they ran, and what their records lack."""
     if not found.records:
         return ["No run is recorded yet."]
-    links, lacking, machines = [], {}, {}
+    links: dict[str, str] = {}
+    lacking: dict[str, list[str]] = {}
+    machines: dict[str, int] = {}
     for (arm, seed), record in sorted(found.records.items()):
         folder = f"{record.get('study', study.name)}-{record.get('scale', found.scale.name)}"
         name = f"{record['name']}_seed{record['seed']}"
-        links.append(f"[{arm} {seed}](../../records/studies/{folder}/{name}.json)")
+        path = f"../../records/studies/{folder}/{name}.json"
+        if path in links:  # several arms measure one run
+            continue
+        links[path] = f"[{arm} {seed}]({path})"
         lacks = [words for key, words in COMPLETE.items() if not record.get(key) and _expected(key, record)]
         if lacks:
             lacking.setdefault(", ".join(lacks), []).append(f"{arm} {seed}")
         versions = ", ".join(f"{package} {number}" for package, number in record["versions"].items())
         where = f"{record['machine']}; {versions}"
         machines[where] = machines.get(where, 0) + 1
-    text = [f"Records, by arm and seed: {', '.join(links)}."]
-    text += [f"{count} of the runs: {where}." for where, count in machines.items()]
+    text = [f"Records, by arm and seed: {', '.join(links.values())}."]
+    text += [f"{count} of {len(links)} runs: {where}." for where, count in machines.items()]
     text += [f"Without {keys} in their records: {', '.join(names)}." for keys, names in lacking.items()]
     return ["\n\n".join(text)]
 
@@ -195,18 +200,21 @@ def _expected(key: str, record: Mapping[str, Any]) -> bool:
     )
 
 
-def _spread(numbers: Sequence[float]) -> str:
+def _spread(numbers: Sequence[float], arm: Arm) -> str:
     if not numbers:
         return "not yet run"
-    return f"{mean(numbers):.2f}" + (f" ± {stdev(numbers):.2f}" if len(numbers) > 1 else "")
+    kind = _format(arm)
+    return f"{mean(numbers):{kind}}" + (f" ± {stdev(numbers):{kind}}" if len(numbers) > 1 else "")
 
 
-def _difference(found: Paired | None) -> str:
+def _difference(found: Paired | None, arm: Arm) -> str:
     if found is None:
         return "-"
-    interval = found.interval
-    return f"{found.mean:+.2f}" + (f", {interval[0]:+.2f} to {interval[1]:+.2f}" if interval else "")
+    kind = f"+{_format(arm)}"
+    text = f"{found.mean:{kind}}"
+    return text + (f", {found.interval[0]:{kind}} to {found.interval[1]:{kind}}" if found.interval else "")
 
 
-def _unit(measure: str) -> str:
-    return UNITS.get(measure, measure)
+def _format(arm: Arm) -> str:
+    """Return how a number is written: two decimals of a percentage, digits of what may be of any size."""
+    return ".2f" if arm.measure in MEASURES else ".4g"

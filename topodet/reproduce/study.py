@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError, did_you_mean, unknown_name
 from ..parse import read_yaml
-from .measures import MEASURES
+from .measures import MEASURES, UNITS
 
 # What can make an arm: the key that says so, and the other keys that go with it.
 KINDS: dict[str, tuple[str, ...]] = {
@@ -47,6 +47,7 @@ class Arm:
         options: of what makes it.
         measure: from its record to the number that is compared; the study's where it has none.
         paper: what the paper has: a path into records/paper.json, such as "backbones/resnet50/top1".
+        unit: the measure in words, by which numbers share an axis.
         hours: of one run where none is recorded yet, as a guess; the scale's where it has none.
         backbone: with a framework, the arm whose pretraining it starts from, "ARM" or "STUDY/ARM"; "" for none.
     """
@@ -56,6 +57,7 @@ class Arm:
     source: str
     options: Any
     measure: str
+    unit: str
     hours: float
     paper: str = ""
     backbone: str = ""
@@ -95,6 +97,7 @@ class Scale:
         about: what is other than in the paper, in words.
         data: the images, in words.
         seeds: how many, 0 and up.
+        unit: the measure in words, by which numbers share an axis.
         hours: of one run where none is recorded yet, as a guess.
         gpus: of one run; 0 is a CPU.
         images: of an update of pretraining over all processes, which keeps the recipe on any number of GPUs; 0 leaves
@@ -237,7 +240,7 @@ def _arms(name: str, content: Any, scale: Mapping[str, Any], measure: str, place
     kinds = [kind for kind in KINDS if kind in entry]
     if not kinds or (len(kinds) > 1 and set(kinds) != set(FRAMEWORKS)):
         raise ConfigError(f"{place} must have one of {', '.join(KINDS)} (or both frameworks), but has {list(entry)}")
-    allowed = [*kinds, "measure", "paper", *dict.fromkeys(key for kind in kinds for key in KINDS[kind])]
+    allowed = [*kinds, "measure", "unit", "paper", *dict.fromkeys(key for kind in kinds for key in KINDS[kind])]
     _mapping(entry, allowed, place)
     if "tool" in entry and entry["tool"] not in TOOLS:
         raise ConfigError(f"{place}.tool: {unknown_name('experiment', entry['tool'], TOOLS)}")
@@ -260,6 +263,7 @@ def _arms(name: str, content: Any, scale: Mapping[str, Any], measure: str, place
             source=str(entry[kind]),
             options=options,
             measure=chosen,
+            unit=str(entry.get("unit", UNITS.get(chosen, chosen))),
             hours=float(entry.get("hours", scale.get("hours", 0))),
             paper=entry.get("paper", ""),
             backbone=entry.get("backbone", ""),
