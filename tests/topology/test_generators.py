@@ -174,6 +174,7 @@ def test_specs():
         ({"name": "random", "p": 1.2}, "must lie in [0, 1], got 1.2"),
         ({"name": "barabasi_albert", "m": 9}, "m=9 with num_nodes=8"),
         ({"name": "watts_strogatz", "k": 8}, "k=8 with num_nodes=8"),
+        ({"name": "watts_strogatz", "k": 3}, "k must be even, got k=3"),
         ({"name": "small_world_chain", "reach": 1}, "needs 2 <= reach < num_nodes, got reach=1 with num_nodes=8"),
         ({"name": "small_world_chain", "p": -0.1}, "must lie in [0, 1], got -0.1"),
         (Topology(3, [(0, 1), (1, 2)]), "the topology has 3 nodes, but the stage has 8"),

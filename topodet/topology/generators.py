@@ -85,8 +85,11 @@ def watts_strogatz(num_nodes: int, k: int = 4, p: float = 0.75, seed: int = 0) -
     Edges run along the ring order, from the lower to the higher index.
 
     Raises:
-        TopologyError: `k` outside [2, num_nodes) or `p` outside [0, 1].
+        TopologyError: `k` odd or outside [2, num_nodes), or `p` outside [0, 1].
     """
+    if k % 2:
+        # networkx takes it as k - 1 without a word.
+        raise TopologyError(f"watts_strogatz connects k / 2 neighbors on each side: k must be even, got k={k}")
     if not 2 <= k < num_nodes:
         raise TopologyError(f"watts_strogatz needs 2 <= k < num_nodes, got k={k} with num_nodes={num_nodes}")
     if not 0 <= p <= 1:
