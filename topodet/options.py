@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 # `topodet.connectivity` has these as types; repeated here, since a `--help` need not import torch.
@@ -48,6 +48,11 @@ class Pruning:
     per: str = "network"
     random_edges: int | None = None
     on_disconnected: str = "error"
+
+    @classmethod
+    def from_options(cls, args: argparse.Namespace) -> Pruning:
+        """Return what a command line says, of which each option has one value."""
+        return cls(**{each.name: getattr(args, each.name) for each in fields(cls)})
 
     def arguments(self) -> dict[str, Any] | None:
         """Return the arguments of `topodet.connectivity.prune`, or None where nothing is pruned."""

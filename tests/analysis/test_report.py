@@ -223,11 +223,7 @@ def test_distances(tmp_path):
 
 def test_names_in_files_stay_text(tmp_path):
     wiring = toponet().stages[0].wiring.state_dict()
-    state = {f"\x1b[31m.wiring.{name}": value for name, value in wiring.items()}
-    torch.save(state, tmp_path / "escape.pth")
-    with pytest.raises(WeightsError, match="names that are none"):
-        report.open_subject(str(tmp_path / "escape.pth"))
-    state = {f"{HOSTILE}.wiring.{name}": value for name, value in wiring.items()}
+    state = {f"{HOSTILE}\x1b[31m.wiring.{name}": value for name, value in wiring.items()}
     torch.save({"state_dict": state, "card": {"licence": HOSTILE, "notes": HOSTILE}}, tmp_path / "bad.pth")
     found = report.measure(report.open_subject(str(tmp_path / "bad.pth")), thresholds=[0.1])
     html = report.page(found)

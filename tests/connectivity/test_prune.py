@@ -137,7 +137,7 @@ def test_a_graph_that_fell_apart_is_repaired(topology, seed):
     size = strengths(stage.wiring, "network")
     weakest = min(size[edge] for edge in part.edges)
     assert plan_pruning(stage, threshold=weakest)["wiring"].edges
-    assert not plan_pruning(stage, threshold=weakest * (1 + 1e-9), on_disconnected="allow")["wiring"].edges
+    assert not plan_pruning(stage, threshold=weakest * (1 + 1e-6), on_disconnected="allow")["wiring"].edges
 
 
 @pytest.mark.parametrize("features", [False, True])
@@ -190,7 +190,7 @@ def test_what_the_copy_keeps():
     assert pruned.topologies == model.topologies
     pruned(torch.randn(2, 3, 16, 16)).sum().backward()
     assert pruned.stages[0].wiring.alpha.grad is None
-    with pytest.raises(ConfigError, match="without learned edge weights"):
+    with pytest.raises(ConfigError, match="edge weights are all frozen"):
         connectivity.penalty(pruned, "adaptive")
 
 

@@ -10,7 +10,7 @@ from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmengine.runner import Runner
 from PIL import Image
 
-from tests.detection import with_ground_truth, write_coco
+from tests.detection import SIZE, with_ground_truth, write_coco
 from tests.mmdet.helpers import NANO, small_config, train
 from topodet import weights
 from topodet.datasets.images import read_image
@@ -97,7 +97,8 @@ def test_scores_are_those_of_mmdetections_own_evaluation(published, stock, train
     found = {}
     for number in range(2):
         boxes = inference_detector(stock, str(trained / "set" / "images" / f"{number}.jpg")).pred_instances[:6]
-        found[number] = (boxes.bboxes.numpy() + np.array([2, 0, 3, 1]), boxes.labels.numpy())
+        moved = (boxes.bboxes.numpy() + np.array([2, 0, 3, 1])).clip(0, [*SIZE, *SIZE])
+        found[number] = (moved, boxes.labels.numpy())
     truth = with_ground_truth(trained / "set", found, tmp_path / "truth.json")
     detector = load_detector(published, device="cpu")
     ours = evaluate(detector, truth, trained / "set" / "images", progress=False)
@@ -123,7 +124,7 @@ def test_thresholds_options_and_classes(published, trained):
         predict(few, image, score_threshold=50)
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         load_detector(published, device="cpu", opts=["model.test_cfg", "1"])
-    with pytest.raises(ConfigError, match="num_classes=10, but 2 classes are named"):
+    with pytest.raises(ConfigError, match="num_classes is 10, but 2 classes are named"):
         load_detector(published, device="cpu", classes=["a", "b"])
     renamed = load_detector(trained / "epoch_1.pth", config=trained / "config.py", classes=list("abcdefghij"))
     assert renamed.dataset_meta["classes"] == list("abcdefghij")

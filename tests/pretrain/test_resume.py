@@ -247,7 +247,7 @@ def test_two_runs_do_not_share_a_folder(images, tmp_path, capsys):
     first = start(*argv)
     try:
         for line in first.stderr:
-            if line.startswith("epoch 0/49 [1/4]"):
+            if line.startswith("epoch 1/50 [1/4]"):
                 break
         for more in ((), ("--resume", "auto")):
             assert main([*argv, *more]) == 1

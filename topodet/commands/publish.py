@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str]) -> None:
     made = parser()
     args = made.parse_args(words)
-    prune = Pruning(args.threshold, args.keep, args.per, args.on_disconnected).arguments()
+    prune = Pruning.from_options(args).arguments()
     if (args.checkpoint is None) == (args.detector is None):
         made.error("give either the checkpoint of a backbone or --detector CHECKPOINT")
     if args.detector and (args.hub or prune):

@@ -265,8 +265,8 @@ def _tell(options: Options, training: Training, datasets: data.Datasets, epochs:
         return
     _logger.info(
         "epochs %d to %d of %d updates; peak learning rate %.4g; files in %s",
-        start,
-        epochs - 1,
+        start + 1,
+        epochs,
         training.updates_per_epoch,
         training.scheduler.base_values[0],
         folder,

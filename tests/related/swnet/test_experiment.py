@@ -102,7 +102,7 @@ def test_arrays(tmp_path):
 
 def test_arrays_that_cannot_be_used_are_named(tmp_path):
     images, labels = np.zeros((4, 6, 6, 3), np.uint8), np.arange(4)
-    with pytest.raises(DataError, match=r"train.npz holds no `images` and `labels` that can be read"):
+    with pytest.raises(DataError, match=r"cannot read .*train.npz"):
         arrays(tmp_path)
     write(tmp_path, "train", images, labels)
     with pytest.raises(DataError, match="has images of 4 of the first 10 classes"):
@@ -111,7 +111,7 @@ def test_arrays_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(DataError, match=re.escape("got float32 [4, 6, 6, 3] and [4]")):
         arrays(tmp_path, num_classes=2)
     (tmp_path / "train.npz").write_bytes(b"PK\x03\x04 no archive")
-    with pytest.raises(DataError, match="that can be read"):
+    with pytest.raises(DataError, match=r"train.npz: .* damaged or no .npz file"):
         arrays(tmp_path, num_classes=2)
 
 
@@ -123,7 +123,7 @@ def test_arrays_that_cannot_be_used_are_named(tmp_path):
         (["--networks", "plain", "--p", "some"], "p='some' is no choice"),
         (["--targets", "95"], "target 95.0 is no accuracy"),
         (["--every", "300"], "measured every 300 of 200 iterations: that is never"),
-        (["--data", "nowhere"], "nowhere/train.npz holds no `images`"),
+        (["--data", "nowhere"], "cannot read nowhere/train.npz"),
     ],
 )
 def test_wrong_options_are_one_line(words, message, capsys):
