@@ -11,7 +11,7 @@ def test_the_node_is_added_once_and_to_an_unchanged_config():
     cfg.MODEL.TOPONET.ARCH = "toponet_nano"
     add_topodet_config(cfg)
     assert cfg.MODEL.TOPONET.ARCH == "toponet_nano"
-    del cfg.MODEL["TOPONET"], cfg.MODEL["CONNECTED_TIMM"], cfg.SOLVER["OPTIMIZER"]
+    del cfg.MODEL["TOPONET"], cfg.MODEL["CONNECT"], cfg.MODEL["CONNECTED_TIMM"], cfg.SOLVER["OPTIMIZER"]
     assert cfg == plain
 
 

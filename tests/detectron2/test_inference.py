@@ -413,11 +413,10 @@ def test_a_file_that_says_nothing_of_its_images_is_read_by_its_config(
 
 
 def test_what_nobody_can_read_is_not_published(tmp_path):
-    """Detectron2 trains on grey images, and has no predictor for them."""
-    grey = {"INPUT__FORMAT": "L", "MODEL__PIXEL_MEAN": [128.0], "MODEL__PIXEL_STD": [64.0]}
-    cfg = small_config(OUTPUT_DIR=str(tmp_path), **grey)
+    """Detectron2 trains on YUV images, and has no predictor for them."""
+    cfg = small_config(OUTPUT_DIR=str(tmp_path), INPUT__FORMAT="YUV-BT.601")
     TopoNetCheckpointer(build_model(cfg), str(tmp_path)).save("model_final")
     (tmp_path / "config.yaml").write_text(cfg.dump())
-    with pytest.raises(ConfigError, match="INPUT.FORMAT is L, but Detectron2's predictor reads only RGB and BGR"):
+    with pytest.raises(ConfigError, match="INPUT.FORMAT is YUV-BT.601, but a predictor reads only RGB, BGR and L"):
         publish_detector(tmp_path / "model_final.pth", tmp_path / "config.yaml", tmp_path / "out", classes=CLASSES)
     assert not list((tmp_path / "out").iterdir())
