@@ -34,6 +34,7 @@ def archive(tmp_path):
             file.writestr(f"tiny-imagenet-200/val/images/val_{2 - place}.JPEG", jpeg((0, 0, 40 * place)))
             lines.append(f"val_{2 - place}.JPEG\t{label}\t0\t0\t9\t9\n")
         file.writestr("tiny-imagenet-200/val/val_annotations.txt", "".join(lines))
+        file.writestr("tiny-imagenet-200/wnids.txt", "\n".join(reversed(CLASSES)))
     return path
 
 
@@ -52,7 +53,7 @@ def test_folders_have_the_bytes_of_the_archive(archive, tmp_path):
 
 
 def test_arrays_are_what_pretraining_reads(archive, tmp_path):
-    recipes.write_tiny_imagenet(archive, tmp_path, classes=CLASSES, arrays=True)
+    recipes.write_tiny_imagenet(archive, tmp_path, arrays=True)  # all classes of wnids.txt
     train, validation = (ArrayDataset(tmp_path / f"{split}.npz") for split in ("train", "validation"))
     assert train.data.shape == (4, 64, 64, 3)
     assert train.targets.tolist() == [0, 0, 1, 1]

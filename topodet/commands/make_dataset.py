@@ -2,6 +2,7 @@
 
 topodet make-dataset tiny_imagenet75 --output data/tiny_imagenet75         folders of images
 topodet make-dataset tiny_imagenet75_npz --output data/tiny_imagenet75_npz arrays
+topodet make-dataset tiny_imagenet_npz --output data/tiny_imagenet_npz arrays of all 200 classes
 topodet make-dataset cifar100 --output data/cifar100                       arrays; validation is its test set
 
 What is downloaded stays in --cache. BCCD, whose boxes are Pascal VOC's XML, is made by topodet voc-to-coco.
@@ -15,11 +16,14 @@ from pathlib import Path
 
 from topodet.commands import make_parser
 
+# The subset of each name: 75 of the 200 classes or all of them, as folders of images or as arrays.
+TINY_IMAGENET = ("tiny_imagenet75", "tiny_imagenet75_npz", "tiny_imagenet", "tiny_imagenet_npz")
+
 
 def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__)
     add = made.add_argument
-    add("name", choices=("cifar100", "tiny_imagenet75", "tiny_imagenet75_npz"), help="of the dataset")
+    add("name", choices=("cifar100", *TINY_IMAGENET), help="of the dataset")
     add("--output", type=Path, required=True, metavar="DIR", help="folder that the recipe's --data-dir names")
     add("--archive", type=Path, metavar="FILE", help="a copy of tiny-imagenet-200.zip, in place of a download")
     add("--cache", type=Path, default=Path("data/downloads"), metavar="DIR", help="(default: %(default)s)")
@@ -38,5 +42,6 @@ def main(words: Sequence[str]) -> None:
     else:
         url = recipes.TINY_IMAGENET
         archive = args.archive or recipes.download(url, args.cache / url.rpartition("/")[2])
-        counts = recipes.write_tiny_imagenet(archive, args.output, arrays=args.name.endswith("_npz"))
+        classes = recipes.TINY_IMAGENET75 if args.name.startswith("tiny_imagenet75") else None
+        counts = recipes.write_tiny_imagenet(archive, args.output, classes=classes, arrays=args.name.endswith("_npz"))
     print(f"{args.output}: {', '.join(f'{count:,} {split} images' for split, count in counts.items())}")

@@ -33,14 +33,14 @@ _IMAGE = re.compile(r"\w+\.JPEG")
 
 
 def write_tiny_imagenet(
-    archive: str | Path, folder: str | Path, *, classes: Sequence[str] = TINY_IMAGENET75, arrays: bool = False
+    archive: str | Path, folder: str | Path, *, classes: Sequence[str] | None = None, arrays: bool = False
 ) -> dict[str, int]:
-    """Write some classes of Tiny ImageNet: `folder`/{train,val}/CLASS/*.JPEG, byte for byte as they are in the archive.
+    """Write Tiny ImageNet as `folder`/{train,val}/CLASS/*.JPEG, byte for byte as the images are in the archive.
 
     Args:
         archive: tiny-imagenet-200.zip.
         folder: where they go.
-        classes: WordNet ids.
+        classes: WordNet ids of the classes to write. Default: all that the archive's wnids.txt names, sorted.
         arrays: write train.npz and validation.npz instead, the pixels decoded.
 
     Returns:
@@ -51,6 +51,8 @@ def write_tiny_imagenet(
     """
     try:
         with zipfile.ZipFile(archive) as file:
+            if classes is None:
+                classes = sorted(file.read(f"{_ROOT}/wnids.txt").decode().split())
             splits = {split: list(_members(file, split, classes)) for split in ("train", "val")}
             for split, members in splits.items():
                 missing = set(classes) - {label for label, _ in members}
