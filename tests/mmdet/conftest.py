@@ -1,16 +1,10 @@
-from functools import cache
-
 import pytest
-from mmengine.config import config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 from tests.detection import backbone_files, coco, dilated, grey, nano, pruned, write_coco
 
 __all__ = ["backbone_files", "coco", "dilated", "grey", "nano", "pruned"]
-
-# For each `_base_` of MMDetection, MMEngine reads a hundred files of YAML.
-config._get_external_cfg_path = cache(config._get_external_cfg_path)
 
 
 @pytest.fixture(autouse=True)

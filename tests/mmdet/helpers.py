@@ -8,9 +8,11 @@ from pathlib import Path
 
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
+from mmengine.config import config as mmengine_config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from yapf.yapflib import yapf_api
 
 import topodet.mmdet  # noqa: F401 - registers
 from tests.detection import SIZE
@@ -23,6 +25,11 @@ SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.py"))
 NANO = "faster-rcnn_toponet-nano_fpn_digits"
 AUGMENTATIONS = ("RandomChoice", "CachedMosaic")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+# A run formats its config five times, and reads a hundred YAML files for each `_base_` of MMDetection: both take longer
+# than a step of training.
+yapf_api.FormatCode = lambda text, **options: (text, False)
+mmengine_config._get_external_cfg_path = cache(mmengine_config._get_external_cfg_path)
 
 
 def data_options(root: Path) -> dict:
@@ -43,11 +50,7 @@ def data_options(root: Path) -> dict:
 @cache
 def load(name: str) -> Config:
     """Return a shipped config, to be copied before a change."""
-    config = Config.fromfile(CONFIGS / f"{name}.py")
-    # Formatting what is written into the log takes longer than a step of training. `fromfile` has an option for it, but
-    # honors it for configs of MMEngine's newer kind alone.
-    object.__setattr__(config, "_format_python_code", False)
-    return config
+    return Config.fromfile(CONFIGS / f"{name}.py")
 
 
 def small_config(name: str, root: Path, work_dir: Path, options: dict | None = None) -> Config:

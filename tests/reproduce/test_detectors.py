@@ -57,6 +57,8 @@ MODULES = {"mmdetection": "mmdet", "detectron2": "detectron2"}
 @pytest.mark.parametrize("framework", MODULES)
 def test_a_backbone_is_pretrained_published_and_fine_tuned(framework, tmp_path, monkeypatch):
     pytest.importorskip(MODULES[framework], reason=f"{MODULES[framework]} is not installed")
+    if framework == "mmdetection":
+        import tests.mmdet.helpers  # noqa: F401 - makes MMEngine start faster
     monkeypatch.chdir(checkout(tmp_path, {"tiny": STUDY}))
     data = write_coco(tmp_path / "data" / "bccd", ("RBC", "WBC", "Platelets"))
     for split in ("train", "val"):
