@@ -80,6 +80,24 @@ def test_the_command(archive, tmp_path, capsys):
     assert "has no train images of" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["make-dataset", "cifar100", "--output", str(tmp_path), "--archive", str(archive)])
+    for words in (["cifar100", "--size", "0"], ["tiny_imagenet75", "--images-per-class", "1"]):
+        with pytest.raises(SystemExit):
+            main(["make-dataset", *words, "--output", str(tmp_path)])
+
+
+def test_a_part_does_not_depend_on_the_order_of_its_source(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels, names = rng.integers(0, 256, (12, 4, 4, 3), dtype=np.uint8), np.arange(12) % 3, ["a", "b", "c"]
+    order = rng.permutation(12)
+    options = {"size": 8, "images_per_class": 2}
+    assert recipes.write_part(tmp_path / "one.npz", images, labels, names, **options) == 6
+    recipes.write_part(tmp_path / "two.npz", images[order], labels[order], names, **options)
+    one, two = (ArrayDataset(tmp_path / f"{name}.npz") for name in ("one", "two"))
+    assert one.targets.tolist() == [0, 0, 1, 1, 2, 2]
+    assert one.data.shape == (6, 8, 8, 3)
+    assert np.array_equal(one.data, two.data)
+    with pytest.raises(DataError, match="there are 4 images of a, and 5 of each class"):
+        recipes.write_part(tmp_path / "one.npz", images, labels, names, size=4, images_per_class=5)
 
 
 def test_there_are_75_classes():

@@ -4,6 +4,7 @@ topodet make-dataset tiny_imagenet75 --output data/tiny_imagenet75         folde
 topodet make-dataset tiny_imagenet75_npz --output data/tiny_imagenet75_npz arrays
 topodet make-dataset tiny_imagenet_npz --output data/tiny_imagenet_npz arrays of all 200 classes
 topodet make-dataset cifar100 --output data/cifar100                       arrays; validation is its test set
+topodet make-dataset cifar100 --size 64 --images-per-class 100 --output data/cifar100_64
 
 What is downloaded stays in --cache. BCCD, whose boxes are Pascal VOC's XML, is made by topodet voc-to-coco.
 """
@@ -26,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
     add("name", choices=("cifar100", *TINY_IMAGENET), help="of the dataset")
     add("--output", type=Path, required=True, metavar="DIR", help="folder that the recipe's --data-dir names")
     add("--archive", type=Path, metavar="FILE", help="a copy of tiny-imagenet-200.zip, in place of a download")
+    add("--size", type=int, metavar="N", help="cifar100: pixels of a side (default: 32)")
+    add("--images-per-class", type=int, metavar="N", help="cifar100: write so many training images of each class")
     add("--cache", type=Path, default=Path("data/downloads"), metavar="DIR", help="(default: %(default)s)")
     return made
 
@@ -35,10 +38,15 @@ def main(words: Sequence[str]) -> None:
     args = made.parse_args(words)
     if args.archive and args.name == "cifar100":
         made.error("--archive is of Tiny ImageNet; for CIFAR-100 give torchvision's folder with --cache")
+    chosen = {"--size": args.size, "--images-per-class": args.images_per_class}
+    for option, value in chosen.items():
+        if value is not None and (args.name != "cifar100" or value < 1):
+            made.error(f"{option} is of CIFAR-100 and at least 1, got {value} for {args.name}")
     from topodet.datasets import recipes
 
     if args.name == "cifar100":
-        counts = recipes.write_cifar100(args.output, cache=args.cache)
+        part = {"size": args.size or 32, "images_per_class": args.images_per_class}
+        counts = recipes.write_cifar100(args.output, cache=args.cache, **part)
     else:
         url = recipes.TINY_IMAGENET
         archive = args.archive or recipes.download(url, args.cache / url.rpartition("/")[2])

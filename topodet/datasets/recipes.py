@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import urllib.request
@@ -70,18 +71,21 @@ def write_tiny_imagenet(
     return {split: len(members) for split, members in splits.items()}
 
 
-def write_cifar100(folder: str | Path, *, cache: str | Path) -> dict[str, int]:
+def write_cifar100(
+    folder: str | Path, *, cache: str | Path, size: int = 32, images_per_class: int | None = None
+) -> dict[str, int]:
     """Write CIFAR-100 as train.npz and validation.npz, its test set, through torchvision, which checks the download.
 
     Args:
         folder: where they go.
         cache: folder of torchvision's download.
+        size, images_per_class: see `write_part`; all test images are written.
 
     Returns:
         the number of images of each split.
 
     Raises:
-        DataError: it could not be downloaded, or is damaged.
+        DataError: it could not be downloaded, or is damaged, or has not so many images of a class.
     """
     from torchvision.datasets import CIFAR100
 
@@ -91,9 +95,55 @@ def write_cifar100(folder: str | Path, *, cache: str | Path) -> dict[str, int]:
             found = CIFAR100(cache, train=split == "train", download=True)
         except (OSError, RuntimeError) as error:
             raise DataError(f"CIFAR-100 is not in {cache} and cannot be downloaded: {error}") from error
-        _write_arrays(Path(folder) / f"{_NPZ[split]}.npz", found.data, found.targets, found.classes)
-        counts[split] = len(found)
+        each = images_per_class if split == "train" else None
+        path = Path(folder) / f"{_NPZ[split]}.npz"
+        counts[split] = write_part(path, found.data, found.targets, found.classes, size=size, images_per_class=each)
     return counts
+
+
+def write_part(
+    path: Path,
+    images: np.ndarray,
+    labels: Sequence[int],
+    names: Sequence[str],
+    *,
+    size: int,
+    images_per_class: int | None = None,
+) -> int:
+    """Write images, resized or only a part of them, as an .npz file for `topodet pretrain`; return how many.
+
+    Of each class those are taken whose pixels have the smallest SHA-256, in that order: a choice that does not depend
+    on the order in which a source has them.
+
+    Args:
+        path: of the file.
+        images: uint8 [N, H, W, 3].
+        labels: of each image, from 0.
+        names: of the classes.
+        size: height and width to write, bicubic.
+        images_per_class: how many of each class; all, in the source's order, when omitted.
+
+    Raises:
+        DataError: a class has fewer images.
+    """
+    labels = np.asarray(labels)
+    if images_per_class is not None:
+        digests = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest() for image in images]
+        chosen: list[int] = []
+        for label, name in enumerate(names):
+            own = sorted(np.flatnonzero(labels == label), key=lambda index: digests[index])
+            if len(own) < images_per_class:
+                raise DataError(
+                    f"there are {len(own)} images of {name}, and {images_per_class} of each class are asked for"
+                )
+            chosen += own[:images_per_class]
+        images, labels = images[chosen], labels[chosen]
+    if images.shape[1:3] != (size, size):
+        images = np.stack(
+            [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)) for image in images]
+        )
+    _write_arrays(path, images, labels, names)
+    return len(labels)
 
 
 def download(url: str, path: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Mapping
 
@@ -114,10 +113,10 @@ def create_network(
 
 
 def _load_initial(model: nn.Module, path: str) -> None:
-    if not os.path.isfile(path):
-        raise WeightsError(f"no file at --initial-checkpoint {path}; check the path")
+    """Fill a network with the weights of a file; a published backbone has no classifier, and leaves it as it is."""
     try:
-        weights.load(model, path, head=True)
+        file = weights.read(path)
+        weights.load(model, file, head=weights.has_classifier(model, file.state_dict))
     except WeightsError as error:
         hint = f"; or give it the graphs of the file: --edges-from {path}" if "does not fit" in str(error) else ""
         raise WeightsError(f"--initial-checkpoint {path!r} does not fit the model: {error}{hint}") from error

@@ -11,7 +11,7 @@ from .file import (
     read_detector,
     read_trained,
 )
-from .load import LoadReport, check_filled, is_update_counter, load, missing_wiring_keys, other_network
+from .load import LoadReport, check_filled, has_classifier, is_update_counter, load, missing_wiring_keys, other_network
 from .model_options import check_network
 from .publish import FORMAT, PublishedFiles, publish, publish_detector
 from .rebuild import (
@@ -42,6 +42,7 @@ __all__ = [
     "extract_backbone",
     "fetch",
     "from_timm",
+    "has_classifier",
     "infer_architecture",
     "is_update_counter",
     "load",

@@ -256,6 +256,11 @@ def ignored_by(model: nn.Module, head: bool) -> Callable[[str], bool]:
     return lambda name: name.startswith(classifier) or unbuilt(name)
 
 
+def has_classifier(model: nn.Module, names: Collection[str]) -> bool:
+    """Whether a file with tensors of these names has something of a network's classifier."""
+    return any(name.startswith(_classifier(model)) for name in names)
+
+
 def _classifier(model: nn.Module) -> tuple[str, ...]:
     """Return what the names of a timm network's classifier begin with; nothing for other modules."""
     if not hasattr(model, "get_classifier"):
