@@ -1,7 +1,7 @@
 # The commands of README.md. Each makes the environment (.venv) first, which costs nothing once it is there.
 PYTHON_ENV := .venv/bin/python
 
-.PHONY: env quickstart test fuzz lint zoo
+.PHONY: env quickstart test test-matrix fuzz lint zoo
 
 env:
 	@bash tools/make_env.sh
@@ -11,6 +11,10 @@ quickstart: env
 
 test: lint
 	@$(PYTHON_ENV) -m pytest -n 2 --durations 10
+
+# The suite on every Python that is found, with the lowest, tested and newest versions; CELLS="lowest" chooses.
+test-matrix:
+	@python3 tools/version_matrix.py $(CELLS)
 
 # Thousands of damaged and hostile files; FUZZ has further options, e.g. FUZZ="--seed 1 --inputs 1000".
 fuzz: env

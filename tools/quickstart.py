@@ -13,11 +13,11 @@ import argparse
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -34,10 +34,13 @@ from topodet.records.results import average_precision_curves, contact_sheet, rea
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN_RECIPE = "configs/pretrain/toponet_nano_quick.yaml"
+EPOCHS = re.compile(r"^(epoch .*)")  # of pretraining
 LOADED = re.compile(r"topodet: (\d+)/(\d+) tensors")
 DRAWN = 16  # scenes
 # Pictures are drawn on enlarged scenes: lines and names are small beside the objects then.
 ENLARGED = 3
+MARGIN = 20  # pixels above a picture, for the names of objects at its upper edge
+THRESHOLD = 0.5  # of the scores of detections that are drawn
 
 
 class Framework(Protocol):
@@ -150,50 +153,28 @@ def quickstart(args: argparse.Namespace) -> None:
 def run_steps(args: argparse.Namespace, out: Path, progress: Progress) -> dict:
     """Return what summary.json says, after all that is missing was done."""
     started = time.monotonic()
-    # Small networks gain nothing from many threads: half of the cores compute, the others read images or run beside.
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
     framework = FRAMEWORKS[args.framework](out / "scenes")
 
     say(1, "data: digits to classify, scenes of digits to detect (scikit-learn's bundled set, no download)")
-    digits = write_digit_folders(out / "digits", copies=args.copies, seed=args.seed)
-    scenes = write_digit_scenes(out / "scenes", num_train=args.train_scenes, num_val=args.val_scenes, seed=args.seed)
+    with ProcessPoolExecutor(2) as pool:
+        written = [
+            pool.submit(write_digit_folders, out / "digits", copies=args.copies, seed=args.seed),
+            pool.submit(
+                write_digit_scenes,
+                out / "scenes",
+                num_train=args.train_scenes,
+                num_val=args.val_scenes,
+                seed=args.seed,
+            ),
+        ]
+        digits, scenes = (each.result() for each in written)
 
-    if progress.needs("pretraining"):
-        say(
-            2,
-            "pretraining toponet_nano with adaptive sparsity: about two minutes on two cores, a line every few seconds",
-        )
-        pretrain = [sys.executable, "-m", "topodet.pretrain", "-c", PRETRAIN_RECIPE, "--data-dir", digits]
-        pretrain += ["--output", out, "--experiment", "pretrain", "--seed", args.seed, "--resume", "auto"]
-        if args.pretrain_epochs:
-            pretrain += ["--epochs", args.pretrain_epochs]
-        run(pretrain, environment=threads)
-        progress.done("pretraining")
-
-    if progress.needs("publishing"):
-        say(3, "publishing the backbone")
-        checkpoint = out / "pretrain" / "model_best.pth.tar"
-        options = {"name": "toponet_nano_digits", "notes": "digits, quickstart"}
-        files = weights.publish(checkpoint, out / "published", **options)
-        progress.done("publishing", pth=files.pth.name, card=files.card.name)
+    train(args, out, progress, framework, digits)
     backbone = out / "published" / progress.known["pth"]
-    print(f"{backbone}  {backbone.stat().st_size / 1e6:.1f} MB")
 
-    starts = {"random_init": None, "pretrained": backbone}
-    missing = [name for name in starts if progress.needs(name)]
-    if missing:
-        say(4, f"fine-tuning Faster R-CNN FPN with {args.framework}: from {' and from '.join(missing)}, side by side")
-        print("the framework takes a while to start; its first line of losses comes after ten iterations", flush=True)
-        runs = {}
-        for name in missing:
-            command = framework.train(out / name, starts[name], seed=args.seed, epochs=args.epochs)
-            runs[name] = Logged(command, out / f"{name}.log", environment=threads)
-        for name in follow(runs, framework.PROGRESS):
-            progress.done(name)
-
-    histories = {name: read_evaluations(out / name) for name in starts}
+    histories = {name: read_evaluations(out / name) for name in ("random_init", "pretrained")}
     if progress.needs("pictures"):
-        say(5, "drawing detections and curves")
+        say(3, "drawing detections and curves")
         draw(args.framework, framework.trained(out / "pretrained"), scenes, out / "pictures")
         visualization.save_figures(weights.build(backbone, quiet=True), out / "pictures", "pretrained")
         with atomic_path(out / "pictures" / "ap_curves.png") as temporary:
@@ -222,6 +203,55 @@ def run_steps(args: argparse.Namespace, out: Path, progress: Progress) -> dict:
         atomic_json(out / "summary.json", summary)
         progress.done("summary")
     return json.loads((out / "summary.json").read_text())
+
+
+def train(args: argparse.Namespace, out: Path, progress: Progress, framework: Framework, digits: Path) -> None:
+    """Pretrain and publish the backbone, and train both detectors, so that no processor waits.
+
+    The detector from random initialization needs no backbone: it trains beside the pretraining.
+    """
+    cores = os.cpu_count() or 1
+    half = {"OMP_NUM_THREADS": str(max(1, cores // 2))}
+    # The last one has the machine for itself, but for a while at its start: threads that wait leave the processor.
+    whole = {"OMP_NUM_THREADS": str(cores), "OMP_WAIT_POLICY": "passive"}
+    runs: dict[str, Logged] = {}
+
+    def detector(name: str, start: Path | None, threads: dict[str, str]) -> None:
+        command = framework.train(out / name, start, seed=args.seed, epochs=args.epochs)
+        runs[name] = Logged(command, out / f"{name}.log", framework.PROGRESS, environment=threads)
+
+    def pretrained() -> None:
+        if progress.needs("publishing"):
+            checkpoint = out / "pretrain" / "model_best.pth.tar"
+            options = {"name": "toponet_nano_digits", "notes": "digits, quickstart"}
+            files = weights.publish(checkpoint, out / "published", **options)
+            progress.done("publishing", pth=files.pth.name, card=files.card.name)
+            print(f"published {files.pth}  {files.pth.stat().st_size / 1e6:.1f} MB", flush=True)
+        if progress.needs("pretrained"):
+            detector("pretrained", out / "published" / progress.known["pth"], whole)
+
+    names = {
+        "pretraining": "pretraining toponet_nano with adaptive sparsity",
+        "random_init": f"training Faster R-CNN FPN with {args.framework} from random initialization",
+        "pretrained": f"fine-tuning Faster R-CNN FPN with {args.framework} from the pretrained backbone",
+    }
+    missing = [name for name in names if progress.needs(name)]
+    if missing:
+        say(2, "; ".join(names[name] for name in missing))
+        print("a framework takes a while to start; its first line of losses comes after ten iterations", flush=True)
+    if progress.needs("random_init"):
+        detector("random_init", None, half)
+    if progress.needs("pretraining"):
+        command = [sys.executable, "-m", "topodet.pretrain", "-c", PRETRAIN_RECIPE, "--data-dir", digits]
+        command += ["--output", out, "--experiment", "pretrain", "--seed", args.seed, "--resume", "auto"]
+        command += ["--epochs", args.pretrain_epochs] if args.pretrain_epochs else []
+        runs["pretraining"] = Logged(command, out / "pretraining.log", EPOCHS, environment=half)
+    else:
+        pretrained()
+    for name in follow(runs):
+        progress.done(name)
+        if name == "pretraining":
+            pretrained()
 
 
 class Progress:
@@ -275,34 +305,23 @@ class Progress:
 
 def say(step: int, text: str) -> None:
     """Announce a step."""
-    print(f"\n\033[1m[{step}/5] {text}\033[0m", flush=True)
-
-
-def run(command: list, *, environment: dict[str, str]) -> None:
-    """Run a command to its end, its output on the terminal.
-
-    Raises:
-        CalledProcessError: it failed.
-    """
-    words = [str(part) for part in command]
-    # In a session of its own, since Ctrl-C is answered here, by one line: what it has done so far is on the disk.
-    process = subprocess.Popen(words, env={**os.environ, **environment}, start_new_session=True)
-    try:
-        status = process.wait()
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
-    if status:
-        raise subprocess.CalledProcessError(status, words)
+    print(f"\n\033[1m[{step}/3] {text}\033[0m", flush=True)
 
 
 class Logged:
-    """A command in the background, its output at the end of a file."""
+    """A command in the background, its output at the end of a file.
 
-    def __init__(self, command: list, log: Path, *, environment: dict[str, str]):
+    Args:
+        command: words.
+        log: the file.
+        show: what its first group matches in a line is shown.
+        environment: beside this process's own.
+    """
+
+    def __init__(self, command: list, log: Path, show: re.Pattern, *, environment: dict[str, str]):
         self.command = [str(part) for part in command]
         self.log = log
+        self.show = show
         with open(log, "a") as file:
             self._read = file.tell()
             self.process = subprocess.Popen(
@@ -317,30 +336,31 @@ class Logged:
             self._read = file.tell()
 
 
-def follow(runs: dict[str, Logged], show: re.Pattern) -> Iterator[str]:
-    """Show what the group of `show` matches in the logs of all, and yield the name of each that ends.
+def follow(runs: dict[str, Logged]) -> Iterator[str]:
+    """Show what is to be shown of the logs of all, and yield the name of each that ends and take it out.
+
+    Args:
+        runs: by name. More may be put in between two names.
 
     Raises:
         CalledProcessError: one failed; the end of its log has been printed. The others are ended.
     """
-    running = dict(runs)
-    width = max(map(len, runs))
     try:
-        while running:
-            for name, logged in list(running.items()):
+        while runs:
+            for name, logged in list(runs.items()):
                 status = logged.process.poll()
                 for line in logged.lines():
-                    if found := show.search(line):
-                        print(f"{name:{width}}  {found[1]}", flush=True)
+                    if found := logged.show.search(line):
+                        print(f"{name:11}  {found[1]}", flush=True)
                 if status:
                     sys.stderr.write(logged.log.read_text()[-4000:])
                     raise subprocess.CalledProcessError(status, logged.command)
                 if status == 0:
-                    del running[name]
+                    del runs[name]
                     yield name
             time.sleep(0.5)
     finally:
-        for logged in running.values():
+        for logged in runs.values():
             logged.process.terminate()
             logged.process.wait()
 
@@ -359,12 +379,13 @@ def draw(name: str, trained: dict, scenes: Path, folder: Path) -> None:
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([categories.index(row["category_id"]) for row in rows], dtype=np.int64)
         truth = Detections(boxes, np.ones(len(rows), dtype=np.float32), labels)
-        found = framework.predict(detector, picture, score_threshold=0.3)
+        found = framework.predict(detector, picture, score_threshold=THRESHOLD)
         large = picture.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
-        halves = [
-            framework.draw(detector, large, Detections(each.boxes * ENLARGED, each.scores, each.labels))
-            for each in (truth, found)
-        ]
+        large = np.pad(large, ((MARGIN, 0), (0, 0), (0, 0)), constant_values=255)
+        halves = []
+        for each in (truth, found):
+            placed = each.boxes * ENLARGED + np.array([0, MARGIN, 0, MARGIN], dtype=np.float32)
+            halves.append(framework.draw(detector, large, Detections(placed, each.scores, each.labels)))
         paths.append(folder / "detections" / f"{Path(image['file_name']).stem}.jpg")
         write_image(np.concatenate(halves, axis=1), paths[-1])
     contact_sheet(paths[:8], folder / "detections.jpg", columns=2)
@@ -383,7 +404,7 @@ def table(summary: dict, out: Path) -> str:
         f"{'edges with |alpha|<0.01':24}{summary['edges_near_zero']:.1%}",
         f"{'minutes':24}{summary['minutes']:.1f}",
         f"numbers: {out / 'summary.json'}; curves: tensorboard --logdir {out}",
-        f"pictures: {out / 'pictures'} (the ground truth left, detections right)",
+        f"pictures: {out / 'pictures'} (the ground truth left, detections with a score of {THRESHOLD} or more right)",
     ]
     return "\n" + "\n".join(lines)
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .datasets.coco import load_annotations
 from .datasets.images import image_path, read_image
 from .errors import ConfigError, DataError
+from .parse import read_json
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -75,6 +76,26 @@ class Detections:
             for row, lengths in zip(rows, encoded):
                 row["segmentation"] = {**lengths, "counts": lengths["counts"].decode()}
         return rows
+
+
+def given_names(classes: Sequence[str], *, by_id: bool) -> list[str]:
+    """Return class names as they are given: one by one, or as the path of a COCO file that has them.
+
+    Args:
+        classes: the names in the order of their labels, or one path that ends in .json.
+        by_id: labels are in the order of the categories' ids, as Detectron2 has them, or of their rows, as MMDetection.
+
+    Raises:
+        ConfigError: a file that has no categories.
+    """
+    if len(classes) != 1 or not classes[0].endswith(".json"):
+        return list(classes)
+    try:
+        categories = read_json(Path(classes[0]), ConfigError)["categories"]
+        ordered = sorted(categories, key=lambda category: category["id"]) if by_id else categories
+        return [category["name"] for category in ordered]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--classes {classes[0]}: no COCO annotations with categories ({error!r})") from error
 
 
 def check_threshold(score_threshold: float) -> None:

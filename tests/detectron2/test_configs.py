@@ -439,7 +439,8 @@ def test_a_small_config_trains_as_mmdetections_does(small_pair):
 
     config, cfg = small_pair
     optimizer = config.optim_wrapper.optimizer
-    an_epoch = cfg.TEST.EVAL_PERIOD
+    an_epoch, odd = divmod(cfg.TEST.EVAL_PERIOD, config.train_cfg.get("val_interval", 1))
+    assert not odd
     assert config.train_cfg.max_epochs * an_epoch == cfg.SOLVER.MAX_ITER
     assert config.train_dataloader.batch_size == cfg.SOLVER.IMS_PER_BATCH
     mine, other = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr) for lr in (cfg.SOLVER.BASE_LR, optimizer.lr))

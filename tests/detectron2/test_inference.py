@@ -18,6 +18,7 @@ from tests.commands.helpers import run_command
 from tests.detection import with_ground_truth
 from tests.detectron2.helpers import CLASSES, RETINANET, small_config, trainable_config, with_card, write_run
 from topodet import weights
+from topodet.detections import Detections
 from topodet.detectron2 import (
     TopoNetCheckpointer,
     Trainer,
@@ -237,6 +238,15 @@ def test_drawing_changes_the_picture_where_the_boxes_are(published, image):
     assert drawn.shape == image.shape
     assert drawn.dtype == np.uint8
     assert (drawn != image).any()
+
+
+def test_names_stand_above_their_boxes(published):
+    blank = np.full((200, 200, 3), 255, dtype=np.uint8)
+    box = np.array([[40, 60, 100, 130]], dtype=np.float32)
+    found = Detections(box, np.array([0.5], dtype=np.float32), np.array([0]))
+    drawn = draw(load_detector(published, device="cpu"), blank, found)
+    assert np.all(drawn[64:126, 44:96] == 255)
+    assert np.any(drawn[44:56, 44:96] < 100)
 
 
 def test_prediction_is_the_predictors(published, image):

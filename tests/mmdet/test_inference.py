@@ -14,6 +14,7 @@ from tests.detection import SIZE, with_ground_truth, write_coco
 from tests.mmdet.helpers import NANO, small_config, train
 from topodet import weights
 from topodet.datasets.images import read_image
+from topodet.detections import Detections
 from topodet.errors import ConfigError, WeightsError
 from topodet.files import sha256
 from topodet.mmdet import coco_evaluation, draw, evaluate, load_detector, predict, publish_detector
@@ -82,6 +83,15 @@ def test_it_predicts_as_mmdetection_does(published, stock, trained):
     assert np.any(picture != read_image(path))
 
 
+def test_names_stand_above_their_boxes(published):
+    blank = np.full((200, 200, 3), 255, dtype=np.uint8)
+    box = np.array([[40, 60, 100, 130]], dtype=np.float32)
+    found = Detections(box, np.array([0.5], dtype=np.float32), np.array([0]))
+    drawn = draw(load_detector(published, device="cpu"), blank, found)
+    assert np.all(drawn[64:126, 44:96] == 255)
+    assert np.any(drawn[44:56, 44:96] < 100)
+
+
 def test_mmdetections_own_inferencer_takes_it(published, stock, trained, tmp_path):
     path = trained / "set" / "images" / "0.jpg"
     inferencer = DetInferencer(weights=str(published), device="cpu", show_progress=False)
@@ -128,6 +138,8 @@ def test_thresholds_options_and_classes(published, trained):
         load_detector(published, device="cpu", classes=["a", "b"])
     renamed = load_detector(trained / "epoch_1.pth", config=trained / "config.py", classes=list("abcdefghij"))
     assert renamed.dataset_meta["classes"] == list("abcdefghij")
+    named = load_detector(published, device="cpu", classes=[str(trained / "set" / "all.json")])
+    assert named.dataset_meta["classes"] == CLASSES
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def main(words: Sequence[str]) -> int:
         output=args.output,
         allow=args.allow,
     )
-    print(f"wrote {path}: {schedule.epochs} epochs of {schedule.epoch_iterations} iterations. Start it with")
+    epochs = f"{schedule.epochs} epoch{'s' * (schedule.epochs > 1)}"
+    print(f"wrote {path}: {epochs} of {schedule.epoch_iterations} iterations. Start it with")
     print(start(args.framework, path, args))
     return 0

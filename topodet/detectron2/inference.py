@@ -22,10 +22,10 @@ from torch import nn
 
 from .. import detections, weights
 from ..datasets.images import to_grey
-from ..detections import Detections, check_threshold
+from ..detections import Detections, check_threshold, given_names
 from ..errors import ConfigError, WeightsError
 from ..frameworks import require_framework
-from ..parse import parse_yaml, read_json
+from ..parse import parse_yaml
 from .check import backbones, check_detector
 from .config import backbone_node, head_name, load_config, merge_options
 
@@ -200,7 +200,14 @@ def draw(detector: DefaultPredictor, image: np.ndarray, found: Detections) -> np
     if found.masks is not None:
         instances.pred_masks = torch.from_numpy(found.masks)
     picture = Visualizer(image, detector.metadata, instance_mode=ColorMode.SEGMENTATION)  # a color a class
-    return picture.draw_instance_predictions(instances).get_image()
+    drawn = picture.draw_instance_predictions(instances)
+    # Names start in the corner of a box, where they cover small objects: above it, unless the picture ends there.
+    corners = {tuple(corner) for corner in found.boxes[:, :2].tolist()}
+    for name in drawn.ax.texts:
+        height = name.get_size() * drawn.fig.dpi / 72
+        if name.get_position() in corners and name.get_position()[1] > height:
+            name.set_verticalalignment("bottom")
+    return drawn.get_image()
 
 
 def evaluate(
@@ -298,9 +305,7 @@ def _published_config(file: weights.WeightsFile) -> CfgNode:
 
 
 def _class_names(cfg: CfgNode, classes: Sequence[str]) -> list[str]:
-    names = list(classes)
-    if len(names) == 1 and names[0].endswith(".json"):
-        names = _names_of_annotations(Path(names[0]))
+    names = given_names(classes, by_id=True)
     known = [name for name in cfg.DATASETS.TRAIN if name in DatasetCatalog.list()]
     if not names and known:
         names = list(MetadataCatalog.get(known[0]).get("thing_classes", ()))
@@ -324,14 +329,6 @@ def _register_classes(names: list[str]) -> str:
         thing_classes=names, thing_colors=[colours[k % len(colours)] for k in range(len(names))]
     )
     return dataset
-
-
-def _names_of_annotations(path: Path) -> list[str]:
-    try:
-        categories = read_json(path, ConfigError)["categories"]
-        return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--classes {path}: no COCO annotations with categories ({error!r})") from error
 
 
 def _on_meta(cfg: CfgNode) -> CfgNode:

@@ -26,7 +26,7 @@ from torch import nn
 
 from .. import detections, weights
 from ..datasets.images import to_grey
-from ..detections import Detections, check_threshold
+from ..detections import Detections, check_threshold, given_names
 from ..errors import ConfigError, WeightsError
 from ..parse import MAX_YAML, parse_yaml
 from .base import card_of_run
@@ -65,7 +65,7 @@ def load_detector(
         source: path or URL of a published file, whose hash is checked and in which nothing can run code; or, with
             `config`, of a checkpoint, e.g. RUN/epoch_12.pth. What `weights.read` returned will do as well.
         config: the .py config of the checkpoint, e.g. the one in the training's folder. It is run: use your own.
-        classes: names by index; those that the file names when omitted.
+        classes: names by index, or the path of COCO annotations with them; those that the file names when omitted.
         score_threshold: below which the detector itself returns nothing, in 0..1; the config's, usually 0.05, when
             omitted. `predict` has one of its own.
         device: "cuda" or "cpu"; a GPU where there is one when omitted.
@@ -82,12 +82,12 @@ def load_detector(
     if config is None:
         file = weights.read_detector(source, "mmdetection")
         made = _published_config(file)
-        names = list(classes) or file.card["classes"]
+        names = given_names(classes, by_id=False) or file.card["classes"]
     else:
         made = read_config(config)
         file = source if isinstance(source, weights.WeightsFile) else weights.read_trained(source)
         _describe_network(made, file)
-        names = list(classes) or _class_names(file)
+        names = given_names(classes, by_id=False) or _class_names(file)
     if score_threshold is not None:
         check_threshold(score_threshold)
         for part in _dicts(made.model.get("test_cfg") or {}):
@@ -180,7 +180,7 @@ def publish_detector(
         config: the .py config that the training wrote into its folder.
         folder: where the file goes.
         name: stem before the hash; the name of the checkpoint's folder when omitted.
-        classes: names by index; those in the checkpoint when omitted.
+        classes: names by index, or the path of COCO annotations with them; those in the checkpoint when omitted.
         licence: of the weights, as SPDX identifier.
         notes: one line for the card, e.g. the data.
 
@@ -228,9 +228,20 @@ def publish_detector(
     return path
 
 
+class _NamesAbove(DetLocalVisualizer):
+    """Writes the names of objects above their boxes: within, they cover small ones."""
+
+    def draw_texts(self, texts, positions, font_sizes=None, **options):
+        above = positions - 2 * self.line_width  # MMDetection starts below the line of the box
+        height = font_sizes * self.fig_save.dpi / 72
+        if "horizontal_alignments" not in options and above[1] > height:  # centered: a mask's without a box
+            return super().draw_texts(texts, above, font_sizes, vertical_alignments="bottom", **options)
+        return super().draw_texts(texts, positions, font_sizes, **options)
+
+
 @cache
 def _visualizer() -> DetLocalVisualizer:
-    return DetLocalVisualizer(name="topodet")
+    return _NamesAbove(name="topodet")
 
 
 def read_config(path: str | os.PathLike, opts: Sequence[str] = ()) -> Config:
