@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     add("names", nargs="*", help="of networks, or patterns: measure these anew")
     add("--minutes", type=float, default=60 * 24, help="begin no further network after so many (default: a day)")
     add("--parameters", type=int, default=census.PARAMETERS, help="leave out networks that have more")
-    add("--seconds", type=float, default=census.SECONDS, help="leave out networks that take longer")
+    add("--seconds", type=float, default=census.SECONDS, help="of a processor: leave out networks that take more")
     add("--record", type=Path, default=ROOT / "records" / "census.json")
     return exit_status(take, parser.parse_args(argv))
 

@@ -8,6 +8,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
+from tests import hub
 from tests.detection import IMAGENET
 from tests.detectron2.helpers import small_config, write_run
 from topodet import weights
@@ -100,6 +101,19 @@ def test_what_fits_fills_it_on_every_way_and_says_so(tmp_path, way, log):
     for name, tensor in own.items():
         assert torch.equal(tensor, tensors[f"{prefix}{name}"]), name
     assert f"topodet: {len(own)}/{len(own)} tensors" in log.text
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_weights_of_the_hub(tmp_path, way, monkeypatch):
+    fill, prefix = WAYS[way]
+    hub.go_offline(monkeypatch, tmp_path / "hub")
+    path = write(tmp_path, None, prefix)
+    hub.put(tmp_path / "hub", "me/nano", path)
+    backbone = fill("hf-hub:me/nano@main").backbone.bottom_up
+    name = "stem.conv.weight"
+    assert torch.equal(backbone.state_dict()[name], torch.load(path, weights_only=True)["model"][f"{prefix}{name}"])
+    with pytest.raises(WeightsError, match="hf-hub:me/gone is not in the cache"):
+        fill("hf-hub:me/gone")
 
 
 def test_a_training_checkpoint_is_taken_with_what_its_options_tell(tmp_path):

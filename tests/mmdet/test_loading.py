@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_checkpoint
 
+from tests import hub
 from tests.detection import published
 from tests.mmdet.helpers import NANO, build, small_config
 from topodet import weights
@@ -152,6 +153,24 @@ def test_a_checkpoint_of_mmengine_comes_back_with_its_log(runner, tmp_path):
     checkpoint = load_checkpoint(linear, str(tmp_path / "a.pth"))
     assert linear.weight.item() == 1
     assert checkpoint["hub"]["log_scalars"]["train/loss"].current() == 1.5
+
+
+def test_weights_of_the_hub(nano, runner, tmp_path, monkeypatch):
+    hub.go_offline(monkeypatch, tmp_path)
+    hub.put(tmp_path, "me/nano", nano.pth)
+    expected = weights.read(nano.pth).state_dict
+    for options in ({"pretrained": "hf-hub:me/nano"}, {"init_cfg": init(checkpoint="hf-hub:me/nano@main")}):
+        backbone = build(**options)
+        backbone.init_weights()
+        assert torch.equal(backbone.stem.conv.weight, expected["stem.conv.weight"])
+    # MMEngine's own loading: a detector's checkpoint, and the weights of a backbone of MMDetection.
+    torch.save({"state_dict": {"weight": torch.full((1, 1), 3.0)}}, tmp_path / "own.pth")
+    hub.put(tmp_path, "me/own", tmp_path / "own.pth")
+    linear = torch.nn.Linear(1, 1)
+    load_checkpoint(linear, "hf-hub:me/own")
+    assert linear.weight.item() == 3
+    with pytest.raises(WeightsError, match="hf-hub:me/gone is not in the cache"):
+        runner.load_checkpoint("hf-hub:me/gone")
 
 
 def test_a_test_of_random_weights_is_refused(runner):

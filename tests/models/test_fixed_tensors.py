@@ -9,6 +9,7 @@ from timm.utils import ModelEmaV2, ModelEmaV3
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, get_swa_avg_fn
 
 from tests.models.helpers import create, image
+from topodet.models import connect
 from topodet.related.nn_mass import dense_mlp
 from topodet.related.swnet import swnet
 
@@ -16,6 +17,9 @@ NETWORKS = {
     # More nodes than the smallest that an average of integers at these decays gets wrong, which is 11.
     "toponet": lambda: timm.create_model("toponet_nano", nodes=(3, 14, 3, 2), width=4, num_classes=5),
     "connected": lambda: create("mobilenetv2_x1_connected"),
+    "connected blocks": lambda: connect(
+        timm.create_model("resnet18", layers=(5, 1, 1, 1), channels=(8, 8, 8, 8), num_classes=5), nodes="blocks"
+    ),
     "dense_mlp": lambda: dense_mlp([(8, 4, 20)], in_features=12, num_classes=5),
     "swnet": lambda: swnet(timm.create_model("resnet10t", num_classes=5, channels=(8, 8, 8, 8)), p=0.4, image_size=64),
 }

@@ -88,6 +88,34 @@ def test_every_detector_of_mmdetection_is_understood(scale, monkeypatch):
             assert made.train_dataloader.batch_size * 8 == 16
 
 
+def test_detectors_with_a_connected_backbone_are_built(monkeypatch):
+    pytest.importorskip("mmdet", reason="needs the mmdet extra")
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+
+    import topodet.mmdet  # noqa: F401 - registers the backbone
+    from topodet import connectivity
+
+    monkeypatch.chdir(ROOT)
+    found = {}
+    for job in jobs("connected_bccd", "small"):
+        given = shlex.split(job.lines(Machines(0))[-1].rpartition("--cfg-options ")[2])
+        made = Config.fromfile(job.arm.source)
+        made.merge_from_dict({key: yaml.safe_load(text) for key, _, text in (word.partition("=") for word in given)})
+        assert made.model.backbone.pretrained == "data/weights/tf_efficientnet_lite0.pth"
+        backbone = MODELS.build({**made.model.backbone, "pretrained": None})
+        assert list(backbone.out_channels) == made.model.neck.in_channels
+        edges = [wiring.topology.num_edges for wiring in connectivity.wirings(backbone).values()]
+        kinds = [(hook.kind, hook.weight) for hook in made.custom_hooks if hook.type == "SparsityHook"]
+        found[job.arm.name] = (getattr(backbone, "connect_nodes", None), edges, kinds)
+    assert found == {
+        "plain": ("residuals", [], []),
+        "residuals": ("residuals", [3, 3, 6, 6, 10], [("none", 1e-4)]),
+        "adaptive": ("residuals", [3, 3, 6, 6, 10], [("adaptive", 1e-3)]),
+        "blocks": ("blocks", [3, 3, 6], [("none", 1e-4)]),
+    }
+
+
 @pytest.mark.parametrize("scale", ["small", "paper"])
 def test_every_detector_of_detectron2_is_understood(scale, monkeypatch):
     pytest.importorskip("detectron2", reason="detectron2 is not installed")

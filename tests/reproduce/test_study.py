@@ -16,7 +16,14 @@ PAPER = json.loads((ROOT / "records" / "paper.json").read_text())
 
 def test_there_is_one_for_each_claim():
     tables = {"table1", "table2", "table4", "table5", "fig3", "fig4", "fig5"}
-    assert set(STUDIES) == tables | {"nnstd", "swnet", "nn_mass", "connected_imagenet", "connected_cifar100"}
+    assert set(STUDIES) == tables | {
+        "nnstd",
+        "swnet",
+        "nn_mass",
+        "connected_imagenet",
+        "connected_cifar100",
+        "connected_bccd",
+    }
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -60,7 +60,7 @@ def survey(name: str, *, parameters: int = PARAMETERS, seconds: float = SECONDS,
 
     Args:
         name: of the network in timm.
-        parameters, seconds: a network that has more, or takes longer, is named as not measured.
+        parameters, seconds: a network that has more, or takes more of a processor, is named as not measured.
         options: of `timm.create_model`, which make it smaller.
 
     Returns:
@@ -85,7 +85,7 @@ def survey(name: str, *, parameters: int = PARAMETERS, seconds: float = SECONDS,
             del root
             return row | compare(model, sample)
     except TimeoutError:
-        return {**row, "reason": f"not measured: it took more than {seconds:.0f} s"}
+        return {**row, "reason": f"not measured: it took more than {seconds:.0f} s of a processor"}
     except ConfigError as error:
         return {**row, "reason": _shortened(str(error))}
     except Exception as error:  # of a stranger's network: what it is goes into the table
@@ -166,18 +166,18 @@ def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 @contextmanager
 def _limit(seconds: float) -> Iterator[None]:
-    """Raise a TimeoutError in this thread after so many seconds."""
+    """Raise a TimeoutError in this thread after so many seconds of computing, however busy the machine is."""
 
     def stop(*_: object) -> None:
         raise TimeoutError
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def take(

@@ -20,7 +20,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "source",
         metavar="SOURCE",
-        help="checkpoint, published file, run of `topodet pretrain` (its folder), or name of a network in timm",
+        help="checkpoint or published file (path, URL, hf-hub:USER/REPO), folder of a run of `topodet pretrain`, or "
+        "name of a network in timm",
     )
     made.add_argument("--against", metavar="SOURCE", help="measure NNSTD to this network, with nodes as many")
     made.add_argument(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__, allow_abbrev=False)
     add = made.add_argument
-    add("checkpoint", type=Path, help="of `topodet pretrain`, e.g. model_best.pth.tar; or a detector")
+    add("checkpoint", help="of `topodet pretrain`, e.g. model_best.pth.tar; or a detector")
     add("--output", type=Path, help="folder (default: runs/damage/ and the name of the checkpoint's folder)")
     add("--nodes", action=argparse.BooleanOptionalAction, default=True, help="remove each node in turn")
     add("--edges", action=argparse.BooleanOptionalAction, default=True, help="remove more and more edges")
@@ -61,11 +61,11 @@ def main(words: Sequence[str]) -> None:
         made.error("--record needs --data: which images, in words")
     if (args.annotations is None) != (args.images is None):
         made.error("a detector is evaluated on --annotations ANN.json and --images IMAGES/: give both")
-    from topodet import connectivity
+    from topodet import connectivity, weights
     from topodet.analysis import damage_curves
     from topodet.records import runs
 
-    output = args.output or Path("runs/damage") / args.checkpoint.resolve().parent.name
+    output = args.output or Path("runs/damage") / weights.fetch(args.checkpoint).absolute().parent.name
     nodes = edges = None
     with _open(args, rest) as (model, evaluate):
         if args.edges:
@@ -115,7 +115,7 @@ def _open(args: argparse.Namespace, rest: Sequence[str]) -> Iterator[tuple[nn.Mo
     unused = [*rest, *(["--retrained"] if args.retrained else []), *(["--in-memory"] if args.in_memory else [])]
     if unused:
         raise ConfigError(f"a detector's damage has no option {unused[0]}")
-    framework, detector = open_detector(args, str(args.checkpoint))
+    framework, detector = open_detector(args, args.checkpoint)
     evaluate = partial(framework.evaluate, detector, args.annotations, args.images, progress=False)
     yield getattr(detector, "model", detector), lambda model: evaluate()
 

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "--weights",
         default="",
         metavar="FILE",
-        help="published backbone, path or URL, or timm for those that timm publishes "
+        help="published backbone: path, URL or hf-hub:USER/REPO, or timm for those that timm publishes "
         "(default: random ones, with nothing frozen)",
     )
     made.add_argument("--batch", type=int, default=8, metavar="N", help="images a step (default: %(default)s)")

@@ -22,8 +22,8 @@ from topodet.options import Pruning, add_pruning
 def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__)
     add = made.add_argument
-    add("checkpoint", type=Path, nargs="?", help="of `topodet pretrain`, e.g. model_best.pth.tar")
-    add("--detector", type=Path, metavar="CHECKPOINT", help="of a detector, e.g. RUN/model_final.pth")
+    add("checkpoint", nargs="?", help="of `topodet pretrain`, e.g. model_best.pth.tar")
+    add("--detector", metavar="CHECKPOINT", help="of a detector, e.g. RUN/model_final.pth")
     add("--config", type=Path, help="of the detector: .yaml or .py (default: that beside the checkpoint)")
     add(
         "--classes",
@@ -70,9 +70,9 @@ def main(words: Sequence[str]) -> None:
 
 
 def publish_detector(
-    checkpoint: Path, config: Path | None, output: Path, *, classes: Sequence[str], **card: str | None
+    checkpoint: str, config: Path | None, output: Path, *, classes: Sequence[str], **card: str | None
 ) -> None:
-    config = config or config_beside(checkpoint)
+    config = config or config_beside(Path(checkpoint))
     framework = config_framework(config)
     path = framework.publish_detector(checkpoint, config, output, classes=classes, **card)
     print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")

@@ -39,7 +39,7 @@ def analyze(
     """Analyze what a detector is made of and what images cost it. A config needs neither a dataset nor weights.
 
     Args:
-        source: .yaml or LazyConfig .py of a detector, or a published detector's file, path or URL.
+        source: .yaml or LazyConfig .py of a detector, or a published detector's file, as `weights.fetch` takes it.
         opts: KEY VALUE pairs over a .yaml or a published detector's config, KEY=VALUE each over a LazyConfig.
         tasks: of "flop" (fvcore's word for a multiply-add), "activation", "parameter" and "structure".
         size: height and width of images of noise; of `inputs` the short side and the longest that the long side gets.

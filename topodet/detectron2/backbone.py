@@ -38,7 +38,7 @@ class TopoNet(Trunk, TopodetBackbone):
         norm: what `detectron2.layers.get_norm` takes: "FrozenBN", "BN", "SyncBN", "GN", ... or a callable from channels
             to a module.
         freeze_at: see `TopodetBackbone.freeze`.
-        pretrained: path or URL of a weights file, loaded strictly; its hash is checked.
+        pretrained: path, URL or hf-hub:USER/REPO of a weights file, loaded strictly; its hash is checked.
         use_act_checkpoint: recompute the inside of each node in the backward pass to save memory.
 
     Attributes:

@@ -5,10 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathHandler, PathManager
 
 from .. import weights
 from ..errors import WeightsError
 from .check import backbones, check_detector
+
+
+class HubHandler(PathHandler):
+    """hf-hub:USER/REPO[@revision] wherever Detectron2 takes a path to read, MODEL.WEIGHTS for one."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [weights.HUB]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        return str(weights.fetch(path))
+
+
+PathManager.register_handler(HubHandler(), allow_override=True)
 
 
 class TopoNetCheckpointer(DetectionCheckpointer):
@@ -41,6 +55,9 @@ class TopoNetCheckpointer(DetectionCheckpointer):
     def _torch_load(self, f: str) -> dict[str, Any]:
         if not backbones(self.model):
             return super()._torch_load(f)
+        if f.endswith(".safetensors"):
+            file = weights.read(f)
+            return {"model": file.state_dict, "card": file.card, "matching_heuristics": True}
         content = weights.read_checkpoint(f)
         return content if "model" in content else _as_detectron2(content)
 

@@ -54,7 +54,7 @@ def _toponet() -> CfgNode:
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     node.NORM = "FrozenBN"  # FrozenBN, BN, SyncBN, GN
     node.USE_ACT_CHECKPOINT = False  # recompute nodes in the backward pass to save memory
-    node.PRETRAINED = ""  # a published backbone, path or URL, loaded strictly when the model is built
+    node.PRETRAINED = ""  # a published backbone: path, URL or hf-hub:USER/REPO, loaded strictly when the model is built
     _add_training_of_edges(node)
     return node
 
@@ -83,7 +83,7 @@ def _connected_timm() -> CfgNode:
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     node.NORM = "FrozenBN"  # what becomes of batch normalisation: FrozenBN, BN (it stays), SyncBN
     node.USE_ACT_CHECKPOINT = False  # recompute blocks in the backward pass to save memory
-    node.PRETRAINED = ""  # "timm" for the weights it publishes; a file's path or URL; loaded strictly
+    node.PRETRAINED = ""  # "timm" for the weights it publishes; a file's path, URL or hf-hub:USER/REPO; loaded strictly
     _add_training_of_edges(node)
     return node
 

@@ -33,8 +33,8 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         out_features: feature maps to return, of "res2" (stride 4) to "res5" (stride 32). Later stages are cut off.
         norm: what becomes of batch normalisation: "FrozenBN", "BN" (it stays) or "SyncBN". Other kinds stay.
         freeze_at: see `TopodetBackbone.freeze`; the stem is all that comes before stride 4.
-        pretrained: True for the weights that timm publishes under the name, or the path or URL of a file, of the
-            connected network or the original, loaded strictly; its hash is checked.
+        pretrained: True for the weights that timm publishes under the name, or the path, URL or hf-hub:USER/REPO of a
+            file, of the connected network or the original, loaded strictly; its hash is checked.
         use_act_checkpoint: recompute blocks in the backward pass to save memory.
         edges: what pruning has left of the network's runs, see `TimmTrunk`; "pretrained" for those of the file.
         options: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.

@@ -113,8 +113,8 @@ def load_detector(
     """Load a published detector, or the checkpoint of a training; every tensor or an error.
 
     Args:
-        source: path or URL of a published file, whose hash is checked and in which nothing can run code; or, with
-            `config`, of a checkpoint, e.g. RUN/model_final.pth. What `weights.read` returned will do as well.
+        source: path, URL or hf-hub:USER/REPO of a published file, whose hash is checked and in which nothing can run
+            code; or, with `config`, of a checkpoint, e.g. RUN/model_final.pth; or what `weights.read` returned.
         config: the .yaml config of the checkpoint, or a config at hand, which stays as it is.
         classes: see `publish_detector`; those that a published file names when omitted.
         score_threshold: below which the detector itself returns nothing, in 0..1; the config's, usually 0.05, when

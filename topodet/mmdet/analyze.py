@@ -60,7 +60,7 @@ def analyze(
     Unlike MMDetection's get_flops.py, which counts all heads on all proposals, this counts what inference computes.
 
     Args:
-        source: .py config of a detector, or a published detector's file, path or URL.
+        source: .py config of a detector, or a published detector's file, as `weights.fetch` takes it.
         opts: KEY=VALUE each over the config.
         tasks: of "flop" (MMEngine's word for a multiply-add), "activation", "parameter" and "structure".
         size: height and width of images of noise; of `inputs` the short side and the longest that the long side gets.

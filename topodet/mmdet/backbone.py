@@ -34,7 +34,7 @@ class TopoNet(Trunk, TopodetBackbone):
             included; what is frozen also normalises by its stored statistics.
         norm_cfg: normalisation in MMDetection's words, e.g. dict(type="SyncBN", requires_grad=True).
         norm_eval: keep every batch normalisation at its stored statistics during training.
-        pretrained: path or URL of a weights file, loaded strictly by `init_weights`.
+        pretrained: path, URL or hf-hub:USER/REPO of a weights file, loaded strictly by `init_weights`.
         init_cfg: as in every MMEngine module; dict(type="Pretrained", checkpoint=...), alone or in a list, is the same
             as `pretrained`, and as strict; with `prefix="backbone."` of a detector's checkpoint.
         with_cp: recompute the inside of each node in the backward pass to save memory.

@@ -62,8 +62,8 @@ def load_detector(
     """Load a published detector, or the checkpoint of a training; every tensor or an error.
 
     Args:
-        source: path or URL of a published file, whose hash is checked and in which nothing can run code; or, with
-            `config`, of a checkpoint, e.g. RUN/epoch_12.pth. What `weights.read` returned will do as well.
+        source: path, URL or hf-hub:USER/REPO of a published file, whose hash is checked and in which nothing can run
+            code; or, with `config`, of a checkpoint, e.g. RUN/epoch_12.pth; or what `weights.read` returned.
         config: the .py config of the checkpoint, e.g. the one in the training's folder. It is run: use your own.
         classes: names by index, or the path of COCO annotations with them; those that the file names when omitted.
         score_threshold: below which the detector itself returns nothing, in 0..1; the config's, usually 0.05, when

@@ -31,6 +31,7 @@ def guard_loading() -> None:
     CheckpointLoader.register_scheme(("", "http://", "https://"), load_from_checked_file, force=True)
 
 
+@CheckpointLoader.register_scheme(prefixes=weights.HUB, force=True)  # which MMEngine itself does not know
 def load_from_checked_file(filename: str | os.PathLike, map_location: Any = None) -> dict[str, Any]:
     """Return what a checkpoint holds, its tensors on the CPU unless MMEngine has to open it for its log.
 

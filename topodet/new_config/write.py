@@ -49,7 +49,7 @@ class _Backbone:
     name: str
     channels: list[int]
     normalizes: bool  # by batch normalization
-    weights: str  # path, URL, "timm" or ""
+    weights: str  # path, URL, hf-hub:USER/REPO, "timm" or ""
     card: Mapping[str, Any]
 
 
@@ -78,8 +78,8 @@ def new_config(
         val_images: likewise for `val`; `images` when omitted.
         backbone: a TopoNet (`topodet list`), or a network of timm, whose residual blocks are connected; when omitted
             that of the weights file, or toponet50.
-        weights_file: path or URL of a published backbone; "timm" for those that timm publishes; "" for random ones,
-            with which nothing is frozen.
+        weights_file: path, URL or hf-hub:USER/REPO of a published backbone; "timm" for those that timm publishes; ""
+            for random ones, with which nothing is frozen.
         batch: images a step.
         epochs: of the training; when omitted twelve, or as many as make 1000 iterations.
         short_side: pixels to which images are resized; when omitted the median of the set, at most 800.

@@ -4,7 +4,6 @@ from .card import backbone_card, card_of, preprocessing_problems
 from .digest import with_digests
 from .file import (
     WeightsFile,
-    fetch,
     read,
     read_checkpoint,
     read_checkpoint_with_objects,
@@ -12,6 +11,7 @@ from .file import (
     read_trained,
 )
 from .load import LoadReport, check_filled, has_classifier, is_update_counter, load, missing_wiring_keys, other_network
+from .location import HUB, fetch
 from .model_options import check_network
 from .publish import FORMAT, PublishedFiles, publish, publish_detector
 from .rebuild import (
@@ -28,6 +28,7 @@ from .rebuild import (
 
 __all__ = [
     "FORMAT",
+    "HUB",
     "PRETRAINED",
     "LoadReport",
     "PublishedFiles",

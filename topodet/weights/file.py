@@ -1,4 +1,4 @@
-"""The weights file: fetch, read and verify it.
+"""The weights file: read and verify it.
 
 A published backbone is three files of one stem, `NAME-<first 8 digits of the .pth's SHA-256>`:
 
@@ -21,15 +21,11 @@ for non-finite values, and against the network it is loaded into.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import safetensors
 import torch
@@ -40,12 +36,11 @@ from ..files import sha256
 from ..parse import parse_json
 from .card import card_of, check_card, plain
 from .digest import check_digests, digest
+from .location import NAME_HASH, fetch
 from .safe_load import check_extent, load_torch
 
 # A tensor that every TopoNet has, and no other network.
 STEM = "stem.conv.weight"
-# Also of a copy, as browsers and file managers call them.
-_NAME_HASH = re.compile(r"-([0-9a-f]{8,64})(?:[ _-]?(?:\(\d+\)|copy(?: \d+)?))?\.(?:pth|pt)$")
 _KEYS = ("state_dict_ema", "state_dict", "model")
 # What DDP, torch.compile and Lightning put before the names of a network's tensors.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
@@ -94,42 +89,11 @@ class WeightsFile:
         return self.card or card_of(self.checkpoint)
 
 
-def fetch(source: str | os.PathLike) -> Path:
-    """Return a local path: `source` itself, or where its download was put (torch's hub cache, hash checked).
-
-    Raises:
-        WeightsError: no such file, or the download failed.
-    """
-    text = os.fspath(source)
-    try:
-        url = urlparse(text)
-        if url.scheme == "file":
-            return fetch(url2pathname(url.path))
-        if url.scheme not in ("http", "https"):
-            path = Path(text).expanduser()
-            if not path.is_file():
-                raise WeightsError(f"no weights file at {path} (working folder {Path.cwd()}); check the path")
-            return path
-        # Each address has a folder: two of them may end in the same name.
-        folder = Path(torch.hub.get_dir(), "checkpoints", f"topodet-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
-        path = folder / (Path(url.path).name or "weights.pth")
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            match = _NAME_HASH.search(path.name)
-            # Writes to a temporary file and renames it once the hash agrees.
-            torch.hub.download_url_to_file(text, str(path), hash_prefix=match and match[1])
-    except WeightsError:
-        raise
-    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
-        raise WeightsError(f"could not download or open {text[:200]!r}: {error}") from error
-    return path
-
-
 def read(source: str | os.PathLike, *, check_hash: bool = True) -> WeightsFile:
     """Read and verify a weights file: a published backbone, a training checkpoint or a bare state dict.
 
     Args:
-        source: path or URL of a .pth, .pth.tar or .safetensors.
+        source: of a .pth, .pth.tar or .safetensors, as `fetch` takes it.
         check_hash: compare the bytes with the hash in a published file's name, and what it holds with its digests.
 
     Raises:
@@ -193,7 +157,7 @@ def read_detector(source: str | os.PathLike | WeightsFile, framework: str = "") 
     """Read and verify a published detector.
 
     Args:
-        source: path or URL, or what `read` returned.
+        source: as `fetch` takes it, or what `read` returned.
         framework: that the caller speaks for; any when empty.
 
     Raises:
@@ -221,7 +185,7 @@ def read_detector(source: str | os.PathLike | WeightsFile, framework: str = "") 
 
 def _fetch_checked(source: str | os.PathLike, check_hash: bool) -> Path:
     path = fetch(source)
-    match = _NAME_HASH.search(path.name)
+    match = NAME_HASH.search(path.name)
     if check_hash and match:
         digest = sha256(path)
         if not digest.startswith(match[1]):

@@ -62,7 +62,7 @@ def load(
 
     Args:
         model: a TopoNet, its `features_only` form, a network of timm, a detector's backbone, or with `head` a detector.
-        source: path, URL, or what `read` returned.
+        source: path, URL or hf-hub:USER/REPO, or what `read` returned.
         head: load the classifier too; it must fit.
         quiet: do not print (other processes than the first never do).
 

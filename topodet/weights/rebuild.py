@@ -38,7 +38,7 @@ def build(
     """Rebuild the network from a weights file alone, graphs included, and load it.
 
     Args:
-        source: path, URL, or what `read` returned.
+        source: path, URL or hf-hub:USER/REPO, or what `read` returned.
         num_classes: size of a new classifier; 0 for none.
         quiet: see `load`.
         overrides: further arguments of `TopoNet`, or of `timm.create_model`.
@@ -61,7 +61,7 @@ def backbone_arguments(arch: str, pretrained: str | os.PathLike | None, **overri
     Args:
         arch: a named network, or "pretrained" for that of the weights file, whatever graphs it has: a pruned one, or
             one of nobody's name.
-        pretrained: path or URL of the weights file.
+        pretrained: path, URL or hf-hub:USER/REPO of the weights file.
         overrides: hyper-parameters that replace the network's own, unless None.
 
     Raises:

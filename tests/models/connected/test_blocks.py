@@ -320,6 +320,65 @@ def test_a_block_that_adds_in_place_is_one_node():
     torch.testing.assert_close(connected(sample), model(sample))
 
 
+class Stateful(Block):
+    """Counts its calls and computes with the count; drops entries as it trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return nn.functional.dropout(super().forward(x), 0.4, self.training) / self.calls
+
+
+def test_blocks_with_state_and_dropout_are_called_once_a_pass():
+    original, x = series(Stateful(), Stateful(), Stateful()), torch.randn(2, 4)
+    model = connect(original, nodes="blocks", sample=torch.randn(2, 4))
+    assert [block.calls.item() for block in (*model, *original)] == [0] * 6  # the sample is passed through copies
+    for train in (True, False):
+        for _ in range(2):
+            outputs = []
+            for network in (model, original):
+                torch.manual_seed(0)
+                outputs.append(network.train(train)(x))
+            assert torch.equal(*outputs)
+    assert [block.calls.item() for block in model] == [4] * 3
+
+
+def test_drop_path_draws_what_it_did():
+    original, x = timm.create_model("resnet18", drop_path_rate=0.5, **RESNET), torch.randn(4, 3, 64, 64)
+    outputs = []
+    for network in (connect(original, nodes="blocks"), original):
+        torch.manual_seed(0)
+        outputs.append(network.train()(x))
+    torch.testing.assert_close(*outputs)
+
+
+def test_a_block_that_is_called_twice_is_left_out():
+    class Twice(Line):
+        def forward(self, x):
+            return self.c(self.b(self.a(self.a(x))))
+
+    found = connectable(Twice(), nodes="blocks", sample=torch.randn(2, 4))
+    assert [list(run.links) for run in found.values() if isinstance(run, RunPlan)] == [["b", "c"]]
+    assert "it is called 2 times" in str(found["a"])
+
+
+def test_an_input_that_is_read_after_a_block_overwrote_it_is_refused():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = Block(True), Block(True)
+
+        def forward(self, x):
+            x = torch.tanh(x)
+            return self.b(self.a(x)) + x  # of which sigmoid is left
+
+    with pytest.raises(ConfigError, match="(?i)comput|differ"):
+        connect(Reads(), nodes="blocks", sample=torch.randn(2, 4))
+
+
 def test_bad_input_is_named():
     model = series(None, None)
     with pytest.raises(ConfigError, match=r"cannot be followed on the sample \[2, 5\]: RuntimeError.*sample=torch"):

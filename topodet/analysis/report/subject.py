@@ -96,7 +96,7 @@ def open_subject(source: str) -> Subject:
     """Return the network of a checkpoint, a published file, a folder of `topodet pretrain`, or of timm.
 
     Args:
-        source: path or URL of a file as `topodet.weights.read_trained` takes it, path of a run, or a name for
+        source: a file as `topodet.weights.fetch` takes it, path of a run, or a name for
             `timm.create_model`, whose weights are as they start.
 
     Raises:

@@ -19,7 +19,7 @@ from ... import weights
 from ...errors import ConfigError, TopologyError, WeightsError, unknown_name
 from .distance import NNSTD, Ties, nnstd_of_layers
 
-# A model; its state dict or masks, by the names of the weights; path or URL of a file for `topodet.weights.read`.
+# A model; its state dict or masks, by the names of the weights; a file, as `topodet.weights.fetch` takes it.
 Source = nn.Module | Mapping[str, Tensor] | str | os.PathLike
 # torch.nn.utils.prune keeps a mask beside what was pruned.
 _WEIGHT = re.compile(r"(?:(.+)\.)?weight(?:_mask)?")
