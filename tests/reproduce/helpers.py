@@ -34,6 +34,7 @@ scales:
     comparisons:
       - {arm: learned, than: fixed}
       - {arm: learned, than: 0}
+    edges: [learned]
 """.replace("RECIPE", RECIPE)
 
 

@@ -51,7 +51,9 @@ def test_a_study_through_whole(here, capsys):
     assert re.search(rf"\| `learned` +\| top-1, % +\| {mean:.2f} ± .* \| 2 \| 69.91 +\|", page)
     gap = mean - (scores["fixed_seed0"] + scores["fixed_seed1"]) / 2
     assert f"| learned is above fixed | {gap:+.2f}, " in page
-    assert (here / "docs/studies/tiny-small.png").stat().st_size > 1000
+    for name in ("tiny-small.png", "tiny-small-edges.png"):
+        assert f"]({name})" in page
+        assert (here / "docs/studies" / name).stat().st_size > 1000
 
     ran.clear()
     capsys.readouterr()

@@ -47,6 +47,7 @@ def test_numbers_of_the_paper_are_there(name):
         ("measure: top1", "measure: top", r"arms.fixed: unknown measure 'top'. Did you mean 'top1'"),
         ("than: fixed", "than: fixd", r"comparisons\[0\].than: unknown arm 'fixd'. Did you mean 'fixed'"),
         ("fixed: {pretrain: configs/pretrain/toponet_nano_wiring.yaml", "fixed: {tool: rm", r"unknown experiment 'rm'"),
+        ("edges: [learned]", "edges: [lerned]", r"small.edges: unknown arm 'lerned'. Did you mean 'learned'"),
         ("arms:", "arms: [", r"is no YAML that can be read"),
     ],
 )

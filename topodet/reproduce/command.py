@@ -134,11 +134,7 @@ def make_page(study: Study, repository: Path) -> tuple[str, dict[str, Figure]]:
     paper = read_json(repository / "records" / "paper.json")
     places = Places(records=repository / "records" / "studies")
     found = [found_of(study, scale, places) for scale in study.scales.values()]
-    pictures = {
-        f"docs/studies/{page.picture_name(study, each.scale)}": page.picture(study, each)
-        for each in found
-        if any(each.values(arm) for arm in each.scale.arms.values())
-    }
+    pictures = {f"docs/studies/{name}": figure for each in found for name, figure in page.pictures(study, each).items()}
     return page.page(study, found, paper), pictures
 
 

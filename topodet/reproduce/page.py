@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -76,9 +77,52 @@ def page(study: Study, found: Sequence[Found], paper: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def picture_name(study: Study, scale: Scale) -> str:
-    """Return the file name of a scale's picture, beside the page."""
-    return f"{study.name}-{scale.name}.png"
+def pictures(study: Study, found: Found) -> dict[str, Figure]:
+    """Return the pictures of a scale, as far as there are records, by their file names beside the page."""
+    made = {}
+    if any(found.values(arm) for arm in found.scale.arms.values()):
+        made[f"{study.name}-{found.scale.name}.png"] = picture(study, found)
+    weights = {arm: sizes for arm in found.scale.edges if (sizes := _mean_sizes(found, arm))}
+    if weights:
+        made[f"{study.name}-{found.scale.name}-edges.png"] = edges_picture(weights)
+    return made
+
+
+def edges_picture(weights: Mapping[str, Mapping[str, Mapping[tuple[int, int], float]]]) -> Figure:
+    """Draw |alpha| of each edge (source, target) of each wiring of each arm: a row an arm, a matrix a wiring.
+
+    The inputs of node i are in row i; edges that do not exist are gray.
+    """
+    columns = max(map(len, weights.values()))
+    figure = Figure(figsize=(1.9 * columns + 1.0, 2.1 * len(weights)), layout="constrained")
+    axes = figure.subplots(len(weights), columns, squeeze=False)
+    top = max(size for wirings in weights.values() for sizes in wirings.values() for size in sizes.values())
+    for row, (arm, wirings) in zip(axes, weights.items()):
+        for axis in row[len(wirings) :]:
+            axis.set_axis_off()
+        for axis, (name, sizes) in zip(row, wirings.items()):
+            nodes = 1 + max(target for _, target in sizes)
+            matrix = np.full((nodes, nodes), np.nan)
+            for (source, target), size in sizes.items():
+                matrix[target, source] = size
+            image = axis.imshow(matrix[1:, :-1], vmin=0, vmax=top, extent=(-0.5, nodes - 1.5, nodes - 0.5, 0.5))
+            axis.set_facecolor("0.92")
+            axis.set_title(f"{arm}: {name.removesuffix('.wiring')}", fontsize=8)
+            axis.tick_params(labelsize=7)
+            for side in (axis.xaxis, axis.yaxis):
+                side.set_major_locator(MaxNLocator(5, integer=True))
+    figure.colorbar(image, ax=axes, label="|alpha|")
+    return figure
+
+
+def _mean_sizes(found: Found, arm: str) -> dict[str, dict[tuple[int, int], float]]:
+    """Return |alpha| of each edge of an arm, by wiring, the mean over the seeds that have it."""
+    sizes: dict[str, dict[tuple[int, int], list[float]]] = {}
+    for (name, _), record in sorted(found.records.items()):
+        for wiring, edges in record.get("alpha", {}).items() if name == arm else ():
+            for source, target, alpha in edges:
+                sizes.setdefault(wiring, {}).setdefault((int(source), int(target)), []).append(abs(alpha))
+    return {wiring: {edge: mean(values) for edge, values in edges.items()} for wiring, edges in sizes.items()}
 
 
 def picture(study: Study, found: Found) -> Figure:
@@ -124,8 +168,12 @@ def _section(study: Study, found: Found, paper: Mapping[str, Any]) -> list[str]:
     blocks.append(_arms(found, paper))
     if scale.comparisons:
         blocks.append(_verdicts(found, paper))
-    if any(found.values(arm) for arm in scale.arms.values()):
-        blocks.append(f"![every seed of every arm]({picture_name(study, scale)})")
+    for name in pictures(study, found):
+        if name.endswith("-edges.png"):
+            blocks.append(f"![edge weights]({name})")
+            blocks.append("*|alpha| after the last epoch, mean over the seeds: the inputs of node i are in row i.*")
+        else:
+            blocks.append(f"![every seed of every arm]({name})")
     blocks += _records(study, found)
     command = f"topodet reproduce {study.name} --scale {scale.name}"
     blocks.append(

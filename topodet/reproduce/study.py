@@ -31,7 +31,7 @@ TOOLS = {
     "swnet": "tools/small_world_experiment.py",
 }
 _STUDY = ("title", "claim", "measure", "scales")
-_SCALE = ("about", "data", "seeds", "hours", "gpus", "images", "options", "arms", "comparisons")
+_SCALE = ("about", "data", "seeds", "hours", "gpus", "images", "options", "arms", "comparisons", "edges")
 _NAME = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*")
 
 
@@ -103,6 +103,7 @@ class Scale:
         images: of an update of pretraining over all processes, which keeps the recipe on any number of GPUs; 0 leaves
             the recipe's. Where the options have a batch_size, a process with more takes several steps to an update.
         arms, comparisons: by name, and in order.
+        edges: the arms whose edge weights the page shows.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Scale:
     images: int
     arms: dict[str, Arm]
     comparisons: tuple[Comparison, ...]
+    edges: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,10 @@ def _scale(name: str, content: Any, measure: str, place: str) -> Scale:
         for k, entry in enumerate(found.get("comparisons") or [])
         for each in _comparisons(entry, twins, f"{place}.comparisons[{k}]")
     ]
+    edges = found.get("edges") or []
+    for each in edges:
+        if each not in arms:
+            raise ConfigError(f"{place}.edges: {unknown_name('arm', each, arms)}")
     numbers = {key: found.get(key, 0) for key in ("seeds", "hours", "gpus", "images")}
     for key, value in numbers.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
@@ -231,6 +237,7 @@ def _scale(name: str, content: Any, measure: str, place: str) -> Scale:
         data=_text(found, "data", place),
         arms=arms,
         comparisons=tuple(comparisons),
+        edges=tuple(edges),
         **{key: numbers[key] if key == "hours" else int(numbers[key]) for key in numbers},
     )
 
