@@ -77,7 +77,7 @@ def main(words: list[str] | None = None) -> int:
                 if args.environments is None:
                     shutil.rmtree(folder.parent, ignore_errors=True)
         print(f"{name:12}  {summary(result)}", flush=True)
-        if not result["passed"] or result["failed"]:
+        if not result["passed"] or result["failed"] or not result["complete"]:
             failed.append(name)
         if args.record and result["passed"]:
             results = json.loads(args.record.read_text()) if args.record.is_file() else {}
@@ -103,7 +103,7 @@ def run_cell(folder: Path, interpreter: str, versions: str, options: list[str]) 
     """Make the environment and run the suite there; return what `run_suite` does."""
     environment = {**os.environ, "PYTHON": interpreter, "TOPODET_VENV": str(folder), "TOPODET_VERSIONS": versions}
     if subprocess.run(["bash", "tools/make_env.sh"], cwd=ROOT, env=environment).returncode:
-        return {"passed": 0, "failed": 0, "skipped": 0, "versions": {}}
+        return {"passed": 0, "failed": 0, "skipped": 0, "complete": False, "versions": {}}
     return run_suite(str(folder / "bin" / "python"), options)
 
 
@@ -114,7 +114,7 @@ def run_suite(python: str, options: list[str]) -> dict:
     passed = failed = skipped = 0
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "junit.xml"
-        subprocess.run([python, "-m", "pytest", f"--junitxml={report}", *options], cwd=ROOT)
+        status = subprocess.run([python, "-m", "pytest", f"--junitxml={report}", *options], cwd=ROOT).returncode
         suites = xml.etree.ElementTree.parse(report).getroot().findall("testsuite") if report.is_file() else []
     for suite in suites:
         tests, *bad, left_out = (int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped"))
@@ -125,6 +125,7 @@ def run_suite(python: str, options: list[str]) -> dict:
         "passed": passed,
         "failed": failed,
         "skipped": skipped,
+        "complete": status in (0, 1),  # pytest's other statuses: interrupted, or not run
         "command": shlex.join(["pytest", *options]),
         "date": datetime.date.today().isoformat(),
         "commit": output(["git", "rev-parse", "HEAD"]),
@@ -145,6 +146,7 @@ def summary(result: dict) -> str:
     if not result["versions"]:
         return "the environment was not made; the reason is above"
     counts = ", ".join(f"{result[key]} {key}" for key in ("passed", "failed", "skipped"))
+    counts += "" if result["complete"] else ", not complete"
     return f"{counts} ({', '.join(f'{name} {version}' for name, version in result['versions'].items())})"
 
 
