@@ -218,9 +218,9 @@ class TestOptions:
     def test_initial_checkpoint(self, images, tmp_path, capsys):
         (tmp_path / "some.pth").write_bytes(b"no weights")
         error = refusal(capsys, options(images, tmp_path, "--initial-checkpoint", str(tmp_path / "some.pth")))
-        assert "some.pth' does not fit the model" in error
+        assert "some.pth' cannot be read" in error
         error = refusal(capsys, options(images, tmp_path, "--initial-checkpoint", str(tmp_path / "gone.pth")))
-        assert "gone.pth" in error
+        assert "gone.pth' cannot be read: no weights file at" in error
 
     @pytest.mark.parametrize(
         ("text", "message"),

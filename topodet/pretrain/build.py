@@ -116,6 +116,9 @@ def _load_initial(model: nn.Module, path: str) -> None:
     """Fill a network with the weights of a file; a published backbone has no classifier, and leaves it as it is."""
     try:
         file = weights.read(path)
+    except WeightsError as error:
+        raise WeightsError(f"--initial-checkpoint {path!r} cannot be read: {error}") from error
+    try:
         weights.load(model, file, head=weights.has_classifier(model, file.state_dict))
     except WeightsError as error:
         hint = f"; or give it the graphs of the file: --edges-from {path}" if "does not fit" in str(error) else ""
