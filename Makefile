@@ -1,7 +1,7 @@
 # The commands of README.md. Each makes the environment (.venv) first, which costs nothing once it is there.
 PYTHON_ENV := .venv/bin/python
 
-.PHONY: env quickstart test test-matrix fuzz lint zoo
+.PHONY: env quickstart test test-matrix fuzz lint zoo docs
 
 env:
 	@bash tools/make_env.sh
@@ -25,3 +25,7 @@ lint: env
 
 zoo: env
 	@$(PYTHON_ENV) tools/update_model_zoo.py
+
+# The site, in docs/_build/html; needs the extra [docs].
+docs:
+	@COLUMNS=100 $(PYTHON_ENV) -m sphinx -W -n --keep-going -b html docs docs/_build/html

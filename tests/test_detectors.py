@@ -1,4 +1,4 @@
-"""A trained detector by the same lines in both frameworks: those of the README."""
+"""A trained detector by the same lines in both frameworks: those of docs/own_data.md."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from PIL import Image
 from tests.detection import published, write_coco
 
 ROOT = Path(__file__).resolve().parents[1]
-[BLOCK] = re.findall(r"```python\n(# of MMDetection.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+[BLOCK] = re.findall(r"```python\n(# of MMDetection.*?)```", (ROOT / "docs" / "own_data.md").read_text(), flags=re.DOTALL)
 CLASSES = ("person", "bicycle")
 
 
@@ -54,7 +54,7 @@ def test_the_same_lines(train, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     names: dict = {}
-    exec(compile(code.replace("score_threshold=0.3", "score_threshold=0"), "README", "exec"), names)
+    exec(compile(code.replace("score_threshold=0.3", "score_threshold=0"), "own_data.md", "exec"), names)
     printed = capsys.readouterr().out.splitlines()[-1]
     assert set(json.loads(printed.replace("'", '"').replace("nan", "NaN"))) >= {"bbox/AP", "bbox/AP50", "bbox/AP75"}
     assert len(names["found"]) > 0

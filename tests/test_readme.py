@@ -9,11 +9,16 @@ from topodet import weights
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-DAMAGE = (ROOT / "docs" / "topology_damage.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README + DAMAGE, flags=re.DOTALL)
-CONFIGS = [block for block in BLOCKS if block.startswith("# my_config.py")]
-DETECTORS = [block for block in BLOCKS if block.startswith("# of MMDetection")]  # tests/test_detectors.py runs it
-SCRIPTS = [block for block in BLOCKS if block not in CONFIGS + DETECTORS]
+PAGES = {"README.md": README}
+PAGES |= {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}
+BLOCKS = {
+    f"{name} {number}": block
+    for name, page in PAGES.items()
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
+}
+CONFIGS = {name: block for name, block in BLOCKS.items() if block.startswith("# my_config.py")}
+DETECTORS = [name for name, block in BLOCKS.items() if block.startswith("# of MMDetection")]  # tests/test_detectors.py
+SCRIPTS = {name: block for name, block in BLOCKS.items() if name not in [*CONFIGS, *DETECTORS]}
 FRAMEWORK = re.compile(r"^from (detectron2)", flags=re.MULTILINE)
 
 
@@ -24,37 +29,56 @@ def published(tmp_path_factory):
     return weights.publish(checkpoint(folder / "last.pth.tar", model), folder).pth
 
 
-@pytest.mark.parametrize("number", range(len(SCRIPTS)))
-def test_python_blocks_run_and_print_what_they_say(published, number, capsys):
-    if framework := FRAMEWORK.search(SCRIPTS[number]):
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_python_blocks_run_and_print_what_they_say(published, name, capsys):
+    if framework := FRAMEWORK.search(SCRIPTS[name]):
         pytest.importorskip(framework[1], reason=f"{framework[1]} is not installed")
-    code = SCRIPTS[number].replace("toponet_nano-1a2b3c4d.pth", str(published))
-    exec(compile(code, f"README block {number}", "exec"), {})
+    code = SCRIPTS[name].replace("toponet_nano-1a2b3c4d.pth", str(published))
+    exec(compile(code, name, "exec"), {})
     printed = capsys.readouterr().out
     for line in code.splitlines():
         if line.startswith("print("):
             assert line.rpartition("  # ")[2] in printed
 
 
-def test_the_config_block_builds(tmp_path, published):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_config_block_builds(name, tmp_path):
     config = pytest.importorskip("mmengine.config", reason="needs the mmdet extra").Config
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
-    (block,) = CONFIGS
     path = tmp_path / "my_config.py"
-    path.write_text(block)
+    path.write_text(CONFIGS[name])
     content = config.fromfile(path)
     init_default_scope("mmdet")
-    content.model.backbone.pretrained = None
-    content.model.backbone.width = 8
-    content.model.neck.in_channels = [16, 32, 64, 128]
-    assert type(MODELS.build(content.model).backbone).__name__ == "TopoNet"
+    backbone = content.model.backbone
+    if isinstance(backbone.pretrained, str):  # a name that stands for a file
+        backbone.update(pretrained=None, width=8)
+        content.model.neck.in_channels = [16, 32, 64, 128]
+    made = MODELS.build(content.model).backbone
+    made.init_weights()
+    assert type(made).__name__ == "TopoNet"
+    assert made.has_weights == (backbone.pretrained is True)
 
 
-def test_files_that_it_names_exist():
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert link.startswith("https://") or (ROOT / link).exists(), link
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    page = re.sub(r"```.*?```", "", PAGES[name], flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", page):
+        path, _, anchor = link.partition("#")
+        if path.startswith(("https://", "http://")):
+            continue
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, link
+
+
+def test_files_that_readme_names_exist():
     for path in re.findall(r"(?:configs|tools)/[\w./-]+\.(?:py|yaml)", README):
-        is_stock = path in ("tools/train.py", "tools/test.py", "tools/dist_train.sh", "tools/lazyconfig_train_net.py")
-        assert is_stock or (ROOT / path).exists(), path
+        assert (ROOT / path).exists(), path
+
+
+def test_readme_is_one_screen():
+    assert len(README.splitlines()) <= 120

@@ -19,6 +19,7 @@ from topodet.benchmark import report
 from topodet.errors import exit_status
 from topodet.files import atomic_write
 from topodet.records import runs, zoo
+from topodet.records.markdown import replace_measured
 from topodet.records.pictures import is_current, save_picture
 from topodet.reproduce import find_study, make_page
 
@@ -62,6 +63,15 @@ def model_zoo(root: Path) -> Page:
     return zoo.model_zoo(_paper(root), recorded, coco_configs(root), benchmarks), zoo.pictures(recorded)
 
 
+def zoo_commands(root: Path) -> Page:
+    return zoo.commands(runs.load_all(root / "records" / "runs")), {}
+
+
+def readme(root: Path) -> Page:
+    measured = zoo.results(runs.load_all(root / "records" / "runs"))
+    return replace_measured(_read(root, "README.md"), measured, path="README.md"), {}
+
+
 def performance(root: Path) -> Page:
     found = runs.load_all(root / "records" / "benchmarks")
     text = report.update_page(_read(root, "docs/performance.md"), found)
@@ -85,7 +95,9 @@ def study(name: str, root: Path) -> Page:
 
 
 PAGES: dict[str, Callable[[Path], Page]] = {
+    "README.md": readme,
     "model_zoo.md": model_zoo,
+    "docs/zoo_commands.md": zoo_commands,
     "docs/performance.md": performance,
     "docs/topology_damage.md": damage,
     "docs/census.md": census_of_timm,

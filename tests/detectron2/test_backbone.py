@@ -90,6 +90,15 @@ def test_pretrained_equals_the_file_in_every_tensor(norm, nano):
     assert backbone.card["architecture"] == "toponet_nano"
 
 
+def test_the_weights_in_the_package():
+    backbone = TopoNet("toponet_nano", norm="BN", pretrained=True)
+    plain = timm.create_model("toponet_nano", pretrained=True, features_only=True).state_dict()
+    assert backbone.state_dict().keys() == plain.keys()
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in backbone.state_dict().items())
+    with pytest.raises(ConfigError, match="no weights of 'toponet_small'"):
+        TopoNet("toponet_small", pretrained=True)
+
+
 def test_one_file_gives_the_same_features_in_three_frameworks(nano):
     mmdet = pytest.importorskip("topodet.mmdet")
     x = image(64, 96)

@@ -156,6 +156,22 @@ def test_pretrained_is_loaded_by_init_weights_and_says_so(nano, log):
     assert model.card["architecture"] == "toponet_nano"
 
 
+def test_the_weights_in_the_package():
+    model = build(pretrained=True)
+    model.init_weights()
+    plain = timm.create_model("toponet_nano", pretrained=True, features_only=True)
+    assert_equal_tensors(model, plain)
+    assert model.card["num_classes"] == 200
+    with pytest.raises(ConfigError, match="no weights of 'toponet_small'"):
+        build("toponet_small", pretrained=True)
+
+
+def assert_equal_tensors(one, other):
+    theirs = other.state_dict()
+    assert one.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+
+
 def test_init_cfg_of_a_file_is_as_strict(nano):
     model = build(init_cfg={"type": "Pretrained", "checkpoint": str(nano.safetensors)})
     model.init_weights()

@@ -51,15 +51,28 @@ def numbers(framework, text):
     )
 
 
-@pytest.mark.parametrize(("backbone", "weights"), [("toponet_nano", True), ("mobilenetv2_050", False)])
-def test_both_frameworks_get_the_same_numbers(backbone, weights, write, nano):
-    source = str(nano.pth) if weights else ""
-    one, other = (numbers(f, write(f, backbone=backbone, weights_file=source, epochs=30)) for f in FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("backbone", "given"), [("toponet_nano", "a file"), ("toponet_nano", "none"), ("mobilenetv2_050", "")]
+)
+def test_both_frameworks_get_the_same_numbers(backbone, given, write, nano):
+    weights = given == "a file"
+    source = str(nano.pth) if weights else None
+    given = source or given
+    one, other = (numbers(f, write(f, backbone=backbone, weights_file=given, epochs=30)) for f in FRAMEWORKS)
     assert one == other
     mean = [123.675, 116.28, 103.53]
     # 2 images, 2 a step: 30 iterations, at 64 x 96 pixels
-    expected = (2, 0.0025, [20, 28], 6, 1 if weights else -1, source or None, mean, 2, (107, 64), 64)
+    expected = (2, 0.0025, [20, 28], 6, 1 if weights else -1, source, mean, 2, (107, 64), 64)
     assert one == expected
+
+
+def test_the_weights_in_the_package_are_the_default(write):
+    assert 'arch="toponet_nano"' in (text := write())
+    assert "pretrained=True,  # a published backbone, path or URL; here the weights in the package" in text
+    node = yaml.safe_load(write("detectron2"))["MODEL"]["TOPONET"]
+    assert (node["ARCH"], node["PRETRAINED"], node["NORM"]) == ("toponet_nano", "topodet", "FrozenBN")
+    with pytest.raises(ConfigError, match="no weights of 'toponet50'"):
+        write(backbone="toponet50", weights_file="topodet", output="other.py")
 
 
 def test_the_network_and_its_preprocessing_are_those_of_the_weights_file(write, nano):

@@ -48,31 +48,33 @@ def test_imagenet_and_coco_runs_fill_the_papers_tables(tmp_path):
     filled = page(imagenet, coco, configs=[config])
     assert "| 78.60 / 93.92 | not yet run |" in empty
     assert "| 78.60 / 93.92 | 30.50 |" in filled
-    assert "| MMDetection | 41.69 63.86 45.45 25.58 45.52 53.69 | not yet run |" in empty
-    assert "| MMDetection | 41.69 63.86 45.45 25.58 45.52 53.69 | 40.0 |" in filled
+    row = "| toponet50-adaptive | 41.69 63.86 45.45 25.58 45.52 53.69 |"
+    assert f"{row} not yet run | not yet run |" in empty
+    assert f"{row} 40.0 | not yet run |" in filled
     assert empty.count("not yet run |") == filled.count("not yet run |") + 2
+    assert f"- [{config[14:-3]}]({config}), AP 40.0, [" in filled
     # A few images of COCO with that config are no COCO result.
     few = runs.record_detector(tmp_path / "coco", data="COCO-mini", **common)
-    assert "53.69 | not yet run |" in page(few, configs=[config])
+    assert f"{row} not yet run | not yet run |" in page(few, configs=[config])
 
 
 def test_detectron2s_configs_stand_beside_mmdetections_and_the_papers_numbers():
     names = ("faster_rcnn_R_50_FPN_noaug_1x", "faster_rcnn_R_50_FPN_1x", "retinanet_toponet50_adaptive_FPN_1x")
     configs = [f"configs/detectron2/{name}{suffix}" for name in names for suffix in (".py", ".yaml")]
     text = page(configs=["configs/mmdet/faster-rcnn_r50_fpn_detectron-1x_coco.py", *configs])
-    assert text.count("| Detectron2 |") == 3  # one row for the YAML and its twin
-    twins = "[{0}](configs/detectron2/{0}.yaml), [.py](configs/detectron2/{0}.py)"
-    printed = "36.42 58.66 38.90 21.93 39.84 46.74"
-    assert f"| {twins.format(names[0])} | Detectron2 | {printed} | not yet run |" in text
-    assert f"| {twins.format(names[1])} | Detectron2 | - | not yet run |" in text
-    assert f"fpn_detectron-1x_coco.py) | MMDetection | {printed} |" in text
+    assert text.count("- [") == 4  # one line for the YAML and its twin
+    twins = "- [{0}](configs/detectron2/{0}.yaml), [.py](configs/detectron2/{0}.py)\n"
+    assert all(twins.format(name) in text for name in names)
+    assert "| r50 | 36.42 58.66 38.90 21.93 39.84 46.74 | not yet run | not yet run |" in text
+    assert "| r50 | 36.42 58.66 38.90 21.93 39.84 46.74 | not yet run | 36.0 |" in page(
+        detector("detectron2", 0, 0.36, name=names[0], data="COCO 2017")
+    )
 
 
 def test_every_coco_config_has_a_row():
     text = page(configs=update_model_zoo.coco_configs())
     for name in ("faster-rcnn_toponet50-alpha_fpn_1x_coco", "faster_rcnn_toponet50_adaptive_FPN_3x"):
-        assert f"| [{name}](configs/" in text
-    assert text.count("| 41.69 63.86 45.45 25.58 45.52 53.69 |") == 2  # Table 5's best, once in each framework
+        assert f"- [{name}](configs/" in text
 
 
 def test_seeds_of_one_run_are_one_row():
@@ -83,11 +85,19 @@ def test_seeds_of_one_run_are_one_row():
     path = f"records/runs/{name}_pretrained_seed"
     # 50, 51, 55: the mean is 52, the squares of what is left 4 + 1 + 9, over two 7, of which the root is 2.65.
     assert (
-        f"| [{name}]({BCCD['mmdetection']}) | MMDetection | BCCD (a place), 292 train | pretrained | 3 seeds "
-        "| 52.0 ± 2.6 (50.0 to 55.0) | 90.0 ± 0.0 (90.0 to 90.0) | 50.0 ± 0.0 (50.0 to 50.0) | x-1.pth "
+        f"| [{name}]({BCCD['mmdetection']}) | BCCD (a place), 292 train | x-1.pth | 3 "
+        "| 52.0 ± 2.6 (50.0 to 55.0) | 90.0 ± 0.0 (90.0 to 90.0) | 50.0 ± 0.0 (50.0 to 50.0) "
         f"| [seed 0]({path}0.json), [seed 1]({path}1.json), [seed 2]({path}2.json) |"
     ) in text
-    assert "| random | 1 seed | 40.0 | 90.0 | 50.0 | - | [seed 0]" in text
+    assert "| random | 1 | 40.0 | 90.0 | 50.0 | [seed 0]" in text
+
+
+def test_readme_has_intervals_of_several_seeds():
+    """50, 51, 55: mean 52, deviation 2.65, and t of two degrees of freedom is 4.303: 4.303 * 2.65 / sqrt(3) = 6.57."""
+    runs = [detector("mmdetection", seed, score) for seed, score in enumerate((0.50, 0.51, 0.55))]
+    text = zoo.results([*runs, detector("detectron2", 0, 0.6)])
+    assert "| MMDetection | BCCD | x | 3 | 52.0 [45.4, 58.6] |" in text
+    assert "Detectron2" not in text
 
 
 @pytest.mark.parametrize(
@@ -101,18 +111,20 @@ def test_seeds_of_one_run_are_one_row():
 )
 def test_other_runs_are_not_averaged(changed):
     text = page(detector("detectron2", 0, 0.5), detector("detectron2", 1, 0.6, **changed))
-    assert text.count("| 1 seed |") == 2
-    assert "±" not in text.partition("| config |")[2].partition("## Commands")[0].replace("± the", "")
+    assert text.count("| 1 | ") == 2
+    assert "±" not in text.partition("| config |")[2].replace("± the", "")
 
 
 def test_notes_and_speed_are_told():
     speed = {"iterations_per_second": 2.0, "images_per_second": 32.5, "peak_memory_mb": 10240}
     run = detector("detectron2", 0, 0.001, note="a check of the pipeline", speed=speed)
-    text = page(run, detector("mmdetection", 0, -1.0))
+    other = detector("mmdetection", 0, -1.0)
+    text = page(run, other)
     assert "faster_rcnn_toponet_nano_FPN_bccd (pretrained): a check of the pipeline\n" in text
-    assert "(a machine; torch 2; 2 iterations/s, 32.5 images/s, at most 10,240 MB of GPU memory):" in text
-    assert "(a machine; torch 2):" in text
-    assert "| 1 seed | - | 90.0 |" in text  # nothing to average
+    assert "| 1 | - | 90.0 |" in text  # nothing to average
+    commands = zoo.commands([run, other])
+    assert "(a machine; torch 2; 2 iterations/s, 32.5 images/s, at most 10,240 MB of GPU memory):" in commands
+    assert "(a machine; torch 2):\n\n```bash\ntrain\n```" in commands
 
 
 def test_frameworks_are_compared_by_welchs_interval():

@@ -27,14 +27,15 @@ def parser() -> argparse.ArgumentParser:
         "--backbone",
         default="",
         metavar="NAME",
-        help="a TopoNet (topodet list) or a network of timm (default: that of --weights, or toponet50)",
+        help="a TopoNet (topodet list) or a network of timm (default: that of --weights, or toponet_nano)",
     )
     made.add_argument(
         "--weights",
         default="",
         metavar="FILE",
-        help="published backbone: path, URL or hf-hub:USER/REPO, or timm for those that timm publishes "
-        "(default: random ones, with nothing frozen)",
+        help="published backbone: path, URL or hf-hub:USER/REPO; timm for those that timm publishes; topodet for those in "
+        "the package; none for random ones, with nothing frozen (default: topodet where it has any of the backbone, else "
+        "none)",
     )
     made.add_argument("--batch", type=int, default=8, metavar="N", help="images a step (default: %(default)s)")
     made.add_argument("--epochs", type=int, metavar="N", help="(default: 12, or as many as make 1000 iterations)")

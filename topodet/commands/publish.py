@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     add("--name", help="stem before the hash (default: the architecture, or the detector's folder)")
     add("--licence", default="Apache-2.0", help="of the weights, SPDX name (default: %(default)s)")
     add("--notes", default="", help="one line for the card, e.g. the data")
+    add("--head", action="store_true", help="of a backbone: publish its classifier too")
     add_pruning(made.add_argument_group("pruning of a backbone's edges"))
     add("--hub", metavar="USER/REPO", help="also upload a backbone to the Hugging Face hub")
     add("--hub-private", action="store_true", help="make a new hub repository private")
@@ -48,8 +49,8 @@ def main(words: Sequence[str]) -> None:
     prune = Pruning.from_options(args).arguments()
     if (args.checkpoint is None) == (args.detector is None):
         made.error("give either the checkpoint of a backbone or --detector CHECKPOINT")
-    if args.detector and (args.hub or prune):
-        made.error("--hub and the options of pruning are for backbones")
+    if args.detector and (args.hub or args.head or prune):
+        made.error("--hub, --head and the options of pruning are for backbones")
     if args.checkpoint and (args.config or args.classes):
         made.error("--config and --classes go with --detector")
     card = {"name": args.name, "licence": args.licence, "notes": args.notes}
@@ -58,7 +59,7 @@ def main(words: Sequence[str]) -> None:
         return
     from topodet import weights
 
-    files = weights.publish(args.checkpoint, args.output, prune=prune, **card)
+    files = weights.publish(args.checkpoint, args.output, prune=prune, head=args.head, **card)
     report = weights.load(weights.build(files.pth), files.safetensors, quiet=True)
     print(f"{report} verified in both files")
     for path in (files.pth, files.safetensors, files.card):

@@ -9,7 +9,7 @@ from torch import nn
 
 from .. import weights
 from ..errors import ConfigError, unknown_name
-from ..models import Trunk, build_blocks
+from ..models import Trunk, build_blocks, packaged_weights
 from ..models.trunk import TopologySpec
 from ..models.wiring import EdgeWeights
 from .base import TopodetBackbone, number_of_stages
@@ -38,7 +38,8 @@ class TopoNet(Trunk, TopodetBackbone):
         norm: what `detectron2.layers.get_norm` takes: "FrozenBN", "BN", "SyncBN", "GN", ... or a callable from channels
             to a module.
         freeze_at: see `TopodetBackbone.freeze`.
-        pretrained: path, URL or hf-hub:USER/REPO of a weights file, loaded strictly; its hash is checked.
+        pretrained: path, URL or hf-hub:USER/REPO of a weights file, loaded strictly, its hash checked; True for the
+            package's own weights of this network.
         use_act_checkpoint: recompute the inside of each node in the backward pass to save memory.
 
     Attributes:
@@ -66,9 +67,11 @@ class TopoNet(Trunk, TopodetBackbone):
         out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
         norm: str | Callable[[int], nn.Module] = "FrozenBN",
         freeze_at: int = 0,
-        pretrained: str | None = None,
+        pretrained: str | bool | None = None,
         use_act_checkpoint: bool = False,
     ):
+        if pretrained is True:
+            pretrained = str(packaged_weights(arch))
         name, arguments = weights.backbone_arguments(
             arch,
             pretrained,

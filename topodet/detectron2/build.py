@@ -40,7 +40,7 @@ def build_toponet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TopoNet:
         out_features=node.OUT_FEATURES,
         norm=node.NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        pretrained=node.PRETRAINED or None,
+        pretrained=True if node.PRETRAINED == "topodet" else node.PRETRAINED or None,
         use_act_checkpoint=node.USE_ACT_CHECKPOINT,
     )
     _check(backbone, cfg)

@@ -54,7 +54,9 @@ def _toponet() -> CfgNode:
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     node.NORM = "FrozenBN"  # FrozenBN, BN, SyncBN, GN
     node.USE_ACT_CHECKPOINT = False  # recompute nodes in the backward pass to save memory
-    node.PRETRAINED = ""  # a published backbone: path, URL or hf-hub:USER/REPO, loaded strictly when the model is built
+    # A published backbone: path, URL or hf-hub:USER/REPO, loaded strictly when the model is built; "topodet": the
+    # package's own weights of this network.
+    node.PRETRAINED = ""
     _add_training_of_edges(node)
     return node
 

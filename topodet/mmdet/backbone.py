@@ -9,7 +9,7 @@ from mmcv.cnn import build_norm_layer
 from mmdet.registry import MODELS
 
 from .. import weights
-from ..models import Trunk, build_blocks
+from ..models import Trunk, build_blocks, packaged_weights
 from ..models.trunk import TopologySpec
 from ..models.wiring import EdgeWeights
 from .base import TopodetBackbone, number_of_stages, resolve_init
@@ -34,7 +34,8 @@ class TopoNet(Trunk, TopodetBackbone):
             included; what is frozen also normalises by its stored statistics.
         norm_cfg: normalisation in MMDetection's words, e.g. dict(type="SyncBN", requires_grad=True).
         norm_eval: keep every batch normalisation at its stored statistics during training.
-        pretrained: path, URL or hf-hub:USER/REPO of a weights file, loaded strictly by `init_weights`.
+        pretrained: path, URL or hf-hub:USER/REPO of a weights file, loaded strictly by `init_weights`; True for the
+            package's own weights of this network.
         init_cfg: as in every MMEngine module; dict(type="Pretrained", checkpoint=...), alone or in a list, is the same
             as `pretrained`, and as strict; with `prefix="backbone."` of a detector's checkpoint.
         with_cp: recompute the inside of each node in the backward pass to save memory.
@@ -63,11 +64,13 @@ class TopoNet(Trunk, TopodetBackbone):
         frozen_stages: int = -1,
         norm_cfg: dict[str, Any] = dict(type="BN", requires_grad=True),  # noqa: B006, C408 - as MMDetection's own
         norm_eval: bool = True,
-        pretrained: str | None = None,
+        pretrained: str | bool | None = None,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
         with_cp: bool = False,
     ):
         pretrained, prefix, init_cfg = resolve_init(pretrained, init_cfg)
+        if pretrained is True:
+            pretrained = str(packaged_weights(arch))
         name, arguments = weights.backbone_arguments(
             arch,
             pretrained,

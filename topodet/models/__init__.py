@@ -3,6 +3,7 @@
 from . import mobilenetv2  # noqa: F401 - registers
 from .connected import Residual, connect, connectable, disconnect, rewirable, rewire
 from .fuse import FusedStage, fuse_for_inference
+from .packaged import PACKAGED, packaged_weights
 from .resnet_cifar import ResNetCifar
 from .stage import Node, TopoStage
 from .timm_trunk import TimmTrunk, check_timm_name, create_timm_network
@@ -12,6 +13,7 @@ from .wiring import Wiring
 
 __all__ = [
     "ARCHITECTURES",
+    "PACKAGED",
     "FusedStage",
     "Node",
     "ResNetCifar",
@@ -32,6 +34,7 @@ __all__ = [
     "disconnect",
     "fuse_for_inference",
     "init_weights",
+    "packaged_weights",
     "rewirable",
     "rewire",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, unknown_name
 from .classifier import StagedClassifier, make_head
+from .packaged import PACKAGED, packaged_weights
 from .stage import NormLayer
 from .trunk import EdgeWeights, TopologySpec, Trunk, build_blocks, given, init_weights
 
@@ -174,16 +175,22 @@ def architecture_arguments(arch: str, **overrides: Any) -> dict[str, Any]:
     return {**ARCHITECTURES[arch], **{name: value for name, value in overrides.items() if value is not None}}
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        f"{name}.untrained": _cfg(**(_SMALL if name in ("toponet_nano", "toponet_small") else {}))
-        for name in ARCHITECTURES
-    }
-)
+def _default_cfg(name: str) -> tuple[str, dict[str, Any]]:
+    """Return a network's tag and timm's description of its weights."""
+    small = _SMALL if name in ("toponet_nano", "toponet_small") else {}
+    if name not in PACKAGED:
+        return f"{name}.untrained", _cfg(**small)
+    weights = PACKAGED[name]
+    return f"{name}.{weights.tag}", _cfg(**small, file=str(weights.path), num_classes=weights.num_classes)
+
+
+default_cfgs = generate_default_cfgs(dict(map(_default_cfg, ARCHITECTURES)))
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> TopoNet | TopoNetFeatures:
     feature_cfg: dict[str, Any] = {"out_indices": (0, 1, 2, 3), "feature_cls": TopoNetFeatures}
+    if pretrained and variant in PACKAGED:
+        packaged_weights(variant)  # timm reads the file without a check
     if "feature_cls" in kwargs:  # timm's "list" and "dict" find the stages so
         feature_cfg["flatten_sequential"] = True
     return build_model_with_cfg(

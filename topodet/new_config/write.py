@@ -21,13 +21,14 @@ from .. import weights
 from ..datasets.coco import check_coco
 from ..errors import ConfigError, DataError, unknown_name
 from ..files import atomic_write
-from ..models import ARCHITECTURES, TimmTrunk, Trunk, architecture_arguments, build_blocks
+from ..models import ARCHITECTURES, PACKAGED, TimmTrunk, Trunk, architecture_arguments, build_blocks, packaged_weights
 from .schedule import Schedule, make_schedule
 
 # What the template is called, and how a config's name ends.
 FRAMEWORKS = {"mmdet": "mmdet.py.template", "detectron2": "detectron2.yaml.template"}
 _SUFFIX = {"mmdet": ".py", "detectron2": ".yaml"}
-_TIMM = "timm"  # in the place of a weights file: those that timm publishes
+# In the place of a weights file: those that timm publishes, those in the package, and random ones.
+_TIMM, _PACKAGED, _RANDOM = "timm", "topodet", "none"
 _COCO_SHORT_SIDE, _COCO_LONG_SIDE = 800, 1333
 # A detector on a backbone of few channels is for small images and CPUs, and gets a neck and heads to match.
 _SMALL_BACKBONE = 256
@@ -49,7 +50,7 @@ class _Backbone:
     name: str
     channels: list[int]
     normalizes: bool  # by batch normalization
-    weights: str  # path, URL, hf-hub:USER/REPO, "timm" or ""
+    weights: str  # path, URL, hf-hub:USER/REPO, "timm", "topodet" or ""
     card: Mapping[str, Any]
 
 
@@ -77,9 +78,10 @@ def new_config(
         images: folder that the file names in `train` are relative to.
         val_images: likewise for `val`; `images` when omitted.
         backbone: a TopoNet (`topodet list`), or a network of timm, whose residual blocks are connected; when omitted
-            that of the weights file, or toponet50.
-        weights_file: path, URL or hf-hub:USER/REPO of a published backbone; "timm" for those that timm publishes; ""
-            for random ones, with which nothing is frozen.
+            that of the weights file, or toponet_nano.
+        weights_file: path, URL or hf-hub:USER/REPO of a published backbone; "timm" for those that timm publishes;
+            "topodet" for those in the package; "none" for random ones, with which nothing is frozen. When omitted those
+            in the package where it has any of this backbone, else random ones.
         batch: images a step.
         epochs: of the training; when omitted twelve, or as many as make 1000 iterations.
         short_side: pixels to which images are resized; when omitted the median of the set, at most 800.
@@ -143,8 +145,12 @@ def _read_data(train: Path, val: Path, images: Path, val_images: Path, allow: Co
 
 
 def _backbone(name: str, source: str) -> _Backbone:
-    file = weights.read(source) if source and source != _TIMM else None
-    name = name or (file.card.get("architecture") if file else None) or "toponet50"
+    file = weights.read(source) if source not in ("", _TIMM, _PACKAGED, _RANDOM) else None
+    name = name or (file.card.get("architecture") if file else None) or "toponet_nano"
+    if source == _PACKAGED or (not source and name in PACKAGED):
+        source, file = _PACKAGED, weights.read(packaged_weights(name))
+    elif source == _RANDOM:
+        source = ""
     if name in ARCHITECTURES:
         if source == _TIMM:
             raise ConfigError(f"--weights {_TIMM}: timm publishes none of {name}; give a file, or leave it out")
@@ -159,7 +165,7 @@ def _backbone(name: str, source: str) -> _Backbone:
         card = {"mean": known.mean, "std": known.std} if known else {}
     normalizes = any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules())
     # Training may start in another folder, and MMDetection reads its data by the config's own root.
-    local = file is not None and "://" not in source
+    local = file is not None and source != _PACKAGED and "://" not in source
     return _Backbone(name, list(trunk.stage_channels), normalizes, str(file.path.resolve()) if local else source, card)
 
 
@@ -167,6 +173,8 @@ def _common(data: _Data, made: _Backbone, schedule: Schedule, short_side: int) -
     fpn = 256 if made.channels[-1] > _SMALL_BACKBONE else 64
     mean, std = made.card.get("mean") or (0.485, 0.456, 0.406), made.card.get("std") or (0.229, 0.224, 0.225)
     choices = "" if made.weights else "; none: it starts from random weights"
+    if made.weights == _PACKAGED:
+        choices = "; here the weights in the package"
     return {
         "backbone": made.name,
         "num_images": data.num_images,
@@ -205,7 +213,7 @@ def _for_mmdet(data: _Data, made: _Backbone, schedule: Schedule, name: str) -> d
         "bgr_to_rgb": made.card.get("channel_order", "RGB") == "RGB",
         "frozen_stages": 1 if made.weights else -1,
         "norm_eval": bool(made.weights),
-        "pretrained": True if made.weights == _TIMM else json.dumps(made.weights) if made.weights else None,
+        "pretrained": made.weights in (_TIMM, _PACKAGED) or (json.dumps(made.weights) if made.weights else None),
         "stage_channels": made.channels,
         "eval_epochs": schedule.eval_epochs,
         "log_iterations": max(1, min(50, schedule.epoch_iterations // 2)),

@@ -15,7 +15,7 @@ _TYPES = {
     **dict.fromkeys(("name", "architecture", "kind", "framework", "backbone", "channel_order", "wiring"), str),
     **dict.fromkeys(("norm_layer", "edge_weights", "connect_nodes", "weights", "interpolation"), str),
     **dict.fromkeys(("options", "metrics", "recipe", "sparsity", "pruned"), Mapping),
-    **dict.fromkeys(("in_chans", "parameters", "tensors", "output_stride"), int),
+    **dict.fromkeys(("in_chans", "parameters", "tensors", "output_stride", "num_classes"), int),
     "rewire": bool,
     "topology": list,
 }

@@ -47,11 +47,12 @@ def publish(
     licence: str = "Apache-2.0",
     notes: str = "",
     prune: Mapping[str, Any] | None = None,
+    head: bool = False,
 ) -> PublishedFiles:
     """Turn a training checkpoint into a published backbone, and verify it by loading it back.
 
-    The averaged weights (EMA) are taken where there are any; the classifier is left out. Edge weights that the training
-    left as they were (--freeze-alpha) are fixed ones in the card.
+    The averaged weights (EMA) are taken where there are any; the classifier is left out unless `head` is set. Edge
+    weights that the training left as they were (--freeze-alpha) are fixed ones in the card.
 
     Args:
         checkpoint: what `topodet.pretrain` saved.
@@ -62,19 +63,23 @@ def publish(
         notes: one line for the card, e.g. the data.
         prune: arguments of `connectivity.prune`, to publish what is left of the network without its weak edges. The
             card has these and not the metrics, which are those of the whole network.
+        head: publish the classifier too. Detectors pass over it.
 
     Raises:
-        WeightsError: what `read` and `load` raise.
+        WeightsError: what `read` and `load` raise; `head`, and the checkpoint does not tell its number of classes.
         ConfigError: what `connectivity.prune` raises, or a name that is a path.
         OSError: the files could not be written; nothing half-written is left.
     """
     if name is not None:
         check_file_name(name, "the name to publish under", ConfigError)
     file = read(checkpoint)
-    model = build_network(file, network_design(file, architecture), num_classes=0)
-    ignored = ignored_by(model, head=False)
+    classes = (file.checkpoint.get("num_classes") or file.card.get("num_classes")) if head else 0
+    if classes is None or not (classes == 0 or any(len(t) == classes for t in file.state_dict.values() if t.ndim)):
+        raise WeightsError(f"{file.path} does not tell how many classes its classifier has: publish it without")
+    model = build_network(file, network_design(file, architecture), num_classes=classes)
+    ignored = ignored_by(model, head)
     state_dict = {name: tensor.contiguous() for name, tensor in file.state_dict.items() if not ignored(name)}
-    load(model, WeightsFile(file.path, state_dict, {}), quiet=True)
+    load(model, WeightsFile(file.path, state_dict, {}), head=head, quiet=True)
     if prune:
         model = connectivity.prune(model, **prune)
         state_dict = model.state_dict()
@@ -89,6 +94,7 @@ def publish(
         "topology": [json.loads(topology.to_json()) for topology in graphs.values()],
         "parameters": sum(p.numel() for p in model.parameters()),
         "tensors": len(state_dict),
+        **({"num_classes": classes} if head else {}),
         **images(data),
         "weights": file.card.get("weights")
         or ("ema" if "state_dict_ema" in file.checkpoint.get("held", ()) else "last"),
