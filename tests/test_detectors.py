@@ -10,7 +10,9 @@ from PIL import Image
 from tests.detection import published, write_coco
 
 ROOT = Path(__file__).resolve().parents[1]
-[BLOCK] = re.findall(r"```python\n(# of MMDetection.*?)```", (ROOT / "docs" / "own_data.md").read_text(), flags=re.DOTALL)
+[BLOCK] = re.findall(
+    r"```python\n(# of MMDetection.*?)```", (ROOT / "docs" / "own_data.md").read_text(), flags=re.DOTALL
+)
 CLASSES = ("person", "bicycle")
 
 

@@ -33,9 +33,9 @@ def parser() -> argparse.ArgumentParser:
         "--weights",
         default="",
         metavar="FILE",
-        help="published backbone: path, URL or hf-hub:USER/REPO; timm for those that timm publishes; topodet for those in "
-        "the package; none for random ones, with nothing frozen (default: topodet where it has any of the backbone, else "
-        "none)",
+        help="published backbone: path, URL or hf-hub:USER/REPO; timm for those that timm publishes; topodet for "
+        "those in the package; none for random ones, with nothing frozen (default: topodet where it has any of the "
+        "backbone, else none)",
     )
     made.add_argument("--batch", type=int, default=8, metavar="N", help="images a step (default: %(default)s)")
     made.add_argument("--epochs", type=int, metavar="N", help="(default: 12, or as many as make 1000 iterations)")

@@ -165,7 +165,7 @@ def _backbone(name: str, source: str) -> _Backbone:
         card = {"mean": known.mean, "std": known.std} if known else {}
     normalizes = any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules())
     # Training may start in another folder, and MMDetection reads its data by the config's own root.
-    local = file is not None and source != _PACKAGED and "://" not in source
+    local = file is not None and source != _PACKAGED and "://" not in source and not source.startswith("hf-hub:")
     return _Backbone(name, list(trunk.stage_channels), normalizes, str(file.path.resolve()) if local else source, card)
 
 
