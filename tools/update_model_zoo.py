@@ -81,7 +81,7 @@ def performance(root: Path) -> Page:
 def damage(root: Path) -> Page:
     found = runs.load_all(root / "records" / "damage")
     text = damage_curves.update_page(_read(root, "docs/topology_damage.md"), found)
-    figures = (damage_curves.figures(record) for record in found)
+    figures = (damage_curves.figures(record, found) for record in found)
     return text, {f"docs/{name}": figure for each in figures for name, figure in each.items()}
 
 

@@ -16,6 +16,9 @@ from .connectivity import all_alphas, wirings
 from .errors import ConfigError
 from .files import atomic_path
 
+# Of the lines of all pictures: apart in gray as well.
+DARK, LIGHT = "#1f4e79", "#e08a3c"
+
 
 def adjacency_figure(model: nn.Module, title: str = "") -> Figure:
     """Draw each stage's adjacency matrix of |alpha| as a heat map, inputs of node i in row i, edges absent in grey.
@@ -60,7 +63,7 @@ def alpha_histogram(model: nn.Module, title: str = "", bins: int = 50) -> Figure
     low, high = float(alpha.min()), float(alpha.max())
     if high - low < 1e-6:  # all edges alike, as at the start: one visible bar instead of an empty range
         low, high = low - 0.5, high + 0.5
-    counts, *_ = axis.hist(alpha, bins=bins, range=(low, high), color="#3b6ea5")
+    counts, *_ = axis.hist(alpha, bins=bins, range=(low, high), color=DARK)
     if counts.max() > 50:
         axis.set_yscale("log")
         axis.set_ylim(bottom=0.5)  # a single edge is a visible bar

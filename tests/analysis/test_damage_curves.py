@@ -83,3 +83,24 @@ def test_a_record_becomes_tables_and_pictures():
     drawn = figures(record)
     assert list(drawn) == ["damage_x_nodes.png", "damage_x_edges.png"]
     assert math.isnan(drawn["damage_x_edges.png"].axes[0].lines[0].get_ydata()[-1])
+
+
+def test_pictures_of_a_series_share_the_axis_of_the_score():
+    def record(best, **rest):
+        found = {"whole": {"AP": best}, "rows": [{**EDGES.rows[1], "AP": best / 2}]}
+        return {"name": "x", "architecture": "y", "data": "z", "retrained": [], "edges": found, **rest}
+
+    weak, strong, other = record(0.2), record(0.4), record(0.8, data="others")
+    ends = [figures(each, [weak, strong, other])["damage_x_edges.png"].axes[0].get_ylim() for each in (weak, strong)]
+    assert ends == [(0, pytest.approx(1.05 * 0.4))] * 2
+
+
+def test_titles_tell_network_data_penalty_and_seed():
+    record = {"name": "x", "architecture": "y", "data": "z", "retrained": [], "nodes": vars(NODES)}
+    for trained, words in (
+        ({"sparsity": "adaptive", "seed": 3}, "adaptive penalty, seed 3"),
+        ({"sparsity": "none", "seed": 0}, "no penalty, seed 0"),
+        ({}, "x"),
+    ):
+        (figure,) = figures({**record, **trained}).values()
+        assert figure.get_suptitle() == f"y, z\n{words}"

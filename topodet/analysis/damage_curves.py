@@ -7,44 +7,54 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Literal
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..connectivity import Damage
 from ..records.markdown import replace_measured, table
+from ..visualization import DARK, LIGHT, new_figure
 
 Record = dict[str, Any]
 NOT_YET = "Not yet measured."
+_SERIES = ("architecture", "data")  # what records of one series share
+_LABELS = {"top1": "top-1 accuracy, %", "top5": "top-5 accuracy, %"}
 
 
-def node_figure(damage: Damage, score: str = "", title: str = "") -> Figure:
+def node_figure(damage: Damage, score: str = "", title: str = "", top: float | None = None) -> Figure:
     """Draw the score without each node, a panel for each wiring, beside the whole network's.
 
     Args:
         damage: what `connectivity.remove_nodes` returned.
         score: its name; the first one when omitted.
         title: of the picture.
+        top: end of the axis of the score, which begins at 0; give the figures of a series the same.
     """
     score = score or next(iter(damage.whole))
     panels = {name: list(rows) for name, rows in groupby(damage.rows, key=lambda row: row["wiring"])}
     sizes = [len(rows) for rows in panels.values()]
-    figure = Figure(figsize=(max(5.2, 1.2 + 0.16 * sum(sizes)), 3.2), layout="constrained")
+    figure = new_figure(width=max(5.2, 1.2 + 0.16 * sum(sizes)), height=3.6)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=sizes)[0]
     for axis, (name, rows) in zip(axes, panels.items()):
-        axis.bar([row["node"] for row in rows], [row[score] for row in rows], color="#3b6ea5")
-        axis.axhline(damage.whole[score], color="0.3", linestyle="--", linewidth=0.8)
-        axis.set_title(_short(name), fontsize=9)
-        axis.set_xlabel("node removed", fontsize=8)
-        axis.tick_params(labelsize=7)
+        axis.bar([row["node"] for row in rows], [row[score] for row in rows], color=DARK, label="without the node")
+        axis.axhline(damage.whole[score], color="0.3", linestyle="--", linewidth=0.8, label="whole network")
+        axis.set_title(_short(name), fontsize=10)
+        axis.set_xlabel("node")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel(score, fontsize=8)
-    figure.suptitle(title or f"{score} without each node; dashed: the whole network", fontsize=9)
+    axes[0].set_ylabel(_LABELS.get(score, score))
+    axes[0].set_ylim(0, top or 1.05 * max(axis.dataLim.y1 for axis in axes))
+    figure.suptitle(title or f"{score} without each node", fontsize=10)
+    _legend(figure, axes[0])
     return figure
 
 
 def edge_figure(
-    damage: Damage, score: str = "", retrained: Sequence[Mapping[str, Any]] = (), title: str = ""
+    damage: Damage,
+    score: str = "",
+    retrained: Sequence[Mapping[str, Any]] = (),
+    title: str = "",
+    top: float | None = None,
 ) -> Figure:
     """Draw the score over the share of the edges removed, before and after retraining.
 
@@ -54,34 +64,40 @@ def edge_figure(
         retrained: {"removed": share, "start": "its weights" or "random weights", score: value} of networks that were
             pruned and then trained.
         title: of the picture.
+        top: end of the axis of the score, which begins at 0; give the figures of a series the same.
     """
     score = score or next(iter(damage.whole))
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    figure = new_figure(width=5.2, height=3.8)
     axis = figure.subplots()
     rows = sorted(damage.rows, key=lambda row: row["removed"])
     shares = [0.0, *(100 * row["removed"] for row in rows)]
-    axis.plot(
-        shares, [damage.whole[score], *(row[score] for row in rows)], "o-", color="#3b6ea5", label="not retrained"
-    )
+    axis.plot(shares, [damage.whole[score], *(row[score] for row in rows)], "o-", color=DARK, label="not retrained")
     disconnected = [row for row in rows if row["disconnected"]]
     if disconnected:
         places = [100 * row["removed"] for row in disconnected]
         axis.plot(
             places, [row[score] for row in disconnected], "o", color="white", markersize=3, label="a graph fell apart"
         )
-        axis.lines[-1].set_markeredgecolor("#3b6ea5")
+        axis.lines[-1].set_markeredgecolor(DARK)
     starts = sorted({row["start"] for row in retrained})
     for start, style in zip(starts, ("s--", "^:")):
         points = sorted((100 * row["removed"], row[score]) for row in retrained if row["start"] == start)
-        axis.plot(*zip(*points), style, color="#c0392b", label=f"retrained from {start}")
-    axis.axhline(damage.whole[score], color="0.3", linestyle="--", linewidth=0.8)
+        axis.plot(*zip(*points), style, color=LIGHT, label=f"retrained from {start}")
+    axis.axhline(damage.whole[score], color="0.3", linestyle="--", linewidth=0.8, label="whole network")
     axis.set_xlabel("edges removed, %")
-    axis.set_ylabel(score)
-    axis.set_ylim(0, 1.05 * axis.dataLim.y1)  # a difference looks as large as it is
-    axis.set_title(title or f"{score} without weak edges; dashed: the whole network", fontsize=9)
-    axis.legend(frameon=False, fontsize=8)
+    axis.set_ylabel(_LABELS.get(score, score))
+    axis.set_xlim(-3, 103)
+    axis.set_ylim(0, top or 1.05 * axis.dataLim.y1)  # a difference looks as large as it is
+    axis.set_title(title or f"{score} without weak edges", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
+    _legend(figure, axis)
     return figure
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    """Put the legend below the axes, where it hides nothing."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
 
 
 def tables(record: Record) -> str:
@@ -96,18 +112,41 @@ def tables(record: Record) -> str:
     return "\n\n".join(blocks)
 
 
-def figures(record: Record) -> dict[str, Figure]:
-    """Return the pictures of a record by file name."""
+def figures(record: Record, series: Iterable[Record] = ()) -> dict[str, Figure]:
+    """Return the pictures of a record by file name.
+
+    Args:
+        series: records beside it; its pictures have the scale of those with the same architecture and data.
+    """
     made = {}
-    network = ", ".join(filter(None, (record["name"], record.get("data"))))
+    network = ", ".join(filter(None, (record.get("architecture") or record["name"], record.get("data"))))
+    title = f"{network}\n{_training(record)}"
+    top = _top([record, *(each for each in series if all(each.get(key) == record.get(key) for key in _SERIES))])
     if "nodes" in record:
-        title = f"{network}\nwithout each node; dashed: the whole network"
-        made[f"damage_{record['name']}_nodes.png"] = node_figure(_damage("nodes", record), title=title)
+        made[f"damage_{record['name']}_nodes.png"] = node_figure(_damage("nodes", record), title=title, top=top)
     if "edges" in record:
-        damage = _damage("edges", record)
-        title = f"{network}\nwithout weak edges; dashed: the whole network"
-        made[f"damage_{record['name']}_edges.png"] = edge_figure(damage, retrained=record["retrained"], title=title)
+        damage, name = _damage("edges", record), f"damage_{record['name']}_edges.png"
+        made[name] = edge_figure(damage, retrained=record["retrained"], title=title, top=top)
     return made
+
+
+def _training(record: Record) -> str:
+    """Return the penalty and the seed that the network was trained with, or the name of a record without them."""
+    if not {"sparsity", "seed"} <= record.keys():
+        return record["name"]
+    penalty = "no penalty" if record["sparsity"] == "none" else f"{record['sparsity']} penalty"
+    return f"{penalty}, seed {record['seed']}"
+
+
+def _top(series: Sequence[Record]) -> float:
+    """Return the end of an axis that shows the first score of all records."""
+    score = next(iter(series[0]["edges" if "edges" in series[0] else "nodes"]["whole"]))
+    scores = []
+    for record in series:
+        for kind in record.keys() & {"nodes", "edges"}:
+            scores += [row.get(score) for row in (record[kind]["whole"], *record[kind]["rows"])]
+        scores += [run.get(score) for run in record["retrained"]]
+    return 1.05 * max((value for value in scores if value is not None), default=1.0)
 
 
 def update_page(page: str, records: Iterable[Record]) -> str:

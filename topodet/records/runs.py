@@ -231,6 +231,7 @@ def record_damage(
         WeightsError: a checkpoint that is missing or damaged.
     """
     file = weights.read_trained(checkpoint)
+    trained = file.checkpoint.get("args") or {}
     scores = next(found.whole for found in (edges, nodes) if found is not None)
     record = {
         "kind": "damage",
@@ -239,6 +240,7 @@ def record_damage(
         "command": command,
         "architecture": file.checkpoint.get("arch") or file.card.get("architecture"),
         "checkpoint": f"{file.path.name} ({sha256(file.path)[:8]})",
+        **{key: trained[key] for key in ("sparsity", "seed") if key in trained},
         "data": data,
         "retrained": [_retrained(Path(folder), scores, _edges(file)) for folder in retrained],
         **_environment(),
