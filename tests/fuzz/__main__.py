@@ -7,9 +7,12 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import repeat
 
 from tqdm import tqdm
 
+from tests.fuzz.detectors import all_kinds
 from tests.fuzz.harness import Findings, fuzz
 
 SHARE = 260  # inputs that a process reads before it starts anew
@@ -21,6 +24,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=13_000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="number of the first one, to read it again")
     parser.add_argument("--seed", type=int, default=0, help="of all of them")
+    parser.add_argument("--kinds", default="", metavar="WORD", help="only those with this word in their name")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that read at a time")
     args = parser.parse_args()
     began = time.monotonic()
@@ -28,7 +32,8 @@ def main() -> int:
     shares = [range(first, min(first + SHARE, end)) for first in range(args.first, end, SHARE)]
     findings = Findings()
     with ProcessPoolExecutor(args.processes) as pool:
-        for found in tqdm(pool.map(fuzz, shares, [args.seed] * len(shares)), total=len(shares), unit="share"):
+        results = pool.map(fuzz, shares, repeat(args.seed), repeat(partial(all_kinds, word=args.kinds)))
+        for found in tqdm(results, total=len(shares), unit="share"):
             findings.merge(found)
     for text in findings.wrong.values():
         print(text, end="\n\n")

@@ -12,6 +12,7 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -69,15 +70,29 @@ class Findings:
         return "\n".join(lines)
 
 
-def fuzz(indices: range, seed: int, *, time: float = TIME, memory: int = MEMORY) -> Findings:
-    """Make, change and read the inputs of these numbers; which they are follows from the number and the seed alone."""
+def fuzz(
+    indices: range,
+    seed: int,
+    make: Callable[[Path], dict[str, Kind]] = kinds,
+    *,
+    time: float = TIME,
+    memory: int = MEMORY,
+) -> Findings:
+    """Make, change and read the inputs of these numbers.
+
+    Args:
+        indices, seed: which inputs they are follows from the number, the seed and the kinds alone.
+        make: the kinds, from a folder for good inputs of them.
+        time: seconds that a reader may take.
+        memory: bytes that reading an input may add.
+    """
     findings = Findings()
     left = list(indices)
     with tempfile.TemporaryDirectory(prefix="fuzz") as folder:
         root = Path(folder)
         Payload.canary = str(root / "canary")
         (root / "good").mkdir()
-        known = kinds(root / "good")
+        known = make(root / "good")
         fork = multiprocessing.get_context("fork")
         while left:
             ours, theirs = fork.Pipe()

@@ -11,6 +11,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.fuzz import mutations
 from tests.run_folders import detectron2_run, mmdet_run, pretraining_run
 from topodet import weights
 from topodet.analysis import report
-from topodet.datasets.coco import check_coco
+from topodet.datasets.coco import Reading, check_before_use, check_coco, class_names, load_annotations
 from topodet.datasets.images import read_image
 from topodet.errors import TopologyError
 from topodet.models import TopoNet
@@ -112,7 +113,7 @@ def kinds(good: Path) -> dict[str, Kind]:
         "topology": Kind(_text("graph.json", graph, mutations.json_text), (_topology, _graph_of_spec)),
         "COCO": Kind(
             _text("all.json", json.loads((coco / "all.json").read_text()), mutations.json_text),
-            (lambda path: check_coco(path, coco / "images"),),
+            (partial(_check_coco, coco / "images"), partial(_before_training, coco / "images")),
         ),
         "npz": Kind(_arrays, (_read_arrays,)),
         "YAML": Kind(_text("options.yaml", options, mutations.yaml_text), (lambda path: parse(["-c", str(path)]),)),
@@ -320,6 +321,20 @@ def _image(images: dict[str, bytes]) -> Callable[[Random, Path], Path]:
 
 def _publish(path: Path) -> None:
     weights.publish(path, path.parent / "out")
+
+
+def _check_coco(images: Path, path: Path) -> None:
+    found = check_coco(path, images, read_images=True)
+    found.text().encode()
+    json.dumps(found.as_dict())
+
+
+def _before_training(images: Path, path: Path) -> None:
+    masks = Reading(framework="MMDetection", num_classes={"n": 2}, classes=("person", "bicycle"), masks="bitmask")
+    check_before_use(path, images, masks, warn=str)
+    points = Reading(framework="Detectron2", masks="polygon", num_keypoints=1)
+    check_before_use(path, images, points, allow=("missing_keypoints",), warn=str)
+    class_names(load_annotations(path)["categories"], "Detectron2")
 
 
 def _report(path: Path) -> None:

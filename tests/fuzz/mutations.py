@@ -138,6 +138,18 @@ def plain_value(rng: random.Random) -> Any:
     )
 
 
+def small_value(rng: random.Random) -> Any:
+    """Draw what a config could say by mistake or on purpose: numbers that are odd or large, names, other types."""
+    return rng.choice(
+        (
+            *(*NUMBERS, 3, 100, 10_000, 100_000, 4.5),
+            *("TopoNet", "os.system", "builtins.print", "SGD", "a" * 500, "", "../x", "http://127.0.0.1:9/x.pth"),
+            *(None, True, False, [], {}, [[]], [1, "a", None], [1] * 3000, [10**4] * 40, {"type": "TopoNet"}),
+            *({"type": "Pretrained", "checkpoint": "/etc/passwd"}, {"type": "os.system"}, {"NAME": "x", 3: 4}),
+        )
+    )
+
+
 def json_text(rng: random.Random, content: Any) -> bytes:
     """Return JSON of a content that `content_of` made of `plain_value`s."""
     text = json.dumps(content)

@@ -28,18 +28,16 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_every_end_is_noticed(ending, monkeypatch):
+def test_every_end_is_noticed(ending):
     kind = Kind(lambda rng, folder: folder, (ENDINGS[ending],))
-    monkeypatch.setattr(harness, "kinds", lambda good: {"a": kind})
-    findings = harness.fuzz(range(2), seed=0, time=0.5)
+    findings = harness.fuzz(range(2), 0, lambda good: {"a": kind}, time=0.5)
     assert findings.counts == {"a": {ending: 2}}
     assert findings.bad == (0 if ending in (harness.READ, harness.NAMED) else 2)
     assert "all | 2 |" in findings.table()
 
 
-def test_a_process_that_dies_is_an_exception(monkeypatch):
+def test_a_process_that_dies_is_an_exception():
     kind = Kind(lambda rng, folder: folder, (lambda path: os._exit(3),))
-    monkeypatch.setattr(harness, "kinds", lambda good: {"a": kind})
-    findings = harness.fuzz(range(1), seed=0)
+    findings = harness.fuzz(range(1), 0, lambda good: {"a": kind})
     assert findings.counts == {"a": {harness.OTHER: 1}}
     assert "exit code 3" in next(iter(findings.wrong.values()))

@@ -14,7 +14,7 @@ from tests.detection import published
 from tests.mmdet.helpers import NANO, build, small_config
 from topodet import weights
 from topodet.errors import ConfigError, WeightsError
-from topodet.mmdet import TopoNetCheckHook
+from topodet.mmdet import TopoNetCheckHook, check_detector
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "channel_order": "RGB"}
 # What of a file can be wrong, and what is said then.
@@ -99,7 +99,7 @@ def fill(runner, way, folder, wrong):
         runner.resume(source, resume_optimizer=False, resume_param_scheduler=False)
     else:
         runner.model.backbone.init_weights()
-    check_hook(runner).before_val(runner)  # what it does before a training too
+    check_detector(runner.model)  # as the hook does before a training and before a test
     return torch.load(files[0], weights_only=True)["state_dict"]
 
 
@@ -119,6 +119,46 @@ def test_what_fits_fills_it_on_every_way_and_says_so(runner, tmp_path, way, log)
         assert torch.equal(tensor.cpu(), tensors[name]), name
     assert backbone.card["mean"] == IMAGENET["mean"]
     assert f"topodet: {len(tensors)}/{len(tensors)} tensors" in log()
+
+
+DIGITS = [str(digit) for digit in range(10)]  # the classes of the set
+SWAPPED, FEWER = ["1", "0", *DIGITS[2:]], DIGITS[:9]
+# Stages of a run, and the classes of a checkpoint that are refused there.
+STAGES = {"load_from": [SWAPPED], "resume": [SWAPPED, FEWER], "test": [SWAPPED, FEWER], "val": [SWAPPED, FEWER]}
+
+
+def test_classes_and_head_of_the_checkpoint_are_compared(runner, tmp_path, monkeypatch):
+    for name in ("train", "val", "test"):
+        loop = getattr(runner, f"build_{name}_loop")(getattr(runner, f"_{name}_loop"))
+        monkeypatch.setattr(runner, f"_{name}_loop", loop)
+    monkeypatch.setattr(runner, "optim_wrapper", runner.build_optim_wrapper(runner.optim_wrapper))
+    monkeypatch.setattr(runner.model, "backbone", build())
+    hook, path = check_hook(runner), tmp_path / "a.pth"
+    state = {"state_dict": runner.model.state_dict(), "message_hub": runner.message_hub.state_dict()}
+    for names in (SWAPPED, FEWER, DIGITS):
+        torch.save({**state, "meta": {"epoch": 1, "iter": 2, "dataset_meta": {"classes": names}}}, path)
+        for stage, refused in STAGES.items():
+            runner.train_loop._iter = 0
+            if stage == "resume":
+                runner.resume(str(path), resume_optimizer=False, resume_param_scheduler=False)
+            else:
+                runner.load_checkpoint(str(path))
+            check = {"test": hook.before_test, "val": hook.before_val}.get(stage, hook.before_train)
+            if names in refused:
+                with pytest.raises(ConfigError, match="the checkpoint was trained on other classes than the set has"):
+                    check(runner)
+            else:
+                check(runner)
+    runner.train_loop._iter = 0
+    monkeypatch.setattr(hook, "allow", ("classes_differ",))
+    hook.classes = SWAPPED
+    hook.before_train(runner)
+    state["state_dict"]["roi_head.bbox_head.fc_cls.weight"] = torch.ones(5, 3)
+    torch.save({**state, "meta": {}}, path)
+    runner.load_checkpoint(str(path))
+    hook.before_train(runner)  # which gives it a new head
+    with pytest.raises(WeightsError, match=r"has 1 parameters .*\(roi_head.bbox_head.fc_cls.weight\)"):
+        hook.before_test(runner)
 
 
 def test_load_from_a_published_backbone_stops(nano, runner):
@@ -175,6 +215,7 @@ def test_weights_of_the_hub(nano, runner, tmp_path, monkeypatch):
 
 def test_a_test_of_random_weights_is_refused(runner):
     runner.model.backbone = build()
+    check_hook(runner).unfilled = []  # of what an earlier test has loaded
     with pytest.raises(ConfigError, match="nothing has filled the backbone toponet_nano"):
         check_hook(runner).before_test(runner)
     runner.model.backbone.load_state_dict(build().state_dict())

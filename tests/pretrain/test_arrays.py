@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from torchvision.datasets import CIFAR10, FakeData
 
+from topodet.datasets import npz
 from topodet.errors import DataError
 from topodet.pretrain import main
 from topodet.pretrain.arrays import ArrayDataset, in_memory
@@ -93,6 +97,37 @@ def test_refuses_what_is_no_npz(tmp_path):
         ArrayDataset(tmp_path / "one.npy")
     with pytest.raises(DataError, match="cannot read .*No such file"):
         ArrayDataset(tmp_path / "gone.npz")
+
+
+def archive(path, entries, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, (shape, dtype, data) in entries.items():
+            with file.open(f"{name}.npy", "w") as entry:
+                header = {"descr": dtype, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(entry, header)
+                entry.write(data)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "data", "message"),
+    [
+        ((10**12, 4, 4, 3), "|u1", b"", r"states uint8 \[1000000000000, 4, 4, 3\], which is 48,000,000,000,000 bytes"),
+        ((2**62, 4, 4, 3), "|u1", bytes(48), "it is damaged"),  # more than 64 bits of bytes
+        ((-1, 4, 4, 3), "|u1", bytes(48), "damaged"),
+        ((5, 0, 4, 3), "|u1", b"", r"images is uint8 \[5, 0, 4, 3\]"),
+        ((10**9, 0, 4, 3), "|u1", b"", r"images is uint8 \[1000000000, 0, 4, 3\]"),
+        ((1,), "|O", pickle.dumps(None), "holds Python objects, and unpickling could run code"),
+        ((1,), "|V4000000000", bytes(8), "not a valid dtype"),
+        ((1,), "<U100000000", bytes(8), "400,000,000 bytes, and has 8"),
+        ((4 << 20, 1, 1, 3), "|u1", bytes(12 << 20), "200 times as many are allowed"),
+    ],
+)
+def test_refuses_arrays_that_are_larger_than_their_bytes(tmp_path, shape, dtype, data, message, monkeypatch):
+    monkeypatch.setattr(npz, "MAX_RATIO", npz.MAX_RATIO if len(data) < 2**20 else 8)
+    labels = ((5,), "<i8", LABELS.astype("<i8").tobytes())
+    archive(tmp_path / "bomb.npz", {"images": (shape, dtype, data), "labels": labels})
+    with pytest.raises(DataError, match=message.replace("200", str(npz.MAX_RATIO))):
+        ArrayDataset(tmp_path / "bomb.npz")
 
 
 def test_datasets_of_torchvision(tmp_path):

@@ -138,6 +138,20 @@ def test_unfinished_runs_are_named(tmp_path, capsys):
     assert "error: " in capsys.readouterr().err
 
 
+def test_half_written_records_are_named(tmp_path):
+    whole = json.dumps({"kind": "detector", "name": "ü", "scores": [1, 2]}, ensure_ascii=False).encode()
+    for end in range(len(whole)):
+        (tmp_path / "a.json").write_bytes(whole[:end])
+        with pytest.raises(DataError, match="a.json is no JSON that can be read"):
+            runs.load_all(tmp_path)
+    for content in (b"[1]", b"3", b"null", b"[" * 100_000, b"\xff\xfe"):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(DataError, match="a.json is no (record|JSON)"):
+            runs.load_all(tmp_path)
+    (tmp_path / "a.json").write_bytes(whole)
+    assert runs.load_all(tmp_path)[0]["framework"] == "mmdetection"
+
+
 def test_a_record_is_replaced_not_doubled(tmp_path):
     for top1 in (1, 2):
         atomic_json(tmp_path / "a_seed0.json", {"name": "a", "seed": 0, "top1": top1})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import topologies
 from topodet.errors import TopologyError
-from topodet.topology import Topology
+from topodet.topology import Topology, graph
 
 
 @given(topologies())
@@ -109,6 +109,30 @@ def test_broken_networkx_graphs_are_named(graph, message):
 @pytest.mark.parametrize("text", ["", "[]", '{"num_nodes": 3}', '{"num_nodes": 2, "edges": 5}'])
 def test_broken_json_is_named(text):
     with pytest.raises(TopologyError, match=r"JSON|must be a list"):
+        Topology.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"num_nodes": 30000000, "edges": [[0, 1]]}', "at most 10,000 nodes"),
+        ('{"num_nodes": 3, "edges": [[0, 1], [1, 100000000]]}', "names node 100000000"),
+        ('{"num_nodes": 3, "edges": ' + str([[0, 1]] * 21) + "}", "at most 20 edges"),
+        ('{"num_nodes": ' + "9" * 5000 + ', "edges": []}', "no JSON that can be read"),
+        ('{"num_nodes": 1e400, "edges": [[0, 1]]}', "must be an integer"),
+        ('{"num_nodes": NaN, "edges": [[0, 1]]}', "must be an integer"),
+        ('{"num_nodes": true, "edges": [[0, 1]]}', "must be an integer"),
+        ('{"num_nodes": "3", "edges": [[0, 1]]}', "must be an integer"),
+        ('{"num_nodes": 2, "edges": [[0, 1, 2]]}', "an edge is a pair"),
+        ('{"num_nodes": 2, "edges": ["01"]}', "an edge is a pair|must be an integer"),
+        ('{"num_nodes": 2, "edges": [{"0": 1, "1": 0}]}', "an edge is a pair|must be an integer"),
+        ('{"num_nodes": 2, "edges": ' + "[" * 100_000, "no JSON that can be read: it is nested too deep"),
+        ('\ufeff{"num_nodes": 2, "edges": [[0, 1]]}', "no JSON that can be read"),
+    ],
+)
+def test_json_that_asks_for_too_much_is_named(text, message, monkeypatch):
+    monkeypatch.setattr(graph, "MAX_EDGES", 20)
+    with pytest.raises(TopologyError, match=message):
         Topology.from_json(text)
 
 

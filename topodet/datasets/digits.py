@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from topodet.errors import ConfigError, DataError
+from topodet.parse import read_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -204,8 +205,8 @@ def _written_once(root: Path, settings: dict[str, Any]) -> Iterator[Path | None]
     """
     if root.is_dir() and any(root.iterdir()):
         try:
-            found = json.loads((root / _SETTINGS).read_text())
-        except (OSError, ValueError, RecursionError):
+            found = read_json(root / _SETTINGS)
+        except DataError:
             raise DataError(
                 f"{root} exists and holds no {_SETTINGS} of a digit set: name another folder, or remove it"
             ) from None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathHandler, PathManager
+from torch import nn
 
 from .. import weights
+from ..datasets.coco import check_checkpoint_classes
 from ..errors import WeightsError
 from .check import backbones, check_detector
 
@@ -30,17 +33,49 @@ class TopoNetCheckpointer(DetectionCheckpointer):
 
     That every tensor of the backbone is filled is seen to by the backbone itself, under any checkpointer. This one adds
     what stands beside the tensors: the hash in a published file's name, the card (other channel order, mean or std than
-    the detector's is refused), and that no pickle of others is run.
+    the detector's is refused), the names of the classes, and that no pickle of others is run.
+
+    Args:
+        model, save_dir, checkpointables: as for `DetectionCheckpointer`.
+        classes: of the datasets, by index; they go into what is saved, and are compared with those of what is loaded.
+        whole: whether the head is used as it was saved, for an evaluation: a checkpoint of other classes, or without
+            some of the detector's parameters, is refused. Otherwise a training from one with another number of classes
+            begins with a new head, and one with as many other classes is refused.
+        other_classes: let a training begin from the head of as many other classes.
 
     Raises:
         WeightsError: on `load`, a file that is damaged, unsafe or made for another network.
-        ConfigError: on `load`, when the detector's preprocessing contradicts the file's card.
+        ConfigError: on `load`, when the detector's preprocessing contradicts the file's card, or the classes differ.
     """
 
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        classes: Sequence[str] = (),
+        whole: bool = False,
+        other_classes: bool = False,
+        **checkpointables: Any,
+    ):
+        super().__init__(model, save_dir, **checkpointables)
+        self.classes = list(classes)
+        self.whole = whole
+        self.other_classes = other_classes
+
     def save(self, name: str, **kwargs: Any) -> None:
-        """Save the model and the checkpointables under `name`, with the card where there is one."""
+        """Save the model and the checkpointables under `name`, with the card and the classes where there are any."""
         cards = [backbone.card for backbone in backbones(self.model) if backbone.card]
-        super().save(name, **({"card": cards[0]} if cards else {}), **kwargs)
+        beside = {**({"card": cards[0]} if cards else {}), **({"classes": self.classes} if self.classes else {})}
+        super().save(name, **beside, **kwargs)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Go on from the last checkpoint, whose classes must be these, or load `path`."""
+        whole, self.whole = self.whole, self.whole or (resume and self.has_checkpoint())
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self.whole = whole
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if not backbones(self.model):
@@ -71,7 +106,30 @@ class TopoNetCheckpointer(DetectionCheckpointer):
                     raise WeightsError(f"{card.get('name')} does not fit {backbone.arch}: {problems[0]}")
                 backbone.card = card
             check_detector(self.model)
-        return super()._load_model(checkpoint)
+        if self.classes and backbones(self.model) and (self.whole or not self.other_classes):
+            check_checkpoint_classes(
+                classes_of(checkpoint) or self.classes,
+                self.classes,
+                whole=self.whole,
+                remedy="Give the categories of the files the checkpoint's names and, by their ids, its order, or take "
+                "another checkpoint" + ("" if self.whole else "; --allow classes_differ begins from that head"),
+            )
+        found = super()._load_model(checkpoint)
+        lost = [*found.missing_keys, *(name for name, *_ in found.incorrect_shapes)]
+        lost = [name for name in lost if name in dict(self.model.named_parameters())]
+        if self.whole and lost and backbones(self.model):
+            raise WeightsError(
+                f"the checkpoint has {len(lost)} parameters of the detector not, or in another shape "
+                f"({', '.join(lost[:3])}): an evaluation would score random ones. Give the checkpoint of this config"
+            )
+        return found
+
+
+def classes_of(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return the names of the classes that a checkpoint was trained on; [] if it does not tell."""
+    card = checkpoint.get("card")
+    names = checkpoint.get("classes") or (card.get("classes") if isinstance(card, Mapping) else None)
+    return [str(name) for name in names] if isinstance(names, list | tuple) else []
 
 
 def _as_detectron2(content: dict[str, Any]) -> dict[str, Any]:

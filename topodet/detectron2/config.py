@@ -144,19 +144,17 @@ def head_name(cfg: CfgNode) -> str:
 def _merge(cfg: CfgNode, merge, place: str) -> None:
     try:
         merge()
-    except KeyError as error:
-        match = _UNKNOWN_KEY.search(str(error))
-        if match is None:
-            raise
-        raise ConfigError(f"unknown key {match[1]} in {place}.{did_you_mean(match[1], _keys(cfg))}") from error
     except yaml.constructor.ConstructorError as error:
         raise ConfigError(
             f"{place} is refused: {error.problem}; such a tag could run code, nothing of it was executed"
         ) from error
-    except (ValueError, AssertionError) as error:  # yacs: a value of another type, or no such key
+    except Exception as error:  # yacs: no such key, a value of another type, and whatever text that is no config raises
         match = _UNKNOWN_KEY.search(str(error))
+        if match and isinstance(error, KeyError):
+            raise ConfigError(f"unknown key {match[1]} in {place}.{did_you_mean(match[1], _keys(cfg))}") from error
         hint = did_you_mean(match[1], _keys(cfg)) if match else ""
-        raise ConfigError(f"{place}: {error}{hint}") from error
+        kind = "" if isinstance(error, ValueError | AssertionError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{place}: {kind}{error}{hint}") from error
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -58,7 +58,7 @@ def register_dataset(
         metadata.set(keypoint_names=points, keypoint_flip_map=_mirrored(points))
 
 
-def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
+def check_datasets(cfg: CfgNode, names: Sequence[str]) -> list[str]:
     """Refuse datasets that are unknown, are not there, cannot be trained on, or have other classes than the model.
 
     Datasets that are not in COCO format are Detectron2's own business and pass. Those of `DATASETS.TRAIN` are checked
@@ -67,6 +67,9 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
     Args:
         cfg: of the detector.
         names: of the datasets that the run will read.
+
+    Returns:
+        the names of their classes, by index; [] where none of them tells.
 
     Raises:
         ConfigError: an unknown name, other classes than the model or the other datasets, or keypoints that the config
@@ -78,11 +81,11 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
     for name in names if reading.num_keypoints else ():
         if name in DatasetCatalog.list() and MetadataCatalog.get(name).get("evaluator_type") == "coco":
             _check_keypoints(cfg, name)
-    check_sets(readings)
+    return check_sets(readings)
 
 
-def check_sets(readings: Mapping[str, Reading]) -> None:
-    """Check registered datasets, those in COCO format, by how each is read; see `check_datasets`."""
+def check_sets(readings: Mapping[str, Reading]) -> list[str]:
+    """Check registered datasets, those in COCO format, by how each is read; return as `check_datasets` does."""
     classes: dict[str, list[str]] = {}
     for name, reading in readings.items():
         if name not in DatasetCatalog.list():
@@ -110,6 +113,12 @@ def check_sets(readings: Mapping[str, Reading]) -> None:
         allow = metadata.get(ALLOWED, ())
         check_before_use(annotation_file, image_root, reading, allow=allow, warn=partial(_warn, name))
         classes[name] = list(known or class_names(load_annotations(annotation_file)["categories"], "Detectron2"))
+    return next(iter(classes.values()), [])
+
+
+def allows(names: Sequence[str], kind: str) -> bool:
+    """Whether a kind of problem was allowed when one of these datasets was registered."""
+    return any(kind in MetadataCatalog.get(name).get(ALLOWED, ()) for name in names if name in DatasetCatalog.list())
 
 
 def reading_of(cfg: CfgNode) -> Reading:

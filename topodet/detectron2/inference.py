@@ -29,6 +29,8 @@ from ..parse import parse_yaml
 from .check import backbones, check_detector
 from .config import backbone_node, head_name, load_config, merge_options
 
+_MAX_PIXELS = 10_000  # a side that a stranger's config may resize to
+
 
 class _GreyPredictor(DefaultPredictor):
     """Detectron2's predictor for images of one channel, which it cannot make of the BGR images that it takes."""
@@ -131,12 +133,27 @@ def load_detector(
         WeightsError: a file that is damaged or unsafe, no published Detectron2 detector where no config is given, or
             one that does not fill the model whole.
     """
+    options = {"score_threshold": score_threshold, "device": device, "opts": opts}
     if config is None:
         file = weights.read_detector(source, "detectron2")
-        cfg, classes = _published_config(file), list(classes) or file.card["classes"]
-    else:
-        file = source if isinstance(source, weights.WeightsFile) else weights.read(source)
-        cfg = config if isinstance(config, CfgNode) else load_config(config)
+        with weights.described_by(file, "Detectron2"):
+            return _load(_published_config(file), file, list(classes) or file.card["classes"], True, **options)
+    file = source if isinstance(source, weights.WeightsFile) else weights.read(source)
+    cfg = config if isinstance(config, CfgNode) else load_config(config)
+    return _load(cfg, file, classes, False, **options)
+
+
+def _load(
+    cfg: CfgNode,
+    file: weights.WeightsFile,
+    classes: Sequence[str],
+    strange: bool,
+    *,
+    score_threshold: float | None,
+    device: str | None,
+    opts: Sequence[str],
+) -> DefaultPredictor:
+    """Build the detector of a config, which may be a stranger's, and fill it."""
     cfg = _on(cfg, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if score_threshold is not None:
         check_threshold(score_threshold)
@@ -150,7 +167,7 @@ def load_detector(
     dataset = _register_classes(names)
     cfg.DATASETS.TEST = (dataset,)
     _forget_weights(cfg, file)  # loaded below, whole or not at all
-    if config is None:  # a stranger's
+    if strange:
         weights.check_size(file, lambda: build_model(_on_meta(cfg)))
     made = _GreyPredictor(cfg) if cfg.INPUT.FORMAT == "L" else DefaultPredictor(cfg)
     fill(made.model, file)
@@ -293,6 +310,8 @@ def _published_config(file: weights.WeightsFile) -> CfgNode:
         content = parse_yaml(file.card["config"], "it", WeightsError)
         if not isinstance(content, dict):
             raise ValueError(f"it is a {type(content).__name__}")
+        weights.check_numbers(file.path, content.get("MODEL"), weights.MAX_NUMBER, "MODEL")
+        weights.check_numbers(file.path, content.get("INPUT"), _MAX_PIXELS, "INPUT")
         cfg.merge_from_other_cfg(CfgNode(content))
     except (WeightsError, KeyError, ValueError, AssertionError, AttributeError, TypeError, RecursionError) as error:
         raise WeightsError(

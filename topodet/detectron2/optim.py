@@ -10,9 +10,11 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from .. import connectivity, weights
+from ..datasets.coco import check_checkpoint_classes
 from ..errors import ConfigError, unknown_name
 from .check import backbones, check_detector
-from .data import check_sets, reading_of_model
+from .checkpoint import classes_of
+from .data import allows, check_sets, reading_of_model
 
 # The `overrides` of `get_default_optimizer_params`, by parameter name.
 EDGE_WEIGHTS_WITHOUT_DECAY = {"alpha": {"weight_decay": 0.0}}
@@ -58,14 +60,19 @@ def build_optimizer(
     if optimizer not in known:
         raise ConfigError(unknown_name("optimizer", optimizer, known - {"Optimizer"}))
     networks = backbones(model)
+    theirs: list[str] = []
     if networks and init_checkpoint and PathManager.isfile(init_checkpoint):
         content = weights.read_checkpoint(PathManager.get_local_path(init_checkpoint))
-        card = weights.backbone_card(weights.card_of(content))
+        card, theirs = weights.backbone_card(weights.card_of(content)), classes_of(content)
         for backbone in networks:
             backbone.card = backbone.card or card
     check_detector(model, image_format=image_format)
     reading = reading_of_model(model, mask_format=mask_format)
-    check_sets(dict.fromkeys([datasets] if isinstance(datasets, str) else datasets, reading))
+    names = [datasets] if isinstance(datasets, str) else list(datasets)
+    ours = check_sets(dict.fromkeys(names, reading))
+    if theirs and ours and not allows(names, "classes_differ"):
+        remedy = "Take another checkpoint, or give the categories of the files its names and, by their ids, its order"
+        check_checkpoint_classes(theirs, ours, whole=False, remedy=remedy)
     made = getattr(torch.optim, optimizer)(params, **options)
     connectivity.penalize(made, model, sparsity, sparsity_weight)
     return made

@@ -116,9 +116,10 @@ def take_network(cfg: CfgNode, resume: bool) -> None:
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict:
     """Return the scores of MODEL.WEIGHTS, or with `resume` of the last checkpoint, on DATASETS.TEST."""
-    check_datasets(cfg, cfg.DATASETS.TEST)
+    classes = check_datasets(cfg, cfg.DATASETS.TEST)
     model = Trainer.build_model(cfg)
-    TopoNetCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer = TopoNetCheckpointer(model, cfg.OUTPUT_DIR, classes=classes, whole=True)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(test_with_augmentation(cfg, model))

@@ -19,7 +19,7 @@ from ..errors import ConfigError, unknown_name
 from .check import check_detector
 from .checkpoint import TopoNetCheckpointer
 from .config import backbone_node
-from .data import check_datasets, skip_samples
+from .data import allows, check_datasets, skip_samples
 from .hooks import AlphaLogHook, SparsityHook
 from .optim import set_edge_weight_decay
 
@@ -36,7 +36,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         # First: reading a large dataset takes a minute, and a missing test set would be noticed after hours.
         _check_solver(cfg)
-        check_datasets(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        self.classes = check_datasets(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         for name in cfg.DATASETS.TEST:
             _require_coco(name)
         super().__init__(cfg)
@@ -85,7 +85,13 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         """Return Detectron2's hooks, the checkpointer made strict, sparsity and the record of the edges added."""
         # The hooks below keep the checkpointer, and DefaultTrainer has no other place to choose it.
-        self.checkpointer = TopoNetCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = TopoNetCheckpointer(
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            classes=self.classes,
+            other_classes=allows(self.cfg.DATASETS.TRAIN, "classes_differ"),
+            trainer=weakref.proxy(self),
+        )
         hooks = super().build_hooks()
         node = backbone_node(self.cfg)
         own = [SparsityHook(node.SPARSITY, node.SPARSITY_WEIGHT)]

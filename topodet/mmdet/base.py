@@ -171,6 +171,16 @@ def card_of_run(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return dict(card) if isinstance(card, Mapping) else {}
 
 
+def classes_of_run(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return the names of the classes that a checkpoint of MMDetection was trained on; empty if it does not tell."""
+    meta = checkpoint.get("meta")
+    found = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
+    # The spelling of MMDetection 3 is lower case; checkpoints of its early days have upper case.
+    data = {str(key).lower(): value for key, value in found.items()} if isinstance(found, Mapping) else {}
+    names = data.get("classes")
+    return [str(name) for name in names] if isinstance(names, list | tuple) else []
+
+
 def number_of_stages(out_indices: Sequence[int], total: int) -> int:
     """Return how many of a network's stages `out_indices` needs.
 

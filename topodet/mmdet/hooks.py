@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.visualization import TensorboardVisBackend
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .. import connectivity, weights
+from ..datasets.coco import check_checkpoint_classes
 from ..errors import ConfigError, WeightsError
 from ..visualization import adjacency_figure, figure_pixels, save_figures
-from .base import CARD, card_of_run
+from .base import CARD, TopodetBackbone, card_of_run, classes_of_run
 from .check import backbones, check_detector
 from .data import check_datasets
 from .loader import guard_loading
@@ -35,16 +37,22 @@ class TopoNetCheckHook(Hook):
     warning at the start that says what to write.
 
     The weights file's card goes into every checkpoint (under `meta`) and comes back with it, so that a test with other
-    preprocessing than the training's is refused as well, without the weights file. A test of a backbone that nothing
-    has filled is refused. Files that MMEngine loads are read by topodet first, see `guard_loading`.
+    preprocessing than the training's is refused as well, without the weights file. A test of a detector that nothing,
+    or not all of it, has filled is refused. Files that MMEngine loads are read by topodet first, see `guard_loading`.
+
+    A checkpoint names the classes that its head was trained on. A test or a resumed training on other ones is refused,
+    and so is a training that begins from it (`load_from`) with as many, which would take the head for its own.
 
     Args:
-        allow: kinds of problem in a set that are no error, see `check_coco`.
+        allow: kinds of problem in a set that are no error, see `check_coco`. "classes_differ" lets a training begin
+            from the head of other classes.
     """
 
     def __init__(self, allow: Sequence[str] = ()) -> None:
         guard_loading()
         self.allow = tuple(allow)
+        self.classes: list[str] = []  # of the checkpoint that was loaded
+        self.unfilled: list[str] = []  # parameters that it lacks
 
     def before_run(self, runner: Runner) -> None:
         check_detector(runner.model)
@@ -53,11 +61,14 @@ class TopoNetCheckHook(Hook):
     def before_train(self, runner: Runner) -> None:
         # Once more: between the two hooks the backbone has read its weights file, and knows the card.
         check_detector(runner.model)
+        self._compare_classes(runner, runner.train_dataloader.dataset, whole=runner.iter > 0)
         for problem in training_problems(runner):
             runner.logger.warning(f"topodet: {problem}")
 
     def before_val(self, runner: Runner) -> None:
         check_detector(runner.model)
+        if not runner.iter:  # no part of a training
+            self._check_whole(runner, runner.val_dataloader.dataset)
 
     def before_test(self, runner: Runner) -> None:
         check_detector(runner.model)
@@ -67,6 +78,8 @@ class TopoNetCheckHook(Hook):
                 f"nothing has filled the backbone {empty[0].arch}: a test would score random weights. Give the "
                 "checkpoint of a detector (load_from=PATH, the second argument of tools/test.py)"
             )
+        if not runner.iter:
+            self._check_whole(runner, runner.test_dataloader.dataset)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         cards = [backbone.card for backbone in backbones(runner.model) if backbone.card]
@@ -82,6 +95,38 @@ class TopoNetCheckHook(Hook):
                 raise WeightsError(f"{card.get('name')} does not fit {backbone.arch}: {problems[0]}")
             backbone.card = card
         check_detector(runner.model)
+        self.classes = classes_of_run(checkpoint)
+        self.unfilled = _unfilled(runner.model, checkpoint.get("state_dict", checkpoint))
+
+    def _check_whole(self, runner: Runner, dataset: Any) -> None:
+        self._compare_classes(runner, dataset, whole=True)
+        if self.unfilled:
+            raise WeightsError(
+                f"the checkpoint has {len(self.unfilled)} parameters of the detector not, or in another shape "
+                f"({', '.join(self.unfilled[:3])}): a test would score random ones. Give the checkpoint of this config"
+            )
+
+    def _compare_classes(self, runner: Runner, dataset: Any, *, whole: bool) -> None:
+        ours = list(getattr(dataset, "metainfo", {}).get("classes") or ())
+        if self.classes and ours and "classes_differ" not in self.allow and backbones(runner.model):
+            check_checkpoint_classes(
+                self.classes,
+                ours,
+                whole=whole,
+                remedy="Give metainfo.classes and the categories the checkpoint's names and order, or take another"
+                + ("" if whole else ', or let TopoNetCheckHook(allow=["classes_differ"]) begin from that head'),
+            )
+
+
+def _unfilled(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
+    """Return the parameters outside of the backbones, which see to theirs, that a checkpoint does not fill."""
+    names = {name.removeprefix("module."): getattr(tensor, "shape", None) for name, tensor in state_dict.items()}
+    prefixes = tuple(f"{name}." for name, part in model.named_modules() if isinstance(part, TopodetBackbone))
+    return [
+        name.removeprefix("module.")
+        for name, parameter in model.named_parameters()
+        if prefixes and not name.startswith(prefixes) and names.get(name.removeprefix("module.")) != parameter.shape
+    ]
 
 
 @HOOKS.register_module()

@@ -29,7 +29,7 @@ from ..datasets.images import to_grey
 from ..detections import Detections, check_threshold, given_names
 from ..errors import ConfigError, WeightsError
 from ..parse import MAX_YAML, parse_yaml
-from .base import card_of_run
+from .base import card_of_run, classes_of_run
 from .check import backbones, channel_order, check_detector, class_counts
 
 # Steps of a test pipeline that compute on the image alone: what a stranger's file may ask for.
@@ -44,6 +44,7 @@ _PIPELINE = {
     "Pad",
     "Resize",
 }
+_MAX_PIXELS = 10_000  # a side that it may resize or pad to
 # Operators of mmcv that a config names by type; they are in no registry.
 _OPERATORS = {"RoIAlign", "RoIPool", "nms", "nms_quadri", "nms_rotated", "soft_nms"}
 # What a config says of files that the detector would read.
@@ -79,22 +80,37 @@ def load_detector(
         WeightsError: a file that is damaged, unsafe, without class names, no published detector of MMDetection where no
             config is given, or does not fill the model whole.
     """
-    if config is None:
-        file = weights.read_detector(source, "mmdetection")
-        made = _published_config(file)
-        names = given_names(classes, by_id=False) or file.card["classes"]
-    else:
-        made = read_config(config)
-        file = source if isinstance(source, weights.WeightsFile) else weights.read_trained(source)
-        _describe_network(made, file)
-        names = given_names(classes, by_id=False) or _class_names(file)
     if score_threshold is not None:
         check_threshold(score_threshold)
+    options = {"score_threshold": score_threshold, "device": device, "opts": opts}
+    if config is None:
+        file = weights.read_detector(source, "mmdetection")
+        with weights.described_by(file, "MMDetection"):
+            names = given_names(classes, by_id=False) or file.card["classes"]
+            return _load(_published_config(file), file, names, True, **options)
+    made = read_config(config)
+    file = source if isinstance(source, weights.WeightsFile) else weights.read_trained(source)
+    _describe_network(made, file)
+    return _load(made, file, given_names(classes, by_id=False) or _class_names(file), False, **options)
+
+
+def _load(
+    made: Config,
+    file: weights.WeightsFile,
+    names: list[str],
+    strange: bool,
+    *,
+    score_threshold: float | None,
+    device: str | None,
+    opts: Sequence[str],
+) -> nn.Module:
+    """Build the detector of a config, which may be a stranger's, and fill it."""
+    if score_threshold is not None:
         for part in _dicts(made.model.get("test_cfg") or {}):
             part.update({key: float(score_threshold) for key in part if key == "score_thr"})
     made.merge_from_dict(_options(opts))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if config is None:  # a stranger's
+    if strange:
         weights.check_size(file, lambda: MODELS.build(copy.deepcopy(made.model)))
     with warnings.catch_warnings(record=True):  # of a model without checkpoint: it is loaded below
         model = init_detector(made, device=device)
@@ -317,6 +333,10 @@ def _published_config(file: weights.WeightsFile) -> Config:
             f"the config in {file.path} is no detector's ({error}); it was published with topodet "
             f"{file.card.get('topodet')}: update topodet and MMDetection, or ask its author"
         ) from error
+    if not isinstance(model, dict):
+        raise WeightsError(f"the config in {file.path} is no detector's: its model is a {type(model).__name__}")
+    weights.check_numbers(file.path, model, weights.MAX_NUMBER, "the model")
+    weights.check_numbers(file.path, pipeline, _MAX_PIXELS, "the test pipeline")
     # MMEngine imports what a type with dots in its name says, and opens what an init_cfg names.
     asked = [f"type {kind!r}" for kind in _types(model) if not _is_registered(kind)]
     asked += [f"{key} {value!r}" for key, value in _named_files(model)]
@@ -367,25 +387,19 @@ def _options(opts: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _meta(file: weights.WeightsFile) -> Mapping[str, Any]:
-    meta = file.checkpoint.get("meta")
-    return meta if isinstance(meta, Mapping) else {}
-
-
 def _backbone_card(file: weights.WeightsFile) -> Mapping[str, Any]:
     """Return what is known of the backbone's weights: from a published file, or a checkpoint of `TopoNetCheckHook`."""
     return weights.backbone_card(file.card) or card_of_run(file.checkpoint)
 
 
 def _class_names(file: weights.WeightsFile) -> list[str]:
-    # The spelling of MMDetection 3 is lower case; checkpoints of its early days have upper case.
-    data = {str(key).lower(): value for key, value in (_meta(file).get("dataset_meta") or {}).items()}
-    if not data.get("classes"):
+    names = classes_of_run(file.checkpoint)
+    if not names:
         raise WeightsError(
             f"{file.path} does not name its classes (meta.dataset_meta): it is no checkpoint of MMDetection's own; "
             "if it is yours, give --classes"
         )
-    return [str(name) for name in data["classes"]]
+    return names
 
 
 def _check_number_of_classes(model: nn.Module, names: Sequence[str], file: weights.WeightsFile) -> None:

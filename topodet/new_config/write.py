@@ -18,7 +18,7 @@ import timm
 from torch import nn
 
 from .. import weights
-from ..datasets.coco import check_coco
+from ..datasets.coco import check_coco, load_annotations
 from ..errors import ConfigError, DataError, unknown_name
 from ..files import atomic_write
 from ..models import ARCHITECTURES, PACKAGED, TimmTrunk, Trunk, architecture_arguments, build_blocks, packaged_weights
@@ -121,7 +121,7 @@ def _read_data(train: Path, val: Path, images: Path, val_images: Path, allow: Co
         report = check_coco(path, folder, allow=allow)
         print(report.text(), file=sys.stderr)
         report.raise_if_bad()
-        contents.append(json.loads(path.read_text(encoding="utf-8")))
+        contents.append(load_annotations(path))
     categories = [[(c["id"], c["name"]) for c in content["categories"]] for content in contents]
     if categories[0] != categories[1]:
         raise DataError(

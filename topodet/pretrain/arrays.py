@@ -80,7 +80,7 @@ def in_memory(dataset: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _checked(path: Path, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
         raise DataError(f"{path}: images is {images.dtype} {list(images.shape)}; {_FORMAT}")
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise DataError(f"{path}: labels is {labels.dtype} {list(labels.shape)}; {_FORMAT}")

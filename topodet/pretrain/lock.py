@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from topodet.errors import ConfigError
+from topodet.parse import parse_json
 
 try:
     import fcntl
@@ -78,7 +79,7 @@ def _holder(file: TextIO) -> str:
     """Return in words which process wrote the lock's file."""
     file.seek(0)
     try:
-        known = json.loads(file.read(1 << 16))
+        known = parse_json(file.read(1 << 16), file.name)
         return f"process {int(known['pid'])} on {known['host']!s:.80}, started {known['started']!s:.30}"
     except (ValueError, KeyError, TypeError):
         return "another process"

@@ -12,13 +12,14 @@ from .file import (
 )
 from .load import LoadReport, check_filled, has_classifier, is_update_counter, load, missing_wiring_keys, other_network
 from .location import HUB, fetch
-from .model_options import check_network
+from .model_options import MAX_NUMBER, check_network, check_numbers
 from .publish import FORMAT, PublishedFiles, publish, publish_detector
 from .rebuild import (
     PRETRAINED,
     backbone_arguments,
     build,
     check_size,
+    described_by,
     extract_backbone,
     from_timm,
     infer_architecture,
@@ -29,6 +30,7 @@ from .rebuild import (
 __all__ = [
     "FORMAT",
     "HUB",
+    "MAX_NUMBER",
     "PRETRAINED",
     "LoadReport",
     "PublishedFiles",
@@ -39,7 +41,9 @@ __all__ = [
     "card_of",
     "check_filled",
     "check_network",
+    "check_numbers",
     "check_size",
+    "described_by",
     "extract_backbone",
     "fetch",
     "from_timm",

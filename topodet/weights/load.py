@@ -211,11 +211,14 @@ def _differences(own: Mapping[str, Tensor], wanted: set[str], offered: Mapping[s
 
     missing = [name for name in own if name in wanted and name not in offered]
     unexpected = [name for name in offered if name not in wanted]
+    # A graph of another size is another topology, which the wiring itself reports edge by edge.
+    graphs = {name for name in offered if name.endswith("wiring.edges") and name in wanted}
+    resized = {name for name in graphs if offered[name].shape != own[name].shape}
+    reported = graphs | {f"{name.removesuffix('edges')}alpha" for name in resized}
     shapes = [
         f"{name} is {list(tensor.shape)} in the file and {list(own[name].shape)} in the model"
         for name, tensor in offered.items()
-        # A graph of another size is another topology, which the wiring itself reports edge by edge.
-        if name in wanted and tensor.shape != own[name].shape and not name.endswith(("wiring.edges", "wiring.alpha"))
+        if name in wanted and tensor.shape != own[name].shape and name not in reported
     ]
     dtypes = [
         f"{name} is {_word(tensor.dtype)} in the file and {_word(own[name].dtype)} in the model"

@@ -63,6 +63,17 @@ def check_network(path: Path, name: Any, options: Any, state_dict: Sized) -> dic
     return dict(options)
 
 
+def check_numbers(path: Path, content: Any, limit: float, what: str) -> None:
+    """Refuse a part of a file's config with a number that no detector has: sizes and counts are what it builds from.
+
+    Raises:
+        WeightsError: names the first number beyond `limit`, or one that is NaN.
+    """
+    for number in _numbers(content):
+        if not abs(number) <= limit:
+            raise WeightsError(f"{path} is refused: {what} in its config has {number:.6g}; {limit:,} is the most")
+
+
 def _numbers(value: Any) -> Iterator[float]:
     if isinstance(value, int | float):
         yield value

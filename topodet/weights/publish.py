@@ -166,9 +166,13 @@ def publish_detector(
     # No `matching_heuristics`: a detector's names are its own, and Detectron2 takes them as they are.
     content = {"model": state_dict, "__author__": "topodet", "card": card, **(more or {})}
     path = atomic_write(*_hashed(content, Path(folder), name))
-    back = read_detector(path, framework)
-    if back.card != card or tensors_sha256(back.state_dict) != tensors_sha256(state_dict):
-        raise WeightsError(f"{path} does not read back as it was written; do not use it, publish again")
+    try:
+        back = read_detector(path, framework)
+        if back.card != card or tensors_sha256(back.state_dict) != tensors_sha256(state_dict):
+            raise WeightsError(f"{path} does not read back as it was written; publish again")
+    except BaseException:
+        path.unlink()
+        raise
     return path
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from ..errors import ConfigError, TopologyError, WeightsError, unknown_name
+from ..errors import ConfigError, TopodetError, TopologyError, WeightsError, unknown_name
 from ..models import ARCHITECTURES, TimmTrunk, TopoNet, architecture_arguments, create_timm_network
 from ..models.connected import RunEdges
 from ..models.trunk import ARCHITECTURE_ARGUMENTS
@@ -27,6 +30,8 @@ from .model_options import check_network
 # In the place of an architecture's name: the one that the weights file has.
 PRETRAINED = "pretrained"
 _RUN = ".wiring.edges"
+# Modules that a network may have: some for each tensor of the file, and those of a loss or an activation.
+_PER_TENSOR, _MODULES = 10, 10_000
 _CLASSIFIER = 100_000_000  # values that a network may have and its file not: a classifier of many classes
 # What a card says of a network's making, if it is one of timm.
 _OF_TIMM = ("architecture", "wiring", "connect_nodes", "rewire", "options", "in_chans")
@@ -227,8 +232,10 @@ def check_size(file: WeightsFile, make: Callable[[], nn.Module]) -> None:
     """
     held = sum(tensor.numel() for tensor in file.state_dict.values())
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _at_most_modules(file):
             network = make()
+    except WeightsError:
+        raise
     except (NotImplementedError, RuntimeError):  # not every network of timm can be made without memory
         return
     asked = sum(tensor.numel() for tensor in chain(network.parameters(), network.buffers()))
@@ -236,6 +243,42 @@ def check_size(file: WeightsFile, make: Callable[[], nn.Module]) -> None:
         raise WeightsError(
             f"{file.path} is refused: it describes a network of {asked:,} values and holds {held:,} of them"
         )
+
+
+@contextlib.contextmanager
+def described_by(file: WeightsFile, framework: str) -> Iterator[None]:
+    """Make one error of whatever a framework raises when it builds what a stranger's file describes.
+
+    Raises:
+        WeightsError: names the file and what the framework said; errors of topodet's are left as they are.
+    """
+    try:
+        with _at_most_modules(file):
+            yield
+    except TopodetError:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise WeightsError(
+            f"{file.path} is refused: {framework} cannot build what its config describes ({text})"
+        ) from error
+
+
+@contextlib.contextmanager
+def _at_most_modules(file: WeightsFile) -> Iterator[None]:
+    """Stop the making of a network of far more modules than a file has tensors: they take time even without values."""
+    count = _PER_TENSOR * len(file.state_dict) + _MODULES
+    made = itertools.count(1)
+
+    def register(*_: Any) -> None:
+        if next(made) > count:
+            raise WeightsError(f"{file.path} is refused: it describes a network of more than {count:,} modules")
+
+    handle = register_module_module_registration_hook(register)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _arguments(file: WeightsFile) -> dict[str, Any]:

@@ -153,8 +153,20 @@ def _read_zip(file: IO[bytes], size: int, skip_objects: bool) -> TorchFile:
         return TorchFile(content, frozenset(interpreter.skipped))
 
 
+class _Bounded:
+    """A file whose `read` asks for no more bytes than are left: Python makes room for all that a pickle states."""
+
+    def __init__(self, file: IO[bytes], size: int):
+        self.size = size
+        self._read, self.readline, self.tell, self.seek = file.read, file.readline, file.tell, file.seek
+
+    def read(self, count: int) -> bytes:
+        return self._read(max(0, min(count, self.size - self.tell())))
+
+
 def _read_legacy(file: IO[bytes], size: int, skip_objects: bool) -> TorchFile:
     """Read the format before torch 1.6: five pickles, then the bytes of each storage."""
+    file = _Bounded(file, size)
     if file.read(1) != b"\x80":
         raise ValueError("neither a zip archive nor a pickle")
     file.seek(0)

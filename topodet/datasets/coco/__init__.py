@@ -6,7 +6,7 @@ framework does with a set, `classes` compares the classes, `segmentation` looks 
 """
 
 from .check import check_before_use, check_coco, load_annotations
-from .classes import check_classes, class_names
+from .classes import check_checkpoint_classes, check_classes, class_names
 from .reading import DEFAULTS, Reading, Usage
 from .report import CocoReport, Finding
 
@@ -17,6 +17,7 @@ __all__ = [
     "Reading",
     "Usage",
     "check_before_use",
+    "check_checkpoint_classes",
     "check_classes",
     "check_coco",
     "class_names",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.metadata
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
 from operator import contains, itemgetter
@@ -82,7 +83,8 @@ def check_coco(
         if kind not in TITLES:
             raise ConfigError(unknown_name("kind of problem", kind, TITLES))
     check = _Check(Path(annotation_file), Path(image_root), frozenset(allow), readings)
-    check.run(read_images)
+    with _without_collection():
+        check.run(read_images)
     return CocoReport(
         annotation_file=check.annotation_file,
         image_root=check.image_root,
@@ -130,7 +132,8 @@ def load_annotations(annotation_file: str | os.PathLike) -> dict[str, Any]:
         DataError: it cannot be read, is no JSON or holds no object.
     """
     try:
-        content = _read_json(Path(annotation_file))
+        with _without_collection():
+            content, _ = _read_json(Path(annotation_file))
     except _UnreadableError as error:
         raise DataError(f"{annotation_file}: {error}") from error
     if not isinstance(content, dict):
@@ -142,22 +145,30 @@ class _UnreadableError(Exception):
     pass
 
 
-def _read_json(path: Path) -> Any:
-    # Millions of new objects make the garbage collector search in vain again and again: 20 s and not 12 for COCO.
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    # Millions of objects make the garbage collector search in vain again and again: 20 s and not 12 to read COCO.
     collecting = gc.isenabled()
     gc.disable()
     try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _read_json(path: Path) -> tuple[Any, bool]:
+    """Return what a file holds, and whether truth values can be in it, which Python takes for numbers."""
+    try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            text = file.read()
+        return json.loads(text), "true" in text or "false" in text
     except OSError as error:
         raise _UnreadableError(str(error.strerror)) from error
     except RecursionError as error:
         raise _UnreadableError("not JSON of annotations: lists in lists without end") from error
     except ValueError as error:  # text that is no UTF-8, no JSON, or a number of more digits than Python reads
         raise _UnreadableError(f"not JSON: {error}") from error
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _no_object(content: Any) -> str:
@@ -172,6 +183,7 @@ class _Check:
         self.readings = readings
         self.training = any(reading.training for reading in readings)
         self.content: Any = None
+        self.truth_values = True  # whether there can be any in it
         self.findings: dict[str, Finding] = {}
         self.usage: list[Usage] = []
 
@@ -207,7 +219,7 @@ class _Check:
 
     def read_file(self) -> bool:
         try:
-            self.content = _read_json(self.annotation_file)
+            self.content, self.truth_values = _read_json(self.annotation_file)
         except _UnreadableError as error:
             self.add("unreadable_file", [str(self.annotation_file)], [str(error)])
             return False
@@ -423,7 +435,7 @@ class _Check:
         return np.array([bool(value) for value in values], dtype=bool)
 
     def check_segmentations(self, limits: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-        kinds, problems = classify(_values(self.annotations, "segmentation"), limits)
+        kinds, problems = classify(_values(self.annotations, "segmentation"), limits, truth_values=self.truth_values)
 
         def report(kind: str, applies: np.ndarray) -> None:
             rows = np.flatnonzero(applies).tolist()

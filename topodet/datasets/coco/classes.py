@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from ...errors import ConfigError, show
@@ -59,6 +60,31 @@ def check_classes(categories: Sequence[Mapping[str, Any]], reading: Reading, pla
         problem = f"{_ORDER[reading.framework]}: class {k} is {theirs} there, but {name} in the config"
         raise ConfigError(f"{problem}: {_remedy(reading, chosen)}. {lists}")
     _check_numbers(reading, chosen, f"the config names {len(ours)} classes ({_listed(ours)}), as {place} does")
+
+
+def check_checkpoint_classes(theirs: Sequence[str], ours: Sequence[str], *, whole: bool, remedy: str) -> None:
+    """Refuse a detector's checkpoint whose head was trained on other classes than those of the data set.
+
+    Args:
+        theirs, ours: names by index, of the checkpoint and of the set.
+        whole: whether the head's weights are used as they are, as in a test or a resumed training. A training that
+            begins from a checkpoint may have another number of classes: it gets a new head.
+        remedy: what to do about it, in the framework's words.
+
+    Raises:
+        ConfigError: both lists, and the first place where they differ.
+    """
+    theirs, ours = list(theirs), list(ours)
+    if theirs == ours or (not whole and len(theirs) != len(ours)):
+        return
+    pairs = zip_longest(theirs, ours)
+    k, (first, second) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
+    first, second = ("none" if name is None else show(name) for name in (first, second))
+    raise ConfigError(
+        f"the checkpoint was trained on other classes than the set has: class {k} is {first} in the checkpoint and "
+        f"{second} in the set. {remedy}. The checkpoint names {len(theirs)} classes ({_listed(theirs)}), the set has "
+        f"{len(ours)} ({_listed(ours)})"
+    )
 
 
 def _check_numbers(reading: Reading, names: Sequence[str], place: str) -> None:

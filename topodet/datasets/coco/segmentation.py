@@ -28,12 +28,15 @@ class Segmentation(IntEnum):
     MALFORMED = 4
 
 
-def classify(values: Sequence[Any], sizes: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+def classify(
+    values: Sequence[Any], sizes: np.ndarray, *, truth_values: bool = True
+) -> tuple[np.ndarray, dict[int, str]]:
     """Tell the kinds of segmentations.
 
     Args:
         values: what the annotations hold, N of them; None where they hold nothing.
         sizes: width and height of each one's image, float [N, 2]; NaN where they are not known.
+        truth_values: whether there can be any in `values`; it takes half as long where there are none.
 
     Returns:
         `Segmentation` as int8 [N], and what is wrong with those that are MALFORMED or NO_POLYGON, by row.
@@ -50,7 +53,7 @@ def classify(values: Sequence[Any], sizes: np.ndarray) -> tuple[np.ndarray, dict
             runs.append(row)
         else:
             problems[row] = f"a {type(value).__name__}, not polygons or run lengths"
-    _classify_polygons(values, lists, kinds, problems)
+    _classify_polygons(values, lists, kinds, problems, truth_values)
     _classify_runs(values, runs, sizes, kinds, problems)
     return kinds, problems
 
@@ -92,23 +95,25 @@ def visible_keypoints(values: Sequence[Any]) -> np.ndarray:
     return counts
 
 
-def _are_numbers(lists: Iterable[list[Any]]) -> bool:
+def _are_numbers(lists: Iterable[list[Any]], *, truth_values: bool = True) -> bool:
     """Tell whether all that lists hold are finite numbers."""
     lists = list(lists)
-    if not set(map(type, chain.from_iterable(lists))) <= {int, float}:
+    if truth_values and bool in set(map(type, chain.from_iterable(lists))):
         return False
     try:
         # What is not finite stays so through a sum. Millions of numbers, so in one call.
         return math.isfinite(sum(chain.from_iterable(lists)))
-    except OverflowError:  # an integer beyond the range of floats
+    except (TypeError, OverflowError):  # what is no number, or an integer beyond the range of floats
         return False
 
 
-def _classify_polygons(values: Sequence[Any], rows: list[int], kinds: np.ndarray, problems: dict[int, str]) -> None:
+def _classify_polygons(
+    values: Sequence[Any], rows: list[int], kinds: np.ndarray, problems: dict[int, str], truth_values: bool
+) -> None:
     if not rows:
         return
     polygons = list(chain.from_iterable([values[row] for row in rows]))
-    if set(map(type, polygons)) - {list} or not _are_numbers(polygons):
+    if set(map(type, polygons)) - {list} or not _are_numbers(polygons, truth_values=truth_values):
         sound = []
         for row in rows:
             if not all(type(polygon) is list for polygon in values[row]):
