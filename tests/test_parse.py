@@ -1,3 +1,4 @@
+import os
 import re
 
 import pytest
@@ -56,6 +57,12 @@ def test_files_that_are_not_there(tmp_path):
         read_json(tmp_path / "a.json", ConfigError)
     with pytest.raises(ConfigError, match="cannot read"):
         read_yaml(tmp_path, ConfigError)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="cannot read .*a pipe"):  # whose reading would not end
+        read_json(tmp_path / "pipe", ConfigError)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_json(tmp_path / "loop", ConfigError)
 
 
 @pytest.mark.parametrize("name", ["../a", "/a", "a/b", "", ".a", "a\0", "a b", "a" * 200, None, "a\\b"])

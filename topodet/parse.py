@@ -113,6 +113,8 @@ def check_file_name(name: Any, what: str, error: type[TopodetError]) -> str:
 def _read(path: str | os.PathLike, limit: int, error: type[TopodetError]) -> bytes:
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise error(f"cannot read {path}: a folder, a pipe or a device, and no file")
         if path.stat().st_size > limit:
             raise error(f"{path} has more than {limit >> 10} KB")
         return path.read_bytes()

@@ -9,10 +9,18 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from tests import hub
+from tests.coco_sets import base_set, write_set
 from tests.detection import IMAGENET
 from tests.detectron2.helpers import small_config, write_run
 from topodet import weights
-from topodet.detectron2 import TopoNet, TopoNetCheckpointer, load_config, train_net
+from topodet.detectron2 import (
+    TopoNet,
+    TopoNetCheckpointer,
+    build_optimizer,
+    load_config,
+    register_dataset,
+    train_net,
+)
 from topodet.errors import ConfigError, WeightsError
 
 CARD = {"architecture": "toponet_nano", "channel_order": "RGB", **{key: IMAGENET[key] for key in ("mean", "std")}}
@@ -114,6 +122,46 @@ def test_weights_of_the_hub(tmp_path, way, monkeypatch):
     assert torch.equal(backbone.state_dict()[name], torch.load(path, weights_only=True)["model"][f"{prefix}{name}"])
     with pytest.raises(WeightsError, match="hf-hub:me/gone is not in the cache"):
         fill("hf-hub:me/gone")
+
+
+def test_classes_and_head_of_the_checkpoint_are_compared(tmp_path):
+    """In an evaluation and a resumed training all must be these; a training may begin with a new head for others."""
+    classes, swapped, more = ["cell", "nut"], ["nut", "cell"], ["cell", "nut", "tree"]
+    model = build_model(small_config())
+    folder, path = str(tmp_path), str(tmp_path / "model_final.pth")
+    for saved in (classes, swapped, more):
+        TopoNetCheckpointer(model, folder, classes=saved).save("model_final", iteration=0)
+        uses = {
+            "load": lambda: TopoNetCheckpointer(model, classes=classes).load(path),
+            "resume": lambda: TopoNetCheckpointer(model, folder, classes=classes).resume_or_load("", resume=True),
+            "evaluate": lambda: TopoNetCheckpointer(model, classes=classes, whole=True).load(path),
+        }
+        for use, run in uses.items():
+            if saved == classes or (use, saved) == ("load", more):
+                run()
+            else:
+                with pytest.raises(ConfigError, match="the checkpoint was trained on other classes than the set has"):
+                    run()
+    TopoNetCheckpointer(model, folder, classes=swapped).save("model_final")
+    TopoNetCheckpointer(model, classes=classes, other_classes=True).load(path)
+    with pytest.raises(ConfigError, match="other classes"):
+        TopoNetCheckpointer(model, classes=classes, other_classes=True, whole=True).load(path)
+    # A set's classes, and a published detector's.
+    write_set(tmp_path / "set", base_set())
+    register_dataset(f"set_{tmp_path}", tmp_path / "set" / "all.json", tmp_path / "set" / "images")
+    cfg = small_config(DATASETS__TEST=[f"set_{tmp_path}"], MODEL__WEIGHTS=path, OUTPUT_DIR=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="class 0 is 'nut' in the checkpoint and 'cell' in the set"):
+        train_net.evaluate(cfg, resume=False)
+    content = {"model": model.state_dict(), "card": {"kind": "detector", "classes": swapped}}
+    torch.save(content, tmp_path / "published.pth")
+    options = {"model": model, "lr": 0.1, "datasets": f"set_{tmp_path}"}
+    with pytest.raises(ConfigError, match="class 0 is 'nut' in the checkpoint and 'cell' in the set"):
+        build_optimizer(model.parameters(), init_checkpoint=str(tmp_path / "published.pth"), **options)
+    del content["card"], content["model"]["roi_heads.box_predictor.cls_score.weight"]
+    torch.save(content, path)
+    TopoNetCheckpointer(model).load(path)
+    with pytest.raises(WeightsError, match=r"has 1 parameters .*\(roi_heads.box_predictor.cls_score.weight\)"):
+        TopoNetCheckpointer(model, whole=True).load(path)
 
 
 def test_a_training_checkpoint_is_taken_with_what_its_options_tell(tmp_path):

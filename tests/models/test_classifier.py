@@ -126,6 +126,13 @@ def test_another_output_stride_is_refused(name, remedy):
         create(name, output_stride=3)
 
 
+@pytest.mark.parametrize("name", ["resnet20_cifar", "resnet20_cifar_connected", "mobilenetv2_x2"])
+@pytest.mark.parametrize("indices", [(2, 0), (1, 1), (-1, 0)])
+def test_an_order_that_timm_does_not_keep_is_refused(name, indices):
+    with pytest.raises(ConfigError, match=r"out_indices=.* must be ascending, each stage once"):
+        timm.create_model(name, features_only=True, out_indices=indices)
+
+
 def test_maps_come_in_the_order_asked():
     model = TopoNet(nodes=(3, 2, 4), width=4).eval()
     reader, x = TopoNetFeatures(model, out_indices=(2, 0, -2)), image()

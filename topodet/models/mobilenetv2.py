@@ -25,6 +25,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from .connected.connect import connect
+from .trunk import check_out_indices
 from .wiring import EdgeWeights
 
 # The stages of MobileNetV2 (arXiv 1801.04381, Table 2) in timm's terms, without their depths: kind, kernel, stride,
@@ -59,6 +60,7 @@ def _build(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    check_out_indices(kwargs, 5)
     # As timm does it for EfficientNets: their feature extractor is a class of its own, with the same names, unless
     # `feature_cls` asks for another one around the classifier.
     features = kwargs.get("features_only", False) and not {"feature_cls", "feature_cfg"} & set(kwargs)

@@ -32,7 +32,7 @@ from .classifier import StagedClassifier, make_head
 from .connected.connect import rewire
 from .recompute import update_statistics_once
 from .stage import NormLayer
-from .trunk import dilated, given, init_weights, make_norm_layer
+from .trunk import check_out_indices, dilated, given, init_weights, make_norm_layer
 from .wiring import EdgeWeights
 
 
@@ -163,6 +163,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    check_out_indices(kwargs, 3)
     return build_model_with_cfg(
         _connected if variant.endswith("_connected") else ResNetCifar,
         variant,

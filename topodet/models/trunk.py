@@ -138,6 +138,28 @@ def check_frozen_stages(frozen_stages: int, num_stages: int) -> None:
         )
 
 
+def check_out_indices(kwargs: Mapping[str, Any], total: int) -> None:
+    """Refuse `out_indices` that timm's own feature extractors take in another order than `feature_info` tells.
+
+    They return the maps in the order of the stages, each once.
+
+    Args:
+        kwargs: of a network's entrypoint; without `out_indices` they pass.
+        total: stages that there are; a negative index counts from the last.
+
+    Raises:
+        ConfigError: not ascending.
+    """
+    indices = kwargs.get("out_indices")
+    if not isinstance(indices, Sequence):  # none, or how many of the last ones
+        return
+    stages = [k + total if k < 0 else k for k in indices]
+    if stages != sorted(set(stages)):
+        raise ConfigError(
+            f"out_indices={tuple(indices)} must be ascending, each stage once: the maps come in the order of the stages"
+        )
+
+
 def build_blocks(
     *,
     nodes: Sequence[int] = (14, 20, 26, 14),

@@ -160,6 +160,8 @@ def _without_collection() -> Iterator[None]:
 def _read_json(path: Path) -> tuple[Any, bool]:
     """Return what a file holds, and whether truth values can be in it, which Python takes for numbers."""
     try:
+        if path.exists() and not path.is_file():
+            raise _UnreadableError("a folder, a pipe or a device, and no file")
         with open(path, encoding="utf-8") as file:
             text = file.read()
         return json.loads(text), "true" in text or "false" in text
@@ -423,7 +425,8 @@ class _Check:
         self.report("boxes_outside", outside, with_image)
 
         areas = _column(_values(self.annotations, "area"))
-        self.report("invalid_areas", np.flatnonzero(~(areas > 0) & sound), lambda a: f"area {show(a['area'])}")
+        usable = (areas > 0) & (areas < _LARGEST)
+        self.report("invalid_areas", np.flatnonzero(~usable & sound), lambda a: f"area {show(a['area'])}")
         return boxes, areas
 
     def check_ignored(self) -> np.ndarray:
@@ -526,6 +529,10 @@ def _in_range(key: str, values: list[Any]) -> bool:
     """Tell whether entries of the right types have values that exist."""
     if key == "iscrowd":
         return set(values) <= {0, 1}
+    if key == "name":  # which logs and files must be able to hold
+        return all(name.isascii() or name == name.encode("utf-8", "ignore").decode() for name in values) and not any(
+            "\0" in name for name in values
+        )
     if key.endswith("id"):
         numbers = [value for value in values if type(value) is int]
         return min(numbers, default=0) >= -(2**63) and max(numbers, default=0) < 2**63

@@ -39,7 +39,7 @@ TITLES = {
     "normalized_boxes": "boxes within 0..1, where COCO has pixels",
     "small_boxes": "boxes of less than a pixel, which MMDetection drops",
     "boxes_outside": "boxes outside their image",
-    "invalid_areas": "areas of zero (MMDetection drops these boxes), negative or NaN",
+    "invalid_areas": "areas of zero (MMDetection drops these boxes), negative or not finite",
     "ignored_annotations": 'annotations with "ignore": Detectron2 stops, MMDetection drops them',
     "invalid_segmentations": "segmentations that cannot be read",
     "invalid_polygons": "polygons of fewer than three points or an odd number of coordinates, which Detectron2 drops",
