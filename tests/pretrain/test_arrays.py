@@ -70,6 +70,7 @@ def test_names_and_mode(tmp_path):
         ({"images": IMAGES.transpose(0, 3, 1, 2)}, r"images is uint8 \[5, 3, 4, 4\]"),
         ({"images": IMAGES[:4]}, "has 4 images, but 5 labels"),
         ({"labels": LABELS.astype(float)}, r"labels is float64 \[5\]"),
+        ({"labels": np.full(5, 2**63, np.uint64)}, r"labels\[0\] is 9223372036854775808, which is no class"),
         ({"labels": np.eye(5, dtype=int)}, r"labels is int64 \[5, 5\]"),
         ({"labels": LABELS - 1}, r"labels\[0\] is -1; classes count from 0"),
         ({"labels": LABELS + 1}, r"labels\[2\] is 3, but class_names makes 3 classes, 0 to 2; 1 of 5 labels"),

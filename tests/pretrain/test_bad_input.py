@@ -219,6 +219,11 @@ class TestOptions:
         (tmp_path / "some.pth").write_bytes(b"no weights")
         error = refusal(capsys, options(images, tmp_path, "--initial-checkpoint", str(tmp_path / "some.pth")))
         assert "some.pth' cannot be read" in error
+        code = b"cos\nmkdir\n(V" + str(tmp_path / "executed").encode() + b"\ntR."
+        (tmp_path / "some.pth").write_bytes(code)
+        error = refusal(capsys, options(images, tmp_path, "--initial-checkpoint", str(tmp_path / "some.pth")))
+        assert "some.pth" in error
+        assert not (tmp_path / "executed").exists()
         error = refusal(capsys, options(images, tmp_path, "--initial-checkpoint", str(tmp_path / "gone.pth")))
         assert "gone.pth' cannot be read: no weights file at" in error
 

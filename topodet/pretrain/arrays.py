@@ -89,6 +89,9 @@ def _checked(path: Path, images: np.ndarray, labels: np.ndarray) -> tuple[np.nda
     if len(labels) and labels.min() < 0:
         first = int(np.flatnonzero(labels < 0)[0])
         raise DataError(f"{path}: labels[{first}] is {labels[first]}; classes count from 0")
+    if len(labels) and labels.max() > np.iinfo(np.int64).max:
+        first = int(labels.argmax())
+        raise DataError(f"{path}: labels[{first}] is {labels[first]}, which is no class")
     return np.ascontiguousarray(images), labels.astype(np.int64)
 
 

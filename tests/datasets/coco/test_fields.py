@@ -77,13 +77,27 @@ def test_files_that_are_no_json_in_utf_8(tmp_path):
         path.unlink()
 
 
+def test_names_of_categories_and_info(root, monkeypatch):
+    content = base_set()
+    content["categories"] += [{"id": 3, "name": "cell"}, {"id": 4, "name": " "}, {"id": 5, "name": "nut "}]
+    (root / "all.json").write_text(json.dumps(content))
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "2.0.10")
+    found = check_coco(root / "all.json", root / "images").findings
+    assert (found["duplicate_category_names"].ids, found["empty_category_names"].ids) == (["1, 3"], [4])
+    assert (found["padded_category_names"].ids, found["padded_category_names"].is_error) == ([5], False)
+    assert found["missing_info"].ids == ["pycocotools 2.0.10"]
+    (root / "all.json").write_text(json.dumps({**content, "info": {}}))
+    assert "missing_info" not in check_coco(root / "all.json", root / "images").findings
+
+
 def test_images_that_are_links_or_pipes(root):
     content = base_set()
-    for image, name in zip(content["images"], ("gone.jpg", "pipe.jpg", "text.jpg")):
+    content["images"].append({**content["images"][0], "id": 4})
+    for image, name in zip(content["images"], ("gone.jpg", "pipe.jpg", "text.jpg", "a" * 300)):
         image["file_name"] = name
     (root / "images" / "gone.jpg").symlink_to("nowhere.jpg")
     os.mkfifo(root / "images" / "pipe.jpg")
     (root / "images" / "text.jpg").symlink_to(root / "all.json")
     (root / "all.json").write_text(json.dumps(content))
     found = check_coco(root / "all.json", root / "images", read_images=True).findings
-    assert (found["missing_images"].ids, found["unreadable_images"].ids) == ([1, 2], [3])
+    assert (found["missing_images"].ids, found["unreadable_images"].ids) == ([1, 2, 4], [3])
