@@ -31,6 +31,7 @@ def test_yaml_and_json_as_they_are(tmp_path):
         ("&a [*a]", "unfolds"),
         pytest.param("[" * 5000, "nesting", id="deep"),
         pytest.param("a: " + "9" * 6000, "digits", id="digits"),
+        pytest.param("a: [0x" + "f" * 5000 + "]", "an integer of 5,002 digits; 100 are allowed", id="hexadecimal"),
         ("a: !!timestamp never", "no YAML"),
         ("2001-99-99", "month"),
         ("? [a]\n: b", "unhashable"),

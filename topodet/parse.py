@@ -15,6 +15,7 @@ from .errors import DataError, TopodetError
 
 MAX_JSON = 2**28  # bytes; the annotations of COCO, which `datasets.coco` reads, are larger
 MAX_YAML = 2**19  # bytes
+MAX_DIGITS = 100  # of an integer in YAML, hexadecimal ones too, which Python reads at any length and cannot print
 MAX_VALUES = 100_000  # of YAML, a shared one counted wherever it stands
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,127}")
 # libyaml's parser where PyYAML has it: the same results, ten times as fast.
@@ -72,6 +73,8 @@ def parse_yaml(text: str | bytes, what: str, error: type[TopodetError] = DataErr
             return None
         if _extent(node) > MAX_VALUES:
             raise error(f"{what} unfolds to more than {MAX_VALUES:,} values by its aliases (&, *)")
+        if (length := _longest_integer(node)) > MAX_DIGITS:
+            raise error(f"{what} has an integer of {length:,} digits; {MAX_DIGITS} are allowed")
         return loader.construct_document(node)
     except TopodetError:
         raise
@@ -141,6 +144,19 @@ def _extent(root: yaml.Node) -> int:
             todo.append((node, True))
             todo += ((part, False) for part in _parts(node))
     return sizes[id(root)]
+
+
+def _longest_integer(root: yaml.Node) -> int:
+    """Return the digits of the longest integer of a graph of nodes."""
+    longest, todo, seen = 0, [root], set()
+    while todo:
+        node = todo.pop()
+        if isinstance(node, yaml.ScalarNode):
+            longest = max(longest, len(node.value) if node.tag == "tag:yaml.org,2002:int" else 0)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            todo += _parts(node)
+    return longest
 
 
 def _parts(node: yaml.Node) -> Iterator[yaml.Node]:
