@@ -1,4 +1,4 @@
-"""Pictures and tables of what a network is worth without some of its nodes and edges (the paper's Fig. 4)."""
+"""Pictures and tables of a network's accuracy without some of its nodes and edges (the paper's Fig. 4)."""
 
 from __future__ import annotations
 

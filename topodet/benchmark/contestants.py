@@ -180,7 +180,7 @@ def _on_device(module: nn.Module, settings: Settings, name: str, *, fused: bool)
     # Shapes never change: a graph that could take others would be slower.
     called = torch.compile(module, dynamic=False) if settings.compile else module
     _check_output(output, settings, name)
-    # A loss that is the plain sum or mean of a normalised output has next to no gradient to propagate: rounding, and
+    # A loss that is the plain sum or mean of a normalized output has next to no gradient to propagate: rounding, and
     # denormal numbers, which are slow on a CPU. So each element has a random weight in it.
     weights = torch.randn_like(output, dtype=torch.float32)
     inputs = (x,) if stage else ()

@@ -1,4 +1,4 @@
-"""Measure what a trained network is worth without each of its nodes and without its weak edges.
+"""Measure the accuracy of a trained network without each of its nodes and without its weak edges.
 
     topodet damage runs/pretrain/NAME/model_best.pth.tar --data-dir DIR --output runs/damage/NAME
     topodet damage runs/pretrain/NAME/model_best.pth.tar --data-dir DIR --keep 0.6 0.4 0.2 --per node

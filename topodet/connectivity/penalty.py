@@ -1,4 +1,4 @@
-"""What training does to the edges: the sparsity penalty of Eqs. 6-8, its optimiser group, and how sparse they are."""
+"""What training does to the edges: the sparsity penalty of Eqs. 6-8, its optimizer group, and how sparse they are."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def penalty(model: nn.Module, kind: PenaltyKind) -> Tensor:
 
     uniform (Eq. 6-7): sum over all edges of |alpha|. adaptive (Eq. 8): sum over the nodes i of
     log(delta_i) * sum_j |alpha_ji| with delta_i the in-degree, so that dense inputs are thinned first and a node's
-    only input is not penalised. Frozen and fixed edges do not count: nothing could change them.
+    only input is not penalized. Frozen and fixed edges do not count: nothing could change them.
 
     In a run of whole blocks (`connect(nodes="blocks")`), which starts as a chain, |alpha| stands for the distance from
     the start: |alpha - 1| on the edges from a block to the next, so that the chain is no more penalized than it was,
@@ -110,7 +110,7 @@ def penalize(optimizer: torch.optim.Optimizer, model: nn.Module, kind: PenaltyKi
             return
         with torch.enable_grad():
             gradients = torch.autograd.grad(weight * penalty(model, kind), alphas)
-        # Fused optimisers take scaled gradients and unscale them in their own kernel.
+        # Fused optimizers take scaled gradients and unscale them in their own kernel.
         scale = getattr(optimizer, "grad_scale", None)
         for alpha, gradient in zip(alphas, gradients):
             gradient = gradient if scale is None else gradient * scale
@@ -124,9 +124,9 @@ def penalize(optimizer: torch.optim.Optimizer, model: nn.Module, kind: PenaltyKi
 
 
 def param_groups(model: nn.Module, weight_decay: float, alpha_weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Split the trainable parameters for an optimiser: weights, vectors, edge weights.
+    """Split the trainable parameters for an optimizer: weights, vectors, edge weights.
 
-    Vectors (biases and normalisation) take no weight decay, as in timm, nor does what a network of timm spares by its
+    Vectors (biases and normalization) take no weight decay, as in timm, nor does what a network of timm spares by its
     `no_weight_decay()`: position embeddings, class tokens, tables of biases. Alpha takes `alpha_weight_decay`, because
     decay towards 0 would be a penalty of its own. Groups without parameters are left out; each has a "name".
     """

@@ -2,7 +2,7 @@
 
 Section 4.4 of the paper (arXiv 2008.08261) drops the edges with |alpha| below a threshold, and with them the nodes left
 with in- or out-degree 0. An edge goes with either of its nodes, so that what is left are the paths from a stage's input
-to its output. A node that nothing reaches hands on 0, and not the constant that its normalisation would make of zeros:
+to its output. A node that nothing reaches hands on 0, and not the constant that its normalization would make of zeros:
 the masked network and the pruned one agree in evaluation and in training.
 """
 
@@ -80,7 +80,7 @@ def plan_pruning(
     """Return what is left of each wiring of a model, by its module name, when its weak edges go. Changes nothing.
 
     An edge is as strong as its |alpha|, or its |alpha| as a share of the largest one of its stage or of its node. The
-    last is what a network with normalised nodes calls for: one factor on all inputs of a node changes nothing that it
+    last is what a network with normalized nodes calls for: one factor on all inputs of a node changes nothing that it
     computes, so |alpha| alone compares between nodes what training has left arbitrary.
 
     Args:
@@ -194,7 +194,7 @@ def prune(
 
     The copy computes what the model does while it is `masked` by the same plan, in evaluation and in training. It is
     made of the same classes, so it trains, saves, is published and rebuilt (`topodet.weights.build`) as any other; the
-    nodes of a TopoNet are numbered anew. Make the optimiser afterwards: the copy has parameters of its own.
+    nodes of a TopoNet are numbered anew. Make the optimizer afterwards: the copy has parameters of its own.
 
     Of a connected network (`models.connect`, `models.rewire`) the branches go that are nodes without use, and what only
     they used; see `models.connected.prune_run_`.

@@ -150,7 +150,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
 
 
 def _colour(rng: np.random.Generator, luminance: float) -> np.ndarray:
-    """Return an RGB colour ([3] float32, 0..255) of random hue with exactly the given luminance."""
+    """Return an RGB color ([3] float32, 0..255) of random hue with exactly the given luminance."""
     colour = np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0, 0.9), 1.0), dtype=np.float32) * 255
     own = float(colour @ _LUMINANCE)
     if luminance <= own:
@@ -183,7 +183,7 @@ def _tight(mask: np.ndarray) -> tuple[slice, slice]:
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, opacity: np.ndarray, x: int, y: int) -> None:
-    """Paint ink of a random dark colour onto `canvas` ([H, W, 3], changed in place) top left corner at x, y."""
+    """Paint ink of a random dark color onto `canvas` ([H, W, 3], changed in place) top left corner at x, y."""
     h, w = opacity.shape
     patch = canvas[y : y + h, x : x + w]
     under = float((patch @ _LUMINANCE)[opacity >= 0.5].mean())
@@ -286,7 +286,7 @@ def write_digit_scenes(
     digit_px: tuple[int, int] = (24, 88),
     seed: int = 0,
 ) -> Path:
-    """Write a detection set in COCO format: digits of varied size, colour and tilt on cluttered backgrounds.
+    """Write a detection set in COCO format: digits of varied size, color and tilt on cluttered backgrounds.
 
     `root/{train,val}.json` describe `root/{train,val}/*.jpg`. Categories 1..10 are named '0'..'9'. A box is the extent
     of a digit's ink; digits do not touch, and their boxes overlap by less than IoU 0.1. Train and val scenes show

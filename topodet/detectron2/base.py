@@ -69,7 +69,7 @@ class TopodetBackbone(Backbone):
         return {name: x for name, x in stages if name in self._out_features}
 
     def freeze(self, freeze_at: int = 0) -> TopodetBackbone:
-        """Freeze the first parts as Detectron2's ResNet does: no gradients, batch normalisation made a frozen one.
+        """Freeze the first parts as Detectron2's ResNet does: no gradients, batch normalization made a frozen one.
 
         Args:
             freeze_at: 0 nothing, 1 the stem, 2 the stem and res2, and so on; edge weights included.
@@ -108,7 +108,7 @@ class TopodetBackbone(Backbone):
             remedy=f"It is for another backbone: choose the network it was trained with ({self.config_node}, "
             "model.backbone.bottom_up), or another file",
         )
-        # A published file holds counters that frozen normalisation has no use for, and what nobody here reads.
+        # A published file holds counters that frozen normalization has no use for, and what nobody here reads.
         unexpected_keys[:] = [name for name in unexpected_keys if not self._is_unread(name)]
         self.has_weights = True
         if prefix:

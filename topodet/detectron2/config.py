@@ -83,7 +83,7 @@ def _connected_timm() -> CfgNode:
     node.EDGES = []
     node.OPTIONS = CfgNode(new_allowed=True)  # of timm.create_model, e.g. {DROP_PATH_RATE: 0.1}
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    node.NORM = "FrozenBN"  # what becomes of batch normalisation: FrozenBN, BN (it stays), SyncBN
+    node.NORM = "FrozenBN"  # what becomes of batch normalization: FrozenBN, BN (it stays), SyncBN
     node.USE_ACT_CHECKPOINT = False  # recompute blocks in the backward pass to save memory
     node.PRETRAINED = ""  # "timm" for the weights it publishes; a file's path, URL or hf-hub:USER/REPO; loaded strictly
     _add_training_of_edges(node)

@@ -31,7 +31,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         rewire: of a ResNet make the network of `topodet.models.rewire`; only weights trained as such fit.
         in_channels: channels of the image.
         out_features: feature maps to return, of "res2" (stride 4) to "res5" (stride 32). Later stages are cut off.
-        norm: what becomes of batch normalisation: "FrozenBN", "BN" (it stays) or "SyncBN". Other kinds stay.
+        norm: what becomes of batch normalization: "FrozenBN", "BN" (it stays) or "SyncBN". Other kinds stay.
         freeze_at: see `TopodetBackbone.freeze`; the stem is all that comes before stride 4.
         pretrained: True for the weights that timm publishes under the name, or the path, URL or hf-hub:USER/REPO of a
             file, of the connected network or the original, loaded strictly; its hash is checked.
@@ -74,7 +74,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
             edges=weights.resolve_edges(edges, pretrained),
             options=options,
         )
-        # By timm's own converters: some of its networks have layers that normalise and activate in one.
+        # By timm's own converters: some of its networks have layers that normalize and activate in one.
         if norm == "FrozenBN":
             freeze_batch_norm_2d(self.network)
         elif norm == "SyncBN":

@@ -33,7 +33,7 @@ def build_optimizer(
     mask_format: str = "polygon",
     **options: Any,
 ) -> torch.optim.Optimizer:
-    """Make the optimiser of a LazyConfig, where Detectron2's stock training script has no other place for a plugin.
+    """Make the optimizer of a LazyConfig, where Detectron2's stock training script has no other place for a plugin.
 
     The stock script calls this when the model exists and nothing was trained yet, so a detector that does not fit its
     backbone is refused here too.
@@ -48,10 +48,10 @@ def build_optimizer(
             fit that.
         datasets: names of those to train on, "${dataloader.train.dataset.names}" in a LazyConfig: they are checked.
         mask_format: of the data loader's mapper.
-        options: of the optimiser (lr, momentum, weight_decay, ...).
+        options: of the optimizer (lr, momentum, weight_decay, ...).
 
     Raises:
-        ConfigError: an unknown optimiser or sparsity, a model without learned edges for one that needs them, or
+        ConfigError: an unknown optimizer or sparsity, a model without learned edges for one that needs them, or
             preprocessing that contradicts the weights' card, or classes that are not the datasets'.
         DataError: datasets that are not there or cannot be trained on.
         WeightsError: `init_checkpoint` is damaged or unsafe.
@@ -79,7 +79,7 @@ def build_optimizer(
 
 
 def set_edge_weight_decay(optimizer: torch.optim.Optimizer, model: nn.Module, weight_decay: float) -> None:
-    """Move the edge weights of an optimiser into a group of their own with another weight decay, before any step."""
+    """Move the edge weights of an optimizer into a group of their own with another weight decay, before any step."""
     own = {id(wiring.alpha) for wiring in connectivity.wirings(model).values() if wiring.learned}
     moved = []
     for group in optimizer.param_groups:

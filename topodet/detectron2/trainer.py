@@ -50,7 +50,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Build the optimiser that SOLVER.OPTIMIZER names, with the edge weights' own weight decay.
+        """Build the optimizer that SOLVER.OPTIMIZER names, with the edge weights' own weight decay.
 
         Raises:
             ConfigError: neither SGD nor AdamW.

@@ -31,9 +31,9 @@ class TopoNet(Trunk, TopodetBackbone):
         in_channels: channels of the image.
         out_indices: stages whose feature maps are returned, ascending, 0 at stride 4.
         frozen_stages: -1 trains everything, 0 freezes the stem, k the stem and the first k stages, edge weights
-            included; what is frozen also normalises by its stored statistics.
-        norm_cfg: normalisation in MMDetection's words, e.g. dict(type="SyncBN", requires_grad=True).
-        norm_eval: keep every batch normalisation at its stored statistics during training.
+            included; what is frozen also normalizes by its stored statistics.
+        norm_cfg: normalization in MMDetection's words, e.g. dict(type="SyncBN", requires_grad=True).
+        norm_eval: keep every batch normalization at its stored statistics during training.
         pretrained: path, URL or hf-hub:USER/REPO of a weights file, loaded strictly by `init_weights`; True for the
             package's own weights of this network.
         init_cfg: as in every MMEngine module; dict(type="Pretrained", checkpoint=...), alone or in a list, is the same

@@ -64,7 +64,7 @@ class TopodetBackbone(BaseModule):
         return tuple(self.stage_channels[k] for k in self.out_indices)
 
     def init_weights(self) -> None:
-        """Load `pretrained` strictly, or initialise as `init_cfg` says; with neither keep the random weights.
+        """Load `pretrained` strictly, or initialize as `init_cfg` says; with neither keep the random weights.
 
         Raises:
             WeightsError: the file is damaged or made for another network.

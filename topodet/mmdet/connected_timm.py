@@ -29,8 +29,8 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
         in_channels: channels of the image.
         out_indices: stages whose feature maps are returned, ascending, 0 at stride 4. Later stages are cut off.
         frozen_stages: -1 trains everything, 0 freezes what comes before stride 4, k that and the first k stages, edge
-            weights included; what is frozen also normalises by its stored statistics and drops no path.
-        norm_eval: keep every batch normalisation at its stored statistics during training.
+            weights included; what is frozen also normalizes by its stored statistics and drops no path.
+        norm_eval: keep every batch normalization at its stored statistics during training.
         pretrained: True for the weights that timm publishes under the name, or the path, URL or hf-hub:USER/REPO of a
             file, of the connected network or the original, loaded strictly by `init_weights`.
         init_cfg: as in every MMEngine module; dict(type="Pretrained", checkpoint=...), alone or in a list, is the same

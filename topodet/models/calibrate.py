@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def calibrate_batchnorm(model: nn.Module, run: Callable[..., Any], *args: Any) -> Any:
-    """Give batch normalisation the statistics of one forward pass, in place; return what the pass returned.
+    """Give batch normalization the statistics of one forward pass, in place; return what the pass returned.
 
     Random weights without it overflow in a deep network, and nothing after that is finite.
 
     Args:
-        model: in evaluation mode; any normalisation over [B, C, H, W] with `running_mean` and `running_var` counts.
+        model: in evaluation mode; any normalization over [B, C, H, W] with `running_mean` and `running_var` counts.
         run: the model, or what calls it.
         args: of `run`.
     """

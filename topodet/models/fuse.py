@@ -27,9 +27,9 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
 
     Wherever a `Stem` or `TopoStage` sits (a network, a backbone, a whole detector):
 
-    - Normalisation by stored statistics (batch normalisation, synchronised or frozen) goes into the convolution before
+    - Normalization by stored statistics (batch normalization, synchronised or frozen) goes into the convolution before
       it: `scale * (W x - mean) + shift = (scale W) x + (shift - scale mean)`, with `scale = weight / sqrt(var + eps)`.
-      Other normalisations stay as they are, and so does batch normalisation that keeps no statistics.
+      Other normalisations stay as they are, and so does batch normalization that keeps no statistics.
     - Edges whose alpha is exactly 0 are gone, and with them the nodes that no longer reach the stage's output. A node
       that reads nothing any more is one number a channel, which is added to the sums of its readers.
 
@@ -95,7 +95,7 @@ def _drop_zeros(blocks: Mapping[str, ConnectedBlock]) -> None:
 
 
 class FusedNode(nn.Module):
-    """A `Node` from its sum on: ReLU, 3x3 depthwise, 1x1 pointwise, and what is left of the normalisation.
+    """A `Node` from its sum on: ReLU, 3x3 depthwise, 1x1 pointwise, and what is left of the normalization.
 
     Args:
         node: a copy of its own, which is used up.
@@ -140,7 +140,7 @@ class FusedStage(FixedTensors):
         last = self.topology.num_nodes - 1
         alpha = dict(zip(self.topology.edges, stage.wiring.alpha.tolist()))
         inputs = [[j for j in sources if alpha[j, i]] for i, sources in enumerate(self.topology.predecessors)]
-        # What reads nothing is the same for every image: 0 after the convolutions, and then normalised. The last node
+        # What reads nothing is the same for every image: 0 after the convolutions, and then normalized. The last node
         # is computed all the same: its feature map leaves the stage.
         constant = {i: _at_zero(stage.nodes[i]) for i in range(1, last) if not inputs[i]}
         kept = [i for i in _ancestors(last, inputs) if i not in constant]
@@ -201,7 +201,7 @@ def _fused_stem(stem: Stem) -> Stem:
 
 
 def _fold(norm: nn.Module, conv: nn.Conv2d) -> nn.Module:
-    """Put a normalisation into the convolution before it, in place; return what is left to compute after that."""
+    """Put a normalization into the convolution before it, in place; return what is left to compute after that."""
     if not _has_statistics(norm):
         return norm
     scale = (norm.running_var.double() + norm.eps).rsqrt()
@@ -211,7 +211,7 @@ def _fold(norm: nn.Module, conv: nn.Conv2d) -> nn.Module:
     weight = conv.weight
     conv.weight = nn.Parameter((weight.double() * scale[:, None, None, None]).to(weight.dtype))
     conv.bias = nn.Parameter(bias.to(weight.dtype))
-    # timm has layers that normalise and activate in one.
+    # timm has layers that normalize and activate in one.
     return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
 
 

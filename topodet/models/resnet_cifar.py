@@ -41,7 +41,7 @@ class ResNetCifar(StagedClassifier):
 
     A 3x3 convolution to 16 channels, three stages of n BasicBlocks with 16, 32 and 64 channels at strides 1, 2 and 4,
     global average pooling and a linear layer: 6n + 2 layers. A shortcut on which stride and width change is a 1x1
-    convolution with normalisation (option B), as the parameter counts of Table 1 have it.
+    convolution with normalization (option B), as the parameter counts of Table 1 have it.
 
     Args:
         depth: 6n + 2.

@@ -19,7 +19,7 @@ NormLayer = Callable[..., nn.Module]  # of channels; of device and dtype too whe
 
 
 class Node(nn.Module):
-    """The operation o_i: ReLU, 3x3 depthwise, 1x1 pointwise, normalisation.
+    """The operation o_i: ReLU, 3x3 depthwise, 1x1 pointwise, normalization.
 
     Maps [B, in_chs, H, W] to [B, out_chs, ceil(H / stride), ceil(W / stride)]; with `inplace` the ReLU overwrites
     its input. `factory` is the device and dtype of the parameters, where they are given.
@@ -65,7 +65,7 @@ class TopoStage(nn.Module):
         out_chs: channels of every node.
         topology: the graph.
         edge_weights: "learned" or "fixed", see `Wiring`.
-        norm_layer: from channels to a normalisation module.
+        norm_layer: from channels to a normalization module.
         stride: of node 0.
         first_dilation, dilation: of the 3x3 convolutions of node 0, and of the others.
         factory: device and dtype of the parameters; `norm_layer` gets those that are given too.

@@ -22,7 +22,7 @@ class TopoNet(Trunk, StagedClassifier):
 
     The defaults are the paper's network: {14, 20, 26, 14} nodes, C = 64, complete graphs, learned weights:
     23,745,640 parameters and 697 edge weights, 3,931,535,872 multiply-adds at 224 (the paper prints 23.23M, 3.95G).
-    As in Eq. 1 a stage ends in its last node's normalisation; the next node's ReLU, or the pooling, reads that.
+    As in Eq. 1 a stage ends in its last node's normalization; the next node's ReLU, or the pooling, reads that.
 
     Args:
         nodes, width, topology, edge_weights, seed, in_chans, norm_layer, output_stride: see `build_blocks`.
@@ -95,7 +95,7 @@ class TopoNetFeatures(Trunk):
     """
 
     def __init__(self, model: TopoNet, out_indices: Sequence[int] = (0, 1, 2, 3)):
-        # `Trunk.__init__` would initialise again what may hold loaded weights.
+        # `Trunk.__init__` would initialize again what may hold loaded weights.
         nn.Module.__init__(self)
         indices, last = feature_take_indices(len(model.stages), list(out_indices))
         self.stem = model.stem

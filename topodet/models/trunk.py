@@ -33,7 +33,7 @@ ARCHITECTURE_ARGUMENTS = ("nodes", "width", "topology", "edge_weights", "seed", 
 
 
 class Stem(nn.Module):
-    """7x7 stride-2 convolution and normalisation: [B, in_chans, H, W] to [B, width, ceil(H / 2), ceil(W / 2)].
+    """7x7 stride-2 convolution and normalization: [B, in_chans, H, W] to [B, width, ceil(H / 2), ceil(W / 2)].
 
     The activation belongs to the first node.
     """
@@ -44,7 +44,7 @@ class Stem(nn.Module):
         self.norm = norm_layer(width, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised convolution."""
+        """Return the normalized convolution."""
         return self.norm(self.conv(x))
 
 
@@ -121,7 +121,7 @@ class Trunk(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that timm's optimiser factory spares from weight decay: the edge weights."""
+        """Names of the parameters that timm's optimizer factory spares from weight decay: the edge weights."""
         return {name for name, _ in self.named_parameters() if name.endswith("wiring.alpha")}
 
 

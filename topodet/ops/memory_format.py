@@ -34,7 +34,7 @@ def _has_slow_format(x: Tensor) -> bool:
 
 
 class _FromFastFormat(torch.autograd.Function):
-    """Contiguous; the gradient goes on in channels_last. A normalisation is slow where the two differ in format."""
+    """Contiguous; the gradient goes on in channels_last. A normalization is slow where the two differ in format."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

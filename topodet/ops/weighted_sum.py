@@ -131,7 +131,7 @@ class _Read(torch.autograd.Function):
         ctx.kernel = kernel
         # Fixed weights have no gradient that would need the feature.
         ctx.save_for_backward(weights, *([feature] if ctx.needs_input_grad[2] else []))
-        # `view_as` would give a batch of one image other strides, at which batch normalisation is wrong (torch 2.11).
+        # `view_as` would give a batch of one image other strides, at which batch normalization is wrong (torch 2.11).
         return tuple(torch.ops.aten.alias(feature) for _ in range(len(weights)))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What a run trains with, made as the options say: model, optimiser, loss, schedule."""
+"""What a run trains with, made as the options say: model, optimizer, loss, schedule."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def prepare(options: Options, group: Group, model: nn.Module, loader: Loader, nu
 def create_optimizer(
     options: OptimizerOptions, alpha_weight_decay: float, model: nn.Module, lr: float
 ) -> torch.optim.Optimizer:
-    """Return timm's optimiser over weights, vectors and edge weights with their own weight decay.
+    """Return timm's optimizer over weights, vectors and edge weights with their own weight decay.
 
     Raises:
         ConfigError: an unknown name, or arguments it does not take.

@@ -84,7 +84,7 @@ class Training:
         """Take the state of `state_dict`; other entries are passed over. The schedule follows from the epoch.
 
         Raises:
-            WeightsError: it does not fit the model or the optimiser.
+            WeightsError: it does not fit the model or the optimizer.
         """
         try:
             self.model.load_state_dict(state["state_dict"])
@@ -157,7 +157,7 @@ def train_epoch(training: Training, epoch: int, progress: Progress, run_logger: 
 
 
 def _update(training: Training, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-    """Make one optimiser step; return the means [task loss, weighted penalty, share right] over its images."""
+    """Make one optimizer step; return the means [task loss, weighted penalty, share right] over its images."""
     parts = training.grad_accum_steps
     sums = torch.zeros(3, device=training.group.device)
     training.optimizer.zero_grad()
@@ -214,7 +214,7 @@ def _penalty(training: Training) -> Tensor:
 
 def _backward(training: Training, loss: Tensor, step: bool) -> None:
     parameters = clipped_parameters(training.model, training.clip_mode)
-    # Some optimisers differentiate the gradients once more.
+    # Some optimizers differentiate the gradients once more.
     second_order = getattr(training.optimizer, "is_second_order", False)
     if training.scaler is not None:
         training.scaler(
@@ -351,7 +351,7 @@ def accuracy(batches: Iterable[tuple[Tensor, Tensor]]) -> Callable[[nn.Module], 
     """Return what evaluates a classifier on a loader of timm's: from a model to top1, top5 (percent) and loss.
 
     Args:
-        batches: (images [B, C, H, W], classes [B]), normalised; gone through anew for each model. Images of the class
+        batches: (images [B, C, H, W], classes [B]), normalized; gone through anew for each model. Images of the class
             -1 do not count.
     """
 

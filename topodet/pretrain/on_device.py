@@ -25,7 +25,7 @@ class Augmentation:
     Attributes:
         crop_padding: black pixels on each side of which the crop, as large as the image, may take some.
         hflip, vflip: probability of mirroring left and right, top and bottom.
-        cutout: side of the square that is set to the mean colour, around a pixel drawn from the whole image, so that
+        cutout: side of the square that is set to the mean color, around a pixel drawn from the whole image, so that
             part of it may lie outside (DeVries and Taylor, arXiv 1708.04552); 0 for none.
     """
 
@@ -53,7 +53,7 @@ class Augmentation:
         )
 
     def __call__(self, images: Tensor, chosen: Tensor, draws: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Return some of the images, varied and normalised.
+        """Return some of the images, varied and normalized.
 
         Args:
             images: uint8 [N, H, W, C], contiguous.

@@ -62,7 +62,7 @@ class SkipUnreadable(Dataset):
             try:
                 image, target = self._read(place)
             except _UNREADABLE as error:
-                # Only what was asked for counts: a neighbour that is bad as well is found when its own turn comes.
+                # Only what was asked for counts: a neighbor that is bad as well is found when its own turn comes.
                 if offset == 0:
                     self._report(index, error)
                 continue

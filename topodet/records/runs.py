@@ -325,7 +325,7 @@ def compact_json(record: Mapping[str, Any]) -> str:
 
 
 def full_name(record: dict[str, Any]) -> str:
-    """Return the name that tells a record from those of the same network with another initialisation or seed."""
+    """Return the name that tells a record from those of the same network with another initialization or seed."""
     parts = [record["name"], record.get("initialisation"), f"seed{record['seed']}"]
     return "_".join(part for part in parts if part)
 

@@ -80,7 +80,7 @@ def barabasi_albert(num_nodes: int, m: int = 5, seed: int = 0) -> Topology:
 
 
 def watts_strogatz(num_nodes: int, k: int = 4, p: float = 0.75, seed: int = 0) -> Topology:
-    """The WS graph of RandWire (arXiv 1904.01569): a ring of `k` neighbours, each edge rewired with probability `p`.
+    """The WS graph of RandWire (arXiv 1904.01569): a ring of `k` neighbors, each edge rewired with probability `p`.
 
     Edges run along the ring order, from the lower to the higher index.
 

@@ -186,7 +186,7 @@ def other_network(model: nn.Module, card: Mapping[str, Any]) -> list[str]:
 
 
 def is_update_counter(name: str) -> bool:
-    """Whether a tensor only counts a batch normalisation's updates, which frozen ones (Detectron2's) do not do."""
+    """Whether a tensor only counts a batch normalization's updates, which frozen ones (Detectron2's) do not do."""
     return name.endswith(".num_batches_tracked")
 
 

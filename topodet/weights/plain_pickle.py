@@ -1,7 +1,7 @@
 """A pickle machine that makes plain types and tensors, and cannot make anything else.
 
 Python's own unpickler imports what a pickle names and calls it. This one carries out each opcode by a table, and calls
-the few functions by which `torch.save` describes tensors; it is for data that nobody vouches for.
+the few functions by which `torch.save` describes tensors; it is for untrusted data.
 """
 
 from __future__ import annotations

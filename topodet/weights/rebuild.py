@@ -64,8 +64,8 @@ def backbone_arguments(arch: str, pretrained: str | os.PathLike | None, **overri
     """Return the name and the hyper-parameters of a detector's backbone, as `build_blocks` takes them.
 
     Args:
-        arch: a named network, or "pretrained" for that of the weights file, whatever graphs it has: a pruned one, or
-            one of nobody's name.
+        arch: a named network, or "pretrained" for that of the weights file, whatever graphs it has, e.g. a pruned one
+            or one without a name.
         pretrained: path, URL or hf-hub:USER/REPO of the weights file.
         overrides: hyper-parameters that replace the network's own, unless None.
 

@@ -1,5 +1,5 @@
 # The paper's backbone for any detector, treated as MMDetection treats ResNet-50: stem and first stage frozen, batch
-# normalisation at its stored statistics.
+# normalization at its stored statistics.
 toponet50 = dict(
     _delete_=True,
     type="TopoNet",

@@ -111,7 +111,7 @@ def connect(
     Parameters keep their names. Each run adds `wiring.alpha` (float32 [E]) and `wiring.edges` to its first block;
     checkpoints of the original load strictly all the same, with the alphas at their start. Feature maps taken between
     two blocks are the sums that the next one reads. Gradient checkpointing, torch.compile, tracing and torch.export
-    work as they do for the original; torch.jit.script does not. Make the optimiser afterwards: the copy has parameters
+    work as they do for the original; torch.jit.script does not. Make the optimizer afterwards: the copy has parameters
     of its own.
 
     Args:
@@ -152,7 +152,7 @@ def rewire(
     - Node 0 is what the run is given, activated by the stem or the stage before. Where the first block has a projection
       on its shortcut (1x1 convolution of a stage that changes stride or width), nodes from 2 on read the projection;
       node 1, which changes stride and width itself, reads the input as it is: `s_1 = alpha_01 * x`.
-    - Nodes 1..m compute `r_i = o_i(s_i)` of `s_i = sum_{j<i} alpha_ji * r_j`, o = ReLU -> convolution -> normalisation
+    - Nodes 1..m compute `r_i = o_i(s_i)` of `s_i = sum_{j<i} alpha_ji * r_j`, o = ReLU -> convolution -> normalization
       (Eq. 1); s_1 is an activated input and is not activated again. Each 3x3 convolution of a BasicBlock is a node.
       The inner convolutions of a Bottleneck have other widths than its stream: its whole residual is one node, as that
       of all blocks that cannot be taken apart between two convolutions of one width. Such a network differs from the

@@ -1,6 +1,6 @@
 """NN-Mass: how much of a network's width and depth its skip connections join (CVPR 2021, arXiv 1910.00780).
 
-The paper's claim: at initialisation gradients flow better the larger the mass, and networks of equal mass reach a
+The paper's claim: at initialization gradients flow better the larger the mass, and networks of equal mass reach a
 similar accuracy, whatever their number of parameters.
 """
 

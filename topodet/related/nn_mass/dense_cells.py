@@ -154,7 +154,7 @@ def dense_cnn(
 ) -> DenseCells:
     """Build a CNN of DenseNet-type cells: [B, in_chans, H, W] to [B, num_classes].
 
-    A layer is a 3x3 convolution, batch normalisation and the activation. Every cell but the first halves the
+    A layer is a 3x3 convolution, batch normalization and the activation. Every cell but the first halves the
     resolution in its layer 0.
 
     Args:

@@ -1,7 +1,7 @@
 """Does a network's accuracy follow its mass, or its number of parameters? The question of arXiv 1910.00780, on digits.
 
 Networks of DenseNet-type cells are made in several widths and depths, and for each with the skip channels that give it
-one of a few masses, so that mass and number of parameters go apart. Each is measured at initialisation (`ldi`) and
+one of a few masses, so that mass and number of parameters go apart. Each is measured at initialization (`ldi`) and
 trained, from several seeds, on scikit-learn's handwritten digits.
 """
 

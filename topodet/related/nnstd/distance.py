@@ -1,7 +1,7 @@
 """NNSTD, the distance between the wirings of two sparse networks.
 
 "Topological Insights into Sparse Neural Networks" (ECML-PKDD 2020, arXiv 2006.14085). A neuron is the set of the
-neurons it reads. Two neurons differ by the normalised edit distance of their sets, |S xor T| / |S or T| (both empty:
+neurons it reads. Two neurons differ by the normalized edit distance of their sets, |S xor T| / |S or T| (both empty:
 0), two layers by the mean over their neurons under the best one-to-one matching, two networks by the mean over their
 layers, where the sets of each layer are compared under the matching of the layer below.
 """

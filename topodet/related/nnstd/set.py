@@ -26,8 +26,8 @@ class SET:
     layer starts as an Erdos-Renyi graph: each of its n_in * n_out possible links exists with probability
     p = epsilon (n_in + n_out) / (n_in n_out), within each group of a grouped convolution. A layer with p >= 1, like
     most classifiers, stays dense and is left alone. Links that do not exist have weight 0 exactly: their gradients are
-    zeroed as they come (before clipping, averaging and the optimiser), and so are they after each step, whatever the
-    optimiser adds.
+    zeroed as they come (before clipping, averaging and the optimizer), and so are they after each step, whatever the
+    optimizer adds.
 
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         evolution = SET(model, optimizer, epsilon=20, zeta=0.3, seed=0)
@@ -55,7 +55,7 @@ class SET:
 
     Raises:
         ConfigError: a setting out of range, an unknown layer, no layer that becomes sparse, one that gets no link, an
-            optimiser that does not hold the weights or mixes them.
+            optimizer that does not hold the weights or mixes them.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class SET:
         Of the positive links the fraction zeta with the smallest values goes, of the negative ones that with the
         largest, each rounded down. The value of a kernel is the sum of its absolute weights, with the sign of their
         sum; a link at 0 counts as positive. Removed and new links have weight 0 and no momentum: every state of the
-        optimiser that has the weight's shape is 0 there.
+        optimizer that has the weight's shape is 0 there.
 
         Returns:
             the number of links moved, by the weight's name.
@@ -138,7 +138,7 @@ class SET:
             hook.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs beside the states of model and optimiser, as tensors and plain types."""
+        """Return what a resumed training needs beside the states of model and optimizer, as tensors and plain types."""
         return {
             "epsilon": self.epsilon,
             "zeta": self.zeta,
@@ -149,7 +149,7 @@ class SET:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`, after model and optimiser have loaded theirs of the same moment.
+        """Go on from `state_dict`, after model and optimizer have loaded theirs of the same moment.
 
         Raises:
             WeightsError: other layers or shapes, or weights that are not those of that moment.
@@ -204,7 +204,7 @@ class SET:
         return lambda gradient: gradient.masked_fill(~self.masks[name], 0)
 
     def _states(self, weight: nn.Parameter) -> list[Tensor]:
-        """Return what the optimiser remembers of each single weight: momentum, moments, averages."""
+        """Return what the optimizer remembers of each single weight: momentum, moments, averages."""
         state = self._optimizer.state.get(weight, {})
         return [value for value in state.values() if isinstance(value, Tensor) and value.shape == weight.shape]
 

@@ -117,7 +117,7 @@ def arrays(folder: str | Path, *, num_classes: int = 10) -> Task:
 
 
 def plain(task: Task) -> nn.Module:
-    """Make a network in the manner of VGG: 3x3 convolutions, each with normalisation and ReLU, and no shortcut."""
+    """Make a network in the manner of VGG: 3x3 convolutions, each with normalization and ReLU, and no shortcut."""
     layers: list[nn.Module] = []
     channels, stride = task.image[0], task.stem_stride
     for width in task.widths:

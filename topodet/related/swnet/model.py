@@ -38,13 +38,13 @@ def swnet(model: nn.Module, *, p: float = 0.5, seed: int = 0, image_size: int = 
     """Return a copy of a CNN in which each kernel u -> v, with probability p, leads two or more layers further than u.
 
     The layers are the convolutions of `forward_features` (of `forward` where there is none) in their order. A layer's
-    nodes are the channels as the next convolution reads them: behind normalisation, activation, pooling and the
+    nodes are the channels as the next convolution reads them: behind normalization, activation, pooling and the
     addition of a shortcut.
 
     - The first convolution reads the image, which is no feature map: its kernels stay. So do those of the last layer,
       which no layer follows, and the classifier.
     - A block's shortcut stays as it is, identity or projection ("downsample"), and is no edge.
-    - A depthwise convolution works channel by channel, as normalisation does, and belongs to the nodes that it reads.
+    - A depthwise convolution works channel by channel, as normalization does, and belongs to the nodes that it reads.
       In a MobileNet the layers are the pointwise convolutions.
     - In a grouped convolution an edge joins channels of one group. What comes from afar reaches any channel.
     - Convolutions over 1 x 1 maps (gates such as squeeze-and-excitation, heads) are no layers.

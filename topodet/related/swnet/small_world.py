@@ -24,7 +24,7 @@ class SmallWorld:
     """What `small_world` found.
 
     Args:
-        clustering: C, the mean over nodes of the share of a node's pairs of neighbours that are neighbours themselves;
+        clustering: C, the mean over nodes of the share of a node's pairs of neighbors that are neighbors themselves;
             0 for a node with fewer than two.
         path_length: L, the mean number of edges on a shortest path, over all pairs of nodes that have a path.
         random_clustering, random_path_length: the same of random graphs, their mean.
