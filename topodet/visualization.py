@@ -20,6 +20,12 @@ from .files import atomic_path
 DARK, LIGHT = "#1f4e79", "#e08a3c"
 
 
+def series_style(k: int) -> dict[str, str]:
+    """Return color, marker and dashes of line `k` of a picture: they differ in gray as well."""
+    styles = ((DARK, "o", "-"), (LIGHT, "s", "--"), ("0.2", "^", "-."), ("0.55", "D", ":"))
+    return dict(zip(("color", "marker", "linestyle"), styles[k % len(styles)]))
+
+
 def adjacency_figure(model: nn.Module, title: str = "") -> Figure:
     """Draw each stage's adjacency matrix of |alpha| as a heat map, inputs of node i in row i, edges absent in grey.
 

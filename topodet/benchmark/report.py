@@ -10,6 +10,7 @@ from matplotlib.ticker import ScalarFormatter
 
 from ..records.benchmarks import circumstances, subject
 from ..records.markdown import replace_measured, table
+from ..visualization import new_figure, series_style
 from .contestants import CHAINS
 from .run import floor
 
@@ -105,7 +106,7 @@ def growth_table(record: Record) -> str:
 
 def growth_figure(record: Record) -> Figure:
     """Draw the time of an edge and the peak of memory over the number of nodes, one line a contestant."""
-    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    figure = new_figure(width=9.0, height=3.6)
     measured = {key for row in record["growth"] for cells in row["contestants"].values() for key in cells}
     panels = [(key, label) for key, label in _PANELS if key in measured]
     nodes = [row["nodes"] for row in record["growth"]]
@@ -113,7 +114,7 @@ def growth_figure(record: Record) -> Figure:
         for k, name in enumerate(record["growth"][0]["contestants"]):
             values = [row["contestants"][name].get(key) for row in record["growth"]]
             if None not in values:
-                axis.plot(nodes, values, "o-", color=f"C{k}", label=name, markersize=4)
+                axis.plot(nodes, values, **series_style(k), label=name, markersize=4)
         axis.set_xscale("log", base=2)
         axis.set_xticks(nodes, [str(count) for count in nodes])
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
@@ -121,7 +122,11 @@ def growth_figure(record: Record) -> Figure:
         axis.set_xlabel("nodes")
         axis.set_ylabel(label)
         axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)  # the last panel, memory, has a line for every contestant
+    # The last panel, memory, has a line for every contestant.
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    # The number of nodes is what varies.
+    title = subject(record).replace(f"stage of {record['settings']['nodes']} nodes", "stages")
+    figure.suptitle(f"{title}, {record['machine'].partition(' (')[0]}", fontsize=10)
     return figure
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from ..errors import DataError
 from ..files import atomic_path
 from ..parse import parse_json
+from ..visualization import new_figure, series_style
 
 # Of a line of a log: what it counts, and the numbers that are read of it.
 _STEPS = ("step", "iteration")
@@ -122,30 +123,33 @@ def average_precision_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], 
     return figure
 
 
-def seed_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Figure:
+def seed_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], title: str = "") -> Figure:
     """Draw AP over training of several seeds: a thin line for each and a thick one for their mean.
 
     Steps are shares of each run's last one, so that runs counted in epochs and in iterations lie on one axis.
 
     Args:
         runs: for each label the runs, each what `read_evaluations` returned.
+        title: of the picture.
     """
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    figure = new_figure(width=5.2, height=3.8)
     axis = figure.subplots()
     for k, (label, group) in enumerate(runs.items()):
+        style = {**series_style(k), "marker": ""}
         curves = [_curve(rows) for rows in group]
         for shares, scores in curves:
-            axis.plot(shares, scores, color=f"C{k}", linewidth=0.7, alpha=0.6)
+            axis.plot(shares, scores, **style, linewidth=0.7, alpha=0.6)
         grid = np.unique(np.concatenate([shares for shares, _ in curves]))
         # From where every seed was evaluated.
         grid = grid[grid >= max(shares[0] for shares, _ in curves)]
         mean = np.mean([np.interp(grid, shares, scores) for shares, scores in curves], axis=0)
-        axis.plot(grid, mean, color=f"C{k}", linewidth=2, label=f"{label}, mean of {len(group)} seeds")
+        axis.plot(grid, mean, **style, linewidth=2, label=f"{label}, mean of {len(group)} seeds")
     axis.set_xlabel("share of the training, %")
     axis.set_ylabel("AP, %")
     axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, loc="lower right")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    axis.set_title(title, fontsize=10)
     return figure
 
 

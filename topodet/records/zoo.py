@@ -147,7 +147,8 @@ def pictures(records: Sequence[Record]) -> dict[str, Figure]:
     """Return the pictures that the zoo shows, by their paths in the repository: AP over training of compared runs."""
     return {
         _picture(mmdet): seed_curves(
-            {FRAMEWORKS[group[0]["framework"]]: [r["history"] for r in group] for group in (mmdet, detectron2)}
+            {FRAMEWORKS[group[0]["framework"]]: [r["history"] for r in group] for group in (mmdet, detectron2)},
+            title=f"{mmdet[0]['name']}, {_short(mmdet[0]['data'])}",
         )
         for mmdet, detectron2 in _pairs(records)
     }
