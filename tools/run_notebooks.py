@@ -87,7 +87,7 @@ def _outputs(source: str, namespace: dict[str, Any], number: int) -> list[dict[s
         if last is not None:
             value = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), namespace)
     outputs = []
-    if text := printed.getvalue():
+    if text := printed.getvalue().replace(f"{Path.cwd()}/", ""):  # no paths of the machine
         outputs.append({"output_type": "stream", "name": "stdout", "text": text.splitlines(keepends=True)})
     if value is not None:
         shown = {"text/plain": [_without_address(value)]}
