@@ -48,6 +48,8 @@ def setup(app: Sphinx) -> None:
 def escape(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Turn `words` of docstrings into literals, and keep what reStructuredText would read as its own."""
     text = re.sub(r"(?<!`)`([^`]+)`(?!`)", lambda match: f"``{' '.join(match[1].split())}``", "\n".join(lines))
+    # The plural of a name: to reStructuredText no literal ends before a letter.
+    text = re.sub(r"``(?=\w)([^`]+)``(?=\w)", r"``\1``\\ ", text)
     parts = text.split("``")
     parts[::2] = [re.sub(r"([|*])", r"\\\1", part) for part in parts[::2]]
     lines[:] = "``".join(parts).split("\n")
