@@ -28,13 +28,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", default="", help="name of the published backbone that was made or used")
     parser.add_argument("--name", default="", help="pretraining: of the record, if not the run's own")
     parser.add_argument("--config", help="detector: its config in this repository")
-    parser.add_argument("--initialisation", choices=["pretrained", "random"], help="detector: of the backbone")
+    parser.add_argument("--initialization", choices=["pretrained", "random"], help="detector: of the backbone")
     parser.add_argument("--seed", type=int, help="detector: of the run")
     parser.add_argument("--note", default="", help="detector: what a reader of its AP must know, e.g. what it was for")
     parser.add_argument("--output", type=Path, default=ROOT / "records" / "runs")
     args = parser.parse_args(argv)
-    if args.kind == "detector" and None in (args.config, args.initialisation, args.seed):
-        parser.error("a detector's record needs --config, --initialisation and --seed")
+    if args.kind == "detector" and None in (args.config, args.initialization, args.seed):
+        parser.error("a detector's record needs --config, --initialization and --seed")
     return exit_status(make, args)
 
 
@@ -47,7 +47,7 @@ def make(args: argparse.Namespace) -> None:
         record = runs.record_detector(
             args.folder,
             config=args.config,
-            initialisation=args.initialisation,
+            initialization=args.initialization,
             data=args.data,
             command=args.command,
             seed=args.seed,

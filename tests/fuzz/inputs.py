@@ -96,7 +96,7 @@ def kinds(good: Path) -> dict[str, Kind]:
     records = {
         "pretraining": runs.record_pretraining(good / "pretraining", data="d", command="c"),
         "detector": runs.record_detector(
-            good / "mmdet", config="configs/a.py", initialisation="random", data="d", command="c", seed=0
+            good / "mmdet", config="configs/a.py", initialization="random", data="d", command="c", seed=0
         ),
     }
     options = {"model": "toponet_nano", "epochs": 3, "lr": 0.1, "scale": [0.5, 1.0], "model_ema": True, "seed": 1}
@@ -359,7 +359,7 @@ def _read_arrays(path: Path) -> None:
 
 
 def _record_of_detector(path: Path) -> None:
-    runs.record_detector(path, config="c.py", initialisation="random", data="d", command="c", seed=0)
+    runs.record_detector(path, config="c.py", initialization="random", data="d", command="c", seed=0)
 
 
 def _record_of_pretraining(path: Path) -> None:

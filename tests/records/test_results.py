@@ -89,7 +89,7 @@ def test_a_test_in_the_folder_of_a_training_is_no_part_of_it(tmp_path):
     (tmp_path / "20260102_000000" / "vis_data").mkdir()
     (tmp_path / "20260102_000000" / "vis_data" / "scalars.json").write_text(json.dumps(lone) + "\n")
     assert [row["coco/bbox_mAP"] for row in read_evaluations(tmp_path)] == [0.1, 0.2]
-    record = record_detector(tmp_path, config="c.py", initialisation="random", data="d", command="c", seed=0)
+    record = record_detector(tmp_path, config="c.py", initialization="random", data="d", command="c", seed=0)
     assert (record["metrics"]["bbox_mAP"], [row["step"] for row in record["history"]]) == (0.2, [1, 2])
 
 

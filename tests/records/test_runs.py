@@ -14,7 +14,7 @@ PAPER = json.loads((update_model_zoo.ROOT / "records" / "paper.json").read_text(
 
 def test_a_detectors_record_is_read_from_its_folder(tmp_path, capsys):
     run = mmdet_run(tmp_path / "run", [0.1, 0.35])
-    arguments = ["detector", str(run), "--config", "configs/mmdet/a_b.py", "--initialisation", "pretrained"]
+    arguments = ["detector", str(run), "--config", "configs/mmdet/a_b.py", "--initialization", "pretrained"]
     arguments += ["--data", "BCCD", "--command", "python train.py", "--seed", "7", "--weights", "x-1.pth"]
     assert record_run.main([*arguments, "--output", str(tmp_path / "records")]) == 0
     (record,) = runs.load_all(tmp_path / "records")
@@ -24,15 +24,15 @@ def test_a_detectors_record_is_read_from_its_folder(tmp_path, capsys):
     assert record["versions"]["torch"]
     text = zoo.model_zoo(PAPER, [record], [])
     assert (
-        "| [a_b](configs/mmdet/a_b.py) | MMDetection | BCCD | pretrained | 1 seed | 35.0 | 70.0 | 35.0 | x-1.pth "
+        "| [a_b](configs/mmdet/a_b.py) | BCCD | x-1.pth | 1 | 35.0 | 70.0 | 35.0 "
         "| [seed 7](records/runs/a_b_pretrained_seed7.json) |"
     ) in text
-    assert "```bash\npython train.py\n```" in text
+    assert "```bash\npython train.py\n```" in zoo.commands([record])
 
 
 def test_the_same_command_records_a_detectron2_run(tmp_path, monkeypatch):
     run = detectron2_run(tmp_path / "run", [10.0, 51.2345], log="max_mem: 700M")
-    arguments = ["detector", str(run), "--config", "configs/detectron2/a_b.yaml", "--initialisation", "pretrained"]
+    arguments = ["detector", str(run), "--config", "configs/detectron2/a_b.yaml", "--initialization", "pretrained"]
     arguments += ["--data", "BCCD", "--command", "python train_net.py", "--seed", "7", "--note", "a check"]
     assert record_run.main([*arguments, "--output", str(tmp_path / "records")]) == 0
     (record,) = runs.load_all(tmp_path / "records")
@@ -44,11 +44,11 @@ def test_the_same_command_records_a_detectron2_run(tmp_path, monkeypatch):
     assert record["speed"] == {"iterations_per_second": 4, "images_per_second": 32, "peak_memory_mb": 700}
     assert not any("mmdet" in package for package in record["versions"])
     text = zoo.model_zoo(PAPER, [record], [])
-    assert "| [a_b](configs/detectron2/a_b.yaml) | Detectron2 | BCCD | pretrained | 1 seed | 51.2 |" in text
+    assert "| [a_b](configs/detectron2/a_b.yaml) | BCCD | pretrained | 1 | 51.2 |" in text
 
 
 def test_both_frameworks_records_have_the_same_keys(tmp_path):
-    common = {"initialisation": "random", "data": "BCCD", "command": "-", "seed": 0}
+    common = {"initialization": "random", "data": "BCCD", "command": "-", "seed": 0}
     theirs = runs.record_detector(mmdet_run(tmp_path / "a", [0.5]), config="a.py", **common)
     ours = runs.record_detector(detectron2_run(tmp_path / "b", [50.0]), config="b.yaml", **common)
     assert theirs.keys() == ours.keys()
@@ -62,7 +62,7 @@ def test_the_commit_of_an_installation_is_told(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: detectron2\nVersion: 0.6\n")
     monkeypatch.syspath_prepend(tmp_path)
-    arguments = {"config": "b.yaml", "initialisation": "random", "data": "", "command": "", "seed": 0}
+    arguments = {"config": "b.yaml", "initialization": "random", "data": "", "command": "", "seed": 0}
     run = detectron2_run(tmp_path / "run", [50.0])
     assert runs.record_detector(run, **arguments)["versions"]["detectron2"] == "0.6"
     origin = {"url": "https://a.b", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}
@@ -80,7 +80,8 @@ def test_a_pretraining_record_is_read_from_its_folder(tmp_path):
     record = runs.record_pretraining(run, data="Tiny", command="python pretrain.py", published="p.pth")
     assert runs.save(record, tmp_path / "out").name == "nano_seed3.json"
     text = zoo.model_zoo(PAPER, runs.load_all(tmp_path / "out"), [])
-    assert "| nano | `toponet_nano` | Tiny | 2 of 4 | 3 | 30.50 | 50.0% | p.pth |" in text
+    link = "[nano](records/runs/nano_seed3.json)"
+    assert f"| {link} | `toponet_nano` | Tiny | 2 of 4 | 3 | 30.50 | 50.0% | p.pth |" in text
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_a_pretraining_record_tells_plain_networks_from_connected_ones(tmp_path,
     run = pretraining_run(tmp_path / "run", model="convnext_atto", **args)
     record = runs.record_pretraining(run, data="Tiny", command="-")
     assert record["architecture"] == words
-    assert f"| nano | `{words}` | Tiny |" in zoo.model_zoo(PAPER, [record], [])
+    assert f"](records/runs/nano_seed3.json) | `{words}` | Tiny |" in zoo.model_zoo(PAPER, [record], [])
 
 
 def test_real_summaries_can_be_recorded(tmp_path):
@@ -125,13 +126,13 @@ def test_real_summaries_can_be_recorded(tmp_path):
     assert pretrain(options) == 0
     record = runs.record_pretraining(tmp_path / "run", data="noise", command="-")
     text = zoo.model_zoo(PAPER, [record], [])
-    assert "| run | `toponet_nano` | noise | 1 of " in text
+    assert "](records/runs/run_seed42.json) | `toponet_nano` | noise | 1 of " in text
     assert "0.0% / 0.0%" in text
 
 
 def test_unfinished_runs_are_named(tmp_path, capsys):
     with pytest.raises(DataError, match="neither metrics.json .* nor"):
-        runs.record_detector(tmp_path, config="a.py", initialisation="random", data="", command="", seed=0)
+        runs.record_detector(tmp_path, config="a.py", initialization="random", data="", command="", seed=0)
     with pytest.raises(DataError, match=r"no folder of a pretraining run: .*args.yaml is missing"):
         runs.record_pretraining(tmp_path, data="", command="")
     assert record_run.main(["pretraining", str(tmp_path), "--data", "x", "--command", "y"]) == 1

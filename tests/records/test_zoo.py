@@ -21,7 +21,7 @@ def detector(framework, seed, score, **changed):
         "name": BCCD[framework].rpartition("/")[2].rpartition(".")[0],
         "framework": framework,
         "config": BCCD[framework],
-        "initialisation": "pretrained",
+        "initialization": "pretrained",
         "weights": "x-1.pth",
         "data": "BCCD (a place), 292 train",
         "command": "train",
@@ -42,7 +42,7 @@ def test_imagenet_and_coco_runs_fill_the_papers_tables(tmp_path):
     config = "configs/mmdet/faster-rcnn_toponet50-adaptive_fpn_detectron-1x_coco.py"
     run = pretraining_run(tmp_path / "run", model="toponet50")
     imagenet = runs.record_pretraining(run, data="ImageNet-1k", command="-")
-    common = {"config": config, "initialisation": "pretrained", "command": "-", "seed": 0}
+    common = {"config": config, "initialization": "pretrained", "command": "-", "seed": 0}
     coco = runs.record_detector(mmdet_run(tmp_path / "coco", [0.4]), data="COCO 2017", **common)
     empty = page(configs=[config])
     filled = page(imagenet, coco, configs=[config])
@@ -79,7 +79,7 @@ def test_every_coco_config_has_a_row():
 
 def test_seeds_of_one_run_are_one_row():
     runs = [detector("mmdetection", seed, score) for seed, score in enumerate((0.50, 0.51, 0.55))]
-    runs += [detector("mmdetection", 0, 0.4, initialisation="random", weights="")]
+    runs += [detector("mmdetection", 0, 0.4, initialization="random", weights="")]
     text = page(*runs)
     name = "faster-rcnn_toponet-nano_fpn_bccd"
     path = f"records/runs/{name}_pretrained_seed"

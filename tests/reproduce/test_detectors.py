@@ -69,7 +69,7 @@ def test_a_backbone_is_pretrained_published_and_fine_tuned(framework, tmp_path, 
     folder = tmp_path / "records" / "studies" / "tiny-small"
     record = json.loads((folder / f"detector_{framework}_seed0.json").read_text())
     assert (record["framework"], record["arm"], record["seed"]) == (framework, f"detector_{framework}", 0)
-    assert record["initialisation"] == "pretrained"
+    assert record["initialization"] == "pretrained"
     assert -1 <= record["metrics"]["bbox_mAP"] <= 1
     assert len(record["history"]) == 1
     (published,) = (runs / "tiny-small" / "published").glob("backbone_seed0-*.pth")

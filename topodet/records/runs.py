@@ -108,7 +108,7 @@ def record_detector(
     folder: str | Path,
     *,
     config: str,
-    initialisation: str,
+    initialization: str,
     data: str,
     command: str,
     seed: int,
@@ -122,7 +122,7 @@ def record_detector(
     Args:
         folder: MMDetection's --work-dir, or Detectron2's OUTPUT_DIR (a LazyConfig's train.output_dir).
         config: path of the config in this repository.
-        initialisation: "pretrained" or "random".
+        initialization: "pretrained" or "random".
         data: which images, in words; the same words for runs that are to be compared.
         command: how to repeat it.
         seed: of the run.
@@ -140,7 +140,7 @@ def record_detector(
         "name": Path(config).stem,
         "framework": framework,
         "config": config,
-        "initialisation": initialisation,
+        "initialization": initialization,
         "weights": weights,
         "data": data,
         "note": note,
@@ -326,7 +326,7 @@ def compact_json(record: Mapping[str, Any]) -> str:
 
 def full_name(record: dict[str, Any]) -> str:
     """Return the name that tells a record from those of the same network with another initialization or seed."""
-    parts = [record["name"], record.get("initialisation"), f"seed{record['seed']}"]
+    parts = [record["name"], record.get("initialization"), f"seed{record['seed']}"]
     return "_".join(part for part in parts if part)
 
 

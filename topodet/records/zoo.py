@@ -134,7 +134,7 @@ def results(records: Sequence[Record]) -> str:
                 f"[{group[0]['name']}]({group[0]['config']})",
                 FRAMEWORKS[group[0]["framework"]],
                 _short(group[0]["data"]),
-                group[0]["weights"].rpartition("-")[0] or group[0]["initialisation"],
+                group[0]["weights"].rpartition("-")[0] or group[0]["initialization"],
                 str(len(group)),
                 f"{found.mean:.1f} [{found.interval[0]:.1f}, {found.interval[1]:.1f}]",
             )
@@ -244,7 +244,7 @@ def _detector_row(group: Sequence[Record]) -> tuple[str, ...]:
     return (
         f"[{first['name']}]({first['config']})",
         first["data"],
-        first["weights"] or first["initialisation"],
+        first["weights"] or first["initialization"],
         str(len(group)),
         *(_score(group, key) for key in ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")),
         ", ".join(_link(r, f"seed {r['seed']}") for r in group),
@@ -260,7 +260,7 @@ def _seed_groups(records: Sequence[Record]) -> list[list[Record]]:
     """Return the records that differ only in seed together; a run that was stopped earlier is on its own."""
     found: dict[tuple, list[Record]] = {}
     for record in records:
-        key = ("config", "framework", "weights", "data", "initialisation")
+        key = ("config", "framework", "weights", "data", "initialization")
         found.setdefault((*(record[k] for k in key), record["history"][-1]["step"]), []).append(record)
     return list(found.values())
 
@@ -270,7 +270,7 @@ def _notes(groups: Sequence[Sequence[Record]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for group in groups:
         for note in {record["note"]: None for record in group if record.get("note")}:
-            found.setdefault(note, []).append(f"{group[0]['name']} ({group[0]['initialisation']})")
+            found.setdefault(note, []).append(f"{group[0]['name']} ({group[0]['initialization']})")
     return found
 
 
@@ -317,10 +317,10 @@ def _comparisons(records: Sequence[Record]) -> list[str]:
     for mmdet, detectron2 in _pairs(records):
         data = _short(mmdet[0]["data"])
         names = f"{mmdet[0]['name']} against {detectron2[0]['name']}"
-        lines += ["", f"**{data}, {mmdet[0]['initialisation']}:** {names}. {_compare(mmdet, detectron2)}", ""]
+        lines += ["", f"**{data}, {mmdet[0]['initialization']}:** {names}. {_compare(mmdet, detectron2)}", ""]
         lines += [f"![AP over training, seed by seed]({_picture(mmdet)})"]
     if lines:
-        text = "The same detector, weights, data and initialisation in both, each with several seeds; a name with "
+        text = "The same detector, weights, data and initialization in both, each with several seeds; a name with "
         text += "something at its end is a variant, which its config describes. A difference is "
         text += "called larger than the spread when 0 is outside of its 95% interval by Welch's t."
         lines = ["", "## MMDetection against Detectron2", "", text, *lines]
@@ -349,7 +349,7 @@ def _pairs(records: Sequence[Record]) -> list[tuple[list[Record], list[Record]]]
         for group in _seed_groups([r for r in records if r["kind"] == "detector"])
         if len(group) > 1 and min(record["metrics"]["bbox_mAP"] for record in group) >= 0
     ]
-    alike = ("weights", "data", "initialisation")
+    alike = ("weights", "data", "initialization")
     return [
         (mmdet, detectron2)
         for mmdet in groups
@@ -361,7 +361,7 @@ def _pairs(records: Sequence[Record]) -> list[tuple[list[Record], list[Record]]]
 
 
 def _picture(group: Sequence[Record]) -> str:
-    return f"docs/{group[0]['name']}_{group[0]['initialisation']}_seeds.png"
+    return f"docs/{group[0]['name']}_{group[0]['initialization']}_seeds.png"
 
 
 def _plain(name: str) -> str:

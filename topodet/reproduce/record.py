@@ -81,7 +81,7 @@ def _detector(job: Job, command: str) -> dict[str, Any]:
     return runs.record_detector(
         job.folder,
         config=job.arm.source,
-        initialisation="pretrained" if job.arm.backbone else "as the config says",
+        initialization="pretrained" if job.arm.backbone else "as the config says",
         data=job.scale.data,
         command=command,
         seed=job.seed,

@@ -39,7 +39,7 @@ def create(name, **kwargs):
 
 
 def randomize(model):
-    """Weights far from initialisation, where layer scales are tiny, norms do nothing and some heads are 0."""
+    """Weights far from initialization, where layer scales are tiny, norms do nothing and some heads are 0."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim <= 1 or len(parameter) == 5:

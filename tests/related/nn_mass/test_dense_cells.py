@@ -92,7 +92,7 @@ def test_skip_channels_are_drawn_from_all_earlier_layers():
 
 
 @pytest.mark.parametrize(("fan", "grows"), [("fan_in", False), ("fan_out", True)])
-def test_initialisation(fan, grows):
+def test_initialization(fan, grows):
     model = dense_mlp([(64, 8, 400)], in_features=64, num_classes=2, fan=fan)
     for layer in model.cells[0].layers[1:]:
         linear = layer.layer[0]
