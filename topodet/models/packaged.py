@@ -37,7 +37,7 @@ PACKAGED = {
     "toponet_nano": Packaged(
         tag="tiny_imagenet",
         file="toponet_nano_tiny_imagenet.safetensors",
-        sha256="6fb99c9bd4a36924513411ddb9f9d7e10b8c7dbeae05ac4e0544328c21505843",
+        sha256="21f81cb6b3a5860a538f8ce02e0994fe957a97643d15b495ef5ccfc25f9ec6e0",
         num_classes=200,
     ),
 }
