@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         help='in words, the same for runs to compare; "ImageNet-1k" and "COCO 2017" at its head choose their tables',
     )
     parser.add_argument("--command", required=True, help="how to repeat the run")
+    parser.add_argument("--commit", default="", help="of the code that ran (git rev-parse --short=12 HEAD)")
     parser.add_argument("--weights", default="", help="name of the published backbone that was made or used")
     parser.add_argument("--name", default="", help="pretraining: of the record, if not the run's own")
     parser.add_argument("--config", help="detector: its config in this repository")
@@ -54,7 +55,7 @@ def make(args: argparse.Namespace) -> None:
             weights=args.weights,
             note=args.note,
         )
-    print(runs.save(record, args.output))
+    print(runs.save(record | ({"commit": args.commit} if args.commit else {}), args.output))
 
 
 if __name__ == "__main__":
