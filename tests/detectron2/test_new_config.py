@@ -23,4 +23,4 @@ def test_what_it_writes_and_prints_trains(coco, tmp_path, capsys, monkeypatch):
     cfg = load_config("mine.yaml")
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
     assert cfg.SOLVER.MAX_ITER == 2
-    assert not cfg.MODEL.BACKBONE.FREEZE_AT
+    assert (cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.TOPONET.PRETRAINED) == (2, "topodet")
