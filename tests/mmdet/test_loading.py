@@ -132,7 +132,7 @@ def test_classes_and_head_of_the_checkpoint_are_compared(runner, tmp_path, monke
         loop = getattr(runner, f"build_{name}_loop")(getattr(runner, f"_{name}_loop"))
         monkeypatch.setattr(runner, f"_{name}_loop", loop)
     monkeypatch.setattr(runner, "optim_wrapper", runner.build_optim_wrapper(runner.optim_wrapper))
-    monkeypatch.setattr(runner.model, "backbone", build())
+    runner.model.backbone = build()
     hook, path = check_hook(runner), tmp_path / "a.pth"
     state = {"state_dict": runner.model.state_dict(), "message_hub": runner.message_hub.state_dict()}
     for names in (SWAPPED, FEWER, DIGITS):

@@ -147,7 +147,10 @@ def test_a_pruned_run_is_pruned_again(images, dense, tmp_path):
             "leaves --sparsity adaptive nothing to press: give --sparsity none",
         ),
         (("--per", "node"), "--per node prunes nothing alone: give --keep or --threshold too"),
-        (("--initial-checkpoint", "gone.pth"), "no file at --initial-checkpoint gone.pth"),
+        (
+            ("--initial-checkpoint", "gone.pth"),
+            "--initial-checkpoint 'gone.pth' cannot be read: no weights file at gone.pth",
+        ),
         (("--freeze-alpha", "--model", "resnet10t"), "ResNet has no edge weights to freeze"),
     ],
 )

@@ -15,7 +15,8 @@ from topodet.pretrain.run import run
 from .helpers import ROOT, assert_losses_are_of_their_updates, curve, load, options
 
 RECIPES = sorted((ROOT / "configs" / "pretrain").glob("*.yaml"))
-IMAGENET = [path for path in RECIPES if path.stem.endswith("_imagenet") and not path.stem.startswith("mobilenet")]
+OTHERS = ("mobilenet", "toponet_nano")
+IMAGENET = [path for path in RECIPES if path.stem.endswith("_imagenet") and not path.stem.startswith(OTHERS)]
 TABLE1 = [path for path in RECIPES if path.stem.endswith("_cifar100")]
 LEARNED = ("toponet50", "toponet_nano", "resnet20_cifar_connected")
 

@@ -315,8 +315,8 @@ def test_the_weights_that_timm_publishes(tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     with pytest.raises(WeightsError, match=r"timm/mobilenetv2_050.lamb_in1k \(mobilenetv2_050\) does not fit"):
         weights.load(trunk("convnext"), file)
-    with pytest.raises(WeightsError, match="timm's weights of toponet_nano could not be had: No pretrained weights"):
-        weights.from_timm("toponet_nano")
+    with pytest.raises(WeightsError, match="timm's weights of toponet_small could not be had: No pretrained weights"):
+        weights.from_timm("toponet_small")
 
 
 def test_the_hub_serves_plain_networks_alone(published, tmp_path):
