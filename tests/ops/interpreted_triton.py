@@ -5,7 +5,7 @@ The interpreter is chosen when Triton is imported, hence a process of its own: T
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.stages import edge_by_edge, gradients, make_stage
@@ -67,7 +67,6 @@ def compare(found, addends, rounding):
     assert ((found.double() - sum(addends)).abs() <= bound).all()
 
 
-@settings(max_examples=20)
 @given(sums())
 def test_sums_and_products_against_float64(case):
     terms, weights, feature = case
@@ -124,7 +123,6 @@ def test_the_check_before_first_use(dtype, monkeypatch):
             check(CPU, dtype)
 
 
-@settings(max_examples=10)
 @given(topology=topologies(max_nodes=6), seed=st.integers(0, 10**6), layout=st.booleans())
 def test_a_stage_is_eq_1_with_autograds_gradients(stands_in, topology, seed, layout):
     torch.manual_seed(seed)
