@@ -14,3 +14,12 @@ settings.load_profile("topodet")
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group_is_left():
+    """A group that one test leaves would fail every later one of this process that makes its own."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        pytest.fail("the test left a process group; end it, or start its processes by torch.multiprocessing.spawn")

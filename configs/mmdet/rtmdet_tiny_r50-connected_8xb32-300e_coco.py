@@ -30,5 +30,6 @@ model = dict(
     neck=dict(in_channels=[512, 1024, 2048]),
 )
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"wiring.alpha": dict(decay_mult=0.0)}))
+auto_scale_lr = dict(base_batch_size=256)
 vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
 visualizer = dict(vis_backends=vis_backends)

@@ -1,8 +1,10 @@
 import math
 
 import pytest
+import torch
 from mmdet.datasets import CocoDataset
 from mmengine.hooks import Hook
+from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -172,6 +174,47 @@ def test_connected_mobilenetv2_differs_from_the_plain_one_in_its_edges_alone():
     hooks = connected.pop("custom_hooks")
     assert [hook for hook in hooks if hook["type"] not in edges] == plain.pop("custom_hooks")
     assert connected == plain
+
+
+def rates(config, iterations):
+    """Return the learning rate of every iteration, as MMEngine's runner has it with `iterations` to an epoch."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.optim_wrapper.optimizer.lr)
+    by_iteration, by_epoch = [], []
+    for described in config.param_scheduler:
+        described = dict(described)
+        made = PARAM_SCHEDULERS.get(described.pop("type"))
+        if described.pop("convert_to_iter_based", False):
+            del described["by_epoch"]
+            by_iteration.append(made.build_iter_from_epoch(optimizer, epoch_length=iterations, **described))
+        else:
+            (by_epoch if described["by_epoch"] else by_iteration).append(made(optimizer, **described))
+    found = []
+    for step in range(1, config.train_cfg.max_epochs * iterations + 1):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        for scheduler in [*by_iteration, *(by_epoch if step % iterations == 0 else [])]:
+            scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize("iterations", [1, 9, 25, 40, 147])
+@pytest.mark.parametrize("name", [name for name in SHIPPED if "coco" not in name or "mini" in name])
+def test_the_rate_drops_at_any_size_of_the_set(name, iterations):
+    config = load(name)
+    found, warm_up = rates(config, iterations), config.param_scheduler[0].end
+    full = config.optim_wrapper.optimizer.lr
+    drops = [step for step in range(1, len(found)) if found[step] < 0.2 * found[step - 1]]
+    assert drops == [len(found) * part // 12 for part in (8, 11)]  # the 1x schedule: after 8 and 11 epochs of 12
+    if drops[0] > warm_up:
+        assert found[drops[0] - 1] == pytest.approx(full)
+        assert found[-1] == pytest.approx(0.01 * full)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_auto_scale_lr_leaves_the_rate_of_the_configs_own_batch(name):
+    config = load(name)
+    batch = config.train_dataloader.batch_size
+    assert config.auto_scale_lr.base_batch_size in (batch, 8 * batch)  # one GPU, or the 8 of COCO's schedules
 
 
 @pytest.mark.parametrize("row", ROWS)

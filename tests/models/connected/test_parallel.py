@@ -1,4 +1,4 @@
-"""A network connected by blocks under DistributedDataParallel: this process and one more, gloo."""
+"""A network connected by blocks under DistributedDataParallel: two processes, gloo."""
 
 import pytest
 import torch
@@ -35,31 +35,24 @@ def share(rank):
     return torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1))[:, rank::2]
 
 
-def train_as(rank, address):
-    """Train as one of two processes; return the edge weights."""
+def train_as_one_of_two(rank, address, results):
+    """Save the edge weights that process `rank` has in the end."""
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     model = network()
     parallel = nn.parallel.DistributedDataParallel(model)
     train(parallel, share(rank))
-    del parallel  # a group that is destroyed while it holds it may never end
+    torch.save(model[0].wiring.alpha.detach(), results / f"{rank}.pt")
+    del model, parallel  # a group that is destroyed while they hold it may never end
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-    return model[0].wiring.alpha.detach()
 
 
-def other_process(_, address, path):
-    torch.save(train_as(1, address), path)
-
-
-@pytest.mark.slow  # the other process imports torch
+@pytest.mark.slow  # the processes import torch
 def test_two_processes_train_as_one_with_all_images(tmp_path):
-    address, path = f"file://{tmp_path}/rendezvous", tmp_path / "alpha.pt"
-    other = torch.multiprocessing.spawn(other_process, (address, path), nprocs=1, join=False)
-    alpha = train_as(0, address)
-    while not other.join():
-        pass
+    torch.multiprocessing.spawn(train_as_one_of_two, (f"file://{tmp_path}/rendezvous", tmp_path), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     whole = network()
     train(whole, torch.cat([share(0), share(1)], dim=1))
-    assert torch.equal(alpha, torch.load(path))
-    torch.testing.assert_close(alpha, whole[0].wiring.alpha.detach())
-    assert bool((alpha != network()[0].wiring.alpha).all())
+    assert torch.equal(one, two)
+    torch.testing.assert_close(one, whole[0].wiring.alpha.detach())
+    assert bool((one != network()[0].wiring.alpha).all())
