@@ -112,10 +112,6 @@ def test_docs_are_made_from_records(record, tmp_path, capsys):
         report.update_page("# Top\n", [record])
 
 
-def test_the_pages_of_this_repository_are_up_to_date():
-    assert update_model_zoo.main(["--check"]) == 0
-
-
 def test_the_zoo_lists_the_records(record):
     assert "## Speed\n" in zoo.model_zoo(PAPER, [], [])
     assert "Not yet measured." in zoo.model_zoo(PAPER, [], [])

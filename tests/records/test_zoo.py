@@ -85,7 +85,7 @@ def test_seeds_of_one_run_are_one_row():
     path = f"records/runs/{name}_pretrained_seed"
     # 50, 51, 55: the mean is 52, the squares of what is left 4 + 1 + 9, over two 7, of which the root is 2.65.
     assert (
-        f"| [{name}]({BCCD['mmdetection']}) | BCCD (a place), 292 train | x-1.pth | 3 "
+        f"| [{name}]({BCCD['mmdetection']}) | BCCD | x-1.pth | 3 "
         "| 52.0 ± 2.6 (50.0 to 55.0) | 90.0 ± 0.0 (90.0 to 90.0) | 50.0 ± 0.0 (50.0 to 50.0) "
         f"| [seed 0]({path}0.json), [seed 1]({path}1.json), [seed 2]({path}2.json) |"
     ) in text

@@ -65,8 +65,9 @@ def model_zoo(
     for framework, title in FRAMEWORKS.items():
         rows = [_detector_row(group) for group in groups if group[0]["framework"] == framework]
         lines += ["", f"### {title}", "", *_table(DETECTOR_HEAD, rows)]
-    for note, names in _notes(groups).items():
-        lines += ["", f"{', '.join(names)}: {note}"]
+    data = dict.fromkeys(group[0]["data"] for group in groups)
+    lines += ["", *(f"- {text}" for text in data if text != _short(text))]
+    lines += [f"- {', '.join(names)}: {note}" for note, names in _notes(groups).items()]
     lines += _comparisons(records)
     lines += ["", "## Backbones", ""]
     head = ("run", "network", "data", "epochs", "seed", "top-1", "edges below 0.01 / 0.1 (not averaged)", "weights")
@@ -243,7 +244,7 @@ def _detector_row(group: Sequence[Record]) -> tuple[str, ...]:
     first = group[0]
     return (
         f"[{first['name']}]({first['config']})",
-        first["data"],
+        _short(first["data"]),
         first["weights"] or first["initialization"],
         str(len(group)),
         *(_score(group, key) for key in ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75")),
