@@ -1,6 +1,6 @@
 """Runs of blocks that keep their shape, found by following what a network does on a sample input.
 
-Not by the names of classes: a run is where one block is called on the very tensor that the block before it returned,
+Not by the names of classes: a run is where one block is called on the same tensor that the block before it returned,
 wherever that happens, in `nn.Sequential`, in a loop over a `ModuleList`, or line by line in a `forward`.
 
 Of nested blocks the outermost make a run: what is inside of a block stays as its authors made it. A module that only
@@ -231,7 +231,7 @@ def _outermost(
 
 
 _CHANGES = "it does not keep the shape of what it reads"
-_ALONE = "no block before or after it keeps this shape and is called on the very tensor that the other returns"
+_ALONE = "no block before or after it keeps this shape and is called on the same tensor that the other returns"
 
 
 def _nodes(chain: Sequence[Call], follows: Callable[[Call, Call], Any]) -> list[Node] | None:
