@@ -139,6 +139,17 @@ def test_class_names_of_annotations(run, coco, tmp_path):
     assert weights.read(path).card["classes"] == CLASSES
 
 
+def test_class_names_of_the_checkpoint(run, tmp_path):
+    """A training with `topodet train-net` writes them; names that are given come before them."""
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    torch.save({**content, "classes": CLASSES}, tmp_path / "named.pth")
+    options = {"config": run / "config.yaml", "device": "cpu"}
+    assert class_names(load_detector(tmp_path / "named.pth", **options)) == CLASSES
+    assert class_names(load_detector(tmp_path / "named.pth", classes=["cat", "dog"], **options)) == ["cat", "dog"]
+    path = publish_detector(tmp_path / "named.pth", run / "config.yaml", tmp_path / "published")
+    assert weights.read(path).card["classes"] == CLASSES
+
+
 @pytest.mark.parametrize("classes", [[], ["person"], ["a", "b", "c"]])
 def test_class_names_that_do_not_fit(run, tmp_path, classes):
     with pytest.raises(ConfigError, match=r"2 classes \(MODEL.ROI_HEADS.NUM_CLASSES\).*--classes"):

@@ -15,7 +15,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     """Add --config, --classes and --opts, which a training's checkpoint needs and a published detector does not."""
     add = parser.add_argument
     add("--config", type=Path, help="of a training's checkpoint: .yaml (Detectron2) or .py (MMDetection)")
-    add("--classes", nargs="+", default=[], help="names by index; with a .yaml also the COCO annotations .json")
+    known = "names by index, or the COCO annotations .json (default: those in the checkpoint)"
+    add("--classes", nargs="+", default=[], help=known)
     add("--opts", nargs="+", default=[], help="over the config: KEY VALUE ... or, MMDetection, KEY=VALUE ...")
     add("--device", help="cuda or cpu (default: a GPU where there is one)")
 

@@ -1,7 +1,7 @@
 """Turn a training checkpoint into a published file: of a backbone or, with --detector, of a detector.
 
     topodet publish runs/pretrain/NAME/model_best.pth.tar --output published
-    topodet publish --detector RUN/model_final.pth --classes val.json
+    topodet publish --detector RUN/model_final.pth
 
 Of a backbone: NAME-<hash>.pth, its .safetensors twin and a .json card. Of a detector (either framework):
 NAME-<hash>.pth with its config and class names, which `topodet demo` and `load_detector` take as it is.
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="of the detector by index, or its COCO annotations .json",
+        help="of the detector by index, or its COCO annotations .json (default: those in the checkpoint)",
     )
     add("--output", type=Path, default=Path("published"), help="folder (default: %(default)s)")
     add("--name", help="stem before the hash (default: the architecture, or the detector's folder)")

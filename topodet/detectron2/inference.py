@@ -27,6 +27,7 @@ from ..errors import ConfigError, WeightsError
 from ..frameworks import require_framework
 from ..parse import parse_yaml
 from .check import backbones, check_detector
+from .checkpoint import classes_of
 from .config import backbone_node, head_name, load_config, merge_options
 
 _MAX_PIXELS = 10_000  # a side that a stranger's config may resize to
@@ -65,7 +66,7 @@ def publish_detector(
         folder: where the file goes.
         name: stem before the hash; the name of the checkpoint's folder when omitted.
         classes: names, by index; or one path of the training's COCO annotations (.json), which holds them. May be
-            omitted for the datasets that Detectron2 itself knows.
+            omitted for a checkpoint of `topodet train-net`, which names them, and for Detectron2's own datasets.
         licence: of the weights, as SPDX identifier.
         notes: one line for the card, e.g. the data.
 
@@ -78,8 +79,8 @@ def publish_detector(
         WeightsError: a checkpoint that is damaged, unsafe, or does not fill the config's model whole.
     """
     cfg = _load_yaml(config)
-    names = _class_names(cfg, classes)
     file = weights.read(checkpoint)
+    names = _class_names(cfg, classes, file)
     # What a reader of the file cannot have, and what is no part of the detector.
     _forget_weights(cfg, file)
     cfg.OUTPUT_DIR = load_config().OUTPUT_DIR
@@ -118,7 +119,7 @@ def load_detector(
         source: path, URL or hf-hub:USER/REPO of a published file, whose hash is checked and in which nothing can run
             code; or, with `config`, of a checkpoint, e.g. RUN/model_final.pth; or what `weights.read` returned.
         config: the .yaml config of the checkpoint, or a config at hand, which stays as it is.
-        classes: see `publish_detector`; those that a published file names when omitted.
+        classes: see `publish_detector`; those that the file names when omitted.
         score_threshold: below which the detector itself returns nothing, in 0..1; the config's, usually 0.05, when
             omitted. `predict` has one of its own.
         device: "cuda" or "cpu"; a GPU where there is one when omitted.
@@ -137,7 +138,7 @@ def load_detector(
     if config is None:
         file = weights.read_detector(source, "detectron2")
         with weights.described_by(file, "Detectron2"):
-            return _load(_published_config(file), file, list(classes) or file.card["classes"], True, **options)
+            return _load(_published_config(file), file, classes, True, **options)
     file = source if isinstance(source, weights.WeightsFile) else weights.read(source)
     cfg = config if isinstance(config, CfgNode) else load_config(config)
     return _load(cfg, file, classes, False, **options)
@@ -163,7 +164,7 @@ def _load(
         raise ConfigError(
             f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but a predictor reads only RGB, BGR and L (grey) images"
         )
-    names = _class_names(cfg, classes)
+    names = _class_names(cfg, classes, file)
     dataset = _register_classes(names)
     cfg.DATASETS.TEST = (dataset,)
     _forget_weights(cfg, file)  # loaded below, whole or not at all
@@ -323,8 +324,8 @@ def _published_config(file: weights.WeightsFile) -> CfgNode:
     return cfg
 
 
-def _class_names(cfg: CfgNode, classes: Sequence[str]) -> list[str]:
-    names = given_names(classes, by_id=True)
+def _class_names(cfg: CfgNode, classes: Sequence[str], file: weights.WeightsFile) -> list[str]:
+    names = given_names(classes, by_id=True) or classes_of({**file.checkpoint, "card": file.card})
     known = [name for name in cfg.DATASETS.TRAIN if name in DatasetCatalog.list()]
     if not names and known:
         names = list(MetadataCatalog.get(known[0]).get("thing_classes", ()))
