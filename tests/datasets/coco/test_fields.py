@@ -101,3 +101,8 @@ def test_images_that_are_links_or_pipes(root):
     (root / "all.json").write_text(json.dumps(content))
     found = check_coco(root / "all.json", root / "images", read_images=True).findings
     assert (found["missing_images"].ids, found["unreadable_images"].ids) == ([1, 2, 4], [3])
+    # Names of files as if they were folders, which no framework opens.
+    for image, name in zip(content["images"], ("3.jpg/", "3.jpg/.", "", ".")):
+        image["file_name"] = name
+    (root / "all.json").write_text(json.dumps(content))
+    assert check_coco(root / "all.json", root / "images").findings["missing_images"].ids == [1, 2, 3, 4]

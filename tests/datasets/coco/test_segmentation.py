@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pycocotools import mask
 
-from topodet.datasets.coco import segmentation
+from tests.coco_sets import base_set, write_set
+from topodet.datasets.coco import Reading, check_coco, segmentation
 from topodet.datasets.coco.segmentation import Segmentation, classify, keypoint_problems, visible_keypoints
 
 
@@ -58,6 +59,7 @@ def test_compressed_run_lengths_are_those_of_pycocotools(characters, monkeypatch
         ([[0, 0, 4, 0, 4, math.nan]], "MALFORMED", "not all finite numbers"),
         ([[0, 0, 4, 0, 4, "4"]], "MALFORMED", "not all finite numbers"),
         ([[0, 0, 4, 0, 4, 10**400]], "MALFORMED", "not all finite numbers"),
+        ([[0, 0, 4, 0, 10**400, -(10**400)]], "MALFORMED", "not all finite numbers"),
         ([[0, 0, 4, 0, 4, True]], "MALFORMED", "not all finite numbers"),
         ("polygon", "MALFORMED", "a str, not polygons"),
         ({"counts": [40]}, "MALFORMED", "size None"),
@@ -82,6 +84,32 @@ def test_one_bad_row_does_not_hide_the_others():
     assert problems.keys() == {1, 4}
 
 
+@pytest.mark.parametrize(
+    ("polygons", "ok"),
+    [
+        ([[4, 6, 44, 6, 44, 54]], True),
+        ([[-3, -3, 60, 6, 44, 70]], True),  # drawn beyond the box and the border
+        ([[4, 6, 5, 6, 5, 7], [40, 6, 44, 6, 44, 54], [999, 9]], True),
+        ([[0.04, 0.1, 0.4, 0.1, 0.4, 0.8]], False),  # of 0..1
+        ([[200, 6, 240, 6, 240, 54]], False),
+        ([[46, 6, 60, 6, 60, 54]], False),
+        ([[4, 6, 44, 6, 3e7, 54]], False),  # ends the process of pycocotools
+        ([[4, 6, 44, 6, 44, -5e9]], False),
+    ],
+)
+def test_polygons_lie_where_their_box_is(polygons, ok, tmp_path):
+    content = base_set()
+    content["annotations"][0]["segmentation"] = polygons
+    write_set(tmp_path, content)
+    for framework, masks in (("MMDetection", "bitmask"), ("Detectron2", "polygon")):
+        reading = Reading(framework=framework, masks=masks)
+        found = check_coco(tmp_path / "all.json", tmp_path / "images", readings=[reading])
+        assert found.ok == ok
+        assert [finding.ids for finding in found.findings.values()] == [[1]] * (not ok)
+        assert "bbox [4, 6, 40, 48])" in found.text() or ok
+    assert check_coco(tmp_path / "all.json", tmp_path / "images").ok  # boxes alone
+
+
 def test_keypoints():
     good = [1, 2, 2, 3, 4, 1, 0, 0, 0]
     values = [good, None, [], good[:-1], [*good[:-1], "2"], good[:6], {"x": 1}, [*good[:-1], math.inf]]
@@ -91,3 +119,15 @@ def test_keypoints():
     assert problems[5] == "6 numbers, not three of each of 3 points"
     assert keypoint_problems(values, [None] * 8).keys() == {3, 4, 6, 7}
     np.testing.assert_array_equal(visible_keypoints(values[:3]), [2, 0, 0])
+
+
+def test_evaluation_needs_the_number_of_keypoints(tmp_path):
+    content = base_set()
+    for annotation in content["annotations"]:
+        annotation["keypoints"] = [10, 20, 2]
+        annotation["num_keypoints"] = 1
+    del content["annotations"][2]["num_keypoints"]
+    write_set(tmp_path, content)
+    readings = [Reading(framework="Detectron2", num_keypoints=1)]
+    found = check_coco(tmp_path / "all.json", tmp_path / "images", readings=readings).findings
+    assert {kind: (f.ids, f.details) for kind, f in found.items()} == {"missing_keys": ([3], ["no num_keypoints"])}

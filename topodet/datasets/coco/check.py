@@ -23,7 +23,7 @@ from ..images import header, leads_outside
 from .classes import check_classes
 from .reading import DEFAULTS, Columns, Reading, usage
 from .report import NOTES, TITLES, CocoReport, Finding, Usage
-from .segmentation import Segmentation, classify, keypoint_problems, visible_keypoints
+from .segmentation import Segmentation, classify, keypoint_problems, polygon_extents, visible_keypoints
 
 # Coordinates of hand-drawn boxes and of rounded conversions end up to a pixel beyond the border.
 _TOLERANCE = 1.0
@@ -331,7 +331,7 @@ class _Check:
             if folder not in listed:
                 listed[folder] = _files_of(self.image_root / folder)
             # The look-up is for file systems that do not distinguish capitals.
-            found = name in listed[folder] or _is_file(self.image_root / image["file_name"])
+            found = name in listed[folder] or _is_file(os.path.join(self.image_root, image["file_name"]))
             (present if found else missing).append(image)
         self.add("missing_images", [i["id"] for i in missing], [i["file_name"] for i in missing])
         return present
@@ -366,7 +366,7 @@ class _Check:
         limits[image_of >= 0] = sizes[image_of[image_of >= 0]]
         boxes, areas = self.check_boxes(limits)
         crowd = np.array(_values(annotations, "iscrowd"), dtype=bool)
-        kinds = self.check_segmentations(limits, crowd)
+        kinds = self.check_segmentations(limits, crowd, boxes)
         visible = self.check_keypoints(crowd)
         columns = Columns(
             boxes=boxes,
@@ -437,8 +437,9 @@ class _Check:
         self.report("ignored_annotations", bad, lambda a: f'"ignore": {show(a["ignore"])}')
         return np.array([bool(value) for value in values], dtype=bool)
 
-    def check_segmentations(self, limits: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-        kinds, problems = classify(_values(self.annotations, "segmentation"), limits, truth_values=self.truth_values)
+    def check_segmentations(self, limits: np.ndarray, crowd: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        values = _values(self.annotations, "segmentation")
+        kinds, problems = classify(values, limits, truth_values=self.truth_values)
 
         def report(kind: str, applies: np.ndarray) -> None:
             rows = np.flatnonzero(applies).tolist()
@@ -454,7 +455,21 @@ class _Check:
                 report("missing_segmentations", read & (kinds == Segmentation.NONE))
             if reading.masks == "polygon" and reading.training:
                 report("rle_segmentations", ~crowd & (kinds == Segmentation.RLE))
+        if any(reading.masks for reading in self.readings):
+            self.check_extents(polygon_extents(values, kinds), limits, boxes)
         return kinds
+
+    def check_extents(self, extents: np.ndarray, limits: np.ndarray, boxes: np.ndarray) -> None:
+        """Report polygons, [N, 4] by their corners, that do not meet their box or are far outside their image."""
+        low, high = extents[:, :2], extents[:, 2:]
+        apart = (low > boxes[:, :2] + boxes[:, 2:] + _TOLERANCE) | (high < boxes[:, :2] - _TOLERANCE)
+        # Coordinates in 0..1, perhaps. Drawing what is far outside takes memory by its length, or ends the process.
+        tiny = (high - low < 1).all(axis=1) & (boxes[:, 2:] >= 2).all(axis=1)
+        far = (low < -limits) | (high > 2 * limits)
+        bad = np.flatnonzero(apart.any(axis=1) | tiny | far.any(axis=1))
+        corners = [f"from {show(extents[i, :2].tolist())} to {show(extents[i, 2:].tolist())}" for i in bad]
+        details = [f"{where}, bbox {show(self.annotations[i]['bbox'])}" for i, where in zip(bad, corners)]
+        self.add("misplaced_polygons", [self.annotations[i]["id"] for i in bad], details)
 
     def check_keypoints(self, crowd: np.ndarray) -> np.ndarray:
         values = _values(self.annotations, "keypoints")
@@ -469,6 +484,9 @@ class _Check:
         if numbers and self.training:
             lacking = [i for i, value in enumerate(values) if not value and not crowd[i]]
             self.add("missing_keypoints", [self.annotations[i]["id"] for i in lacking])
+        if numbers:  # pycocotools asks each annotation for it when it evaluates
+            counted = _values(self.annotations, "num_keypoints")
+            self.report("missing_keys", [i for i, n in enumerate(counted) if n is None], lambda a: "no num_keypoints")
         return none if problems else visible_keypoints(values)
 
     def check_usage(self, columns: Columns) -> None:
@@ -547,9 +565,10 @@ def _files_of(folder: Path) -> set[str]:
         return set()
 
 
-def _is_file(path: Path) -> bool:
+def _is_file(path: str) -> bool:
+    """Tell whether frameworks can open a path as it is written: `Path` would drop the slash of "1.jpg/"."""
     try:
-        return path.is_file()
+        return os.path.isfile(path)
     except (OSError, ValueError):  # a name that no file can have: too long, or with a NUL
         return False
 

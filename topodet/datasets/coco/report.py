@@ -43,6 +43,7 @@ TITLES = {
     "ignored_annotations": 'annotations with "ignore": Detectron2 stops, MMDetection drops them',
     "invalid_segmentations": "segmentations that cannot be read",
     "invalid_polygons": "polygons of fewer than three points or an odd number of coordinates, which Detectron2 drops",
+    "misplaced_polygons": "polygons that do not meet their box, or lie far outside their image",
     "missing_segmentations": "annotations without segmentation, which the mask head needs",
     "rle_segmentations": "run lengths where polygons are read: set INPUT.MASK_FORMAT bitmask, or poly2mask=True",
     "invalid_keypoints": "keypoints that cannot be read",

@@ -58,6 +58,28 @@ def classify(
     return kinds, problems
 
 
+def polygon_extents(values: Sequence[Any], kinds: np.ndarray) -> np.ndarray:
+    """Return the least and the greatest x and y of polygons.
+
+    Args:
+        values, kinds: N segmentations, and what `classify` says of them.
+
+    Returns:
+        x and y of the upper left, x and y of the lower right corner, float64 [N, 4]; NaN where there are no polygons.
+    """
+    found = np.full((len(values), 4), np.nan)
+    rows = np.flatnonzero(kinds == Segmentation.POLYGONS)
+    if not len(rows):
+        return found
+    polygons = [[p for p in values[row] if len(p) >= 6 and len(p) % 2 == 0] for row in rows.tolist()]
+    counts = np.array([sum(map(len, parts)) for parts in polygons], dtype=np.int64)
+    numbers = chain.from_iterable(chain.from_iterable(polygons))
+    points = np.fromiter(numbers, dtype=np.float64, count=counts.sum()).reshape(-1, 2)
+    starts = (np.cumsum(counts) - counts) // 2
+    found[rows] = np.hstack([np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)])
+    return found
+
+
 def keypoint_problems(values: Sequence[Any], lengths: Sequence[int | None]) -> dict[int, str]:
     """Tell what is wrong with keypoints.
 
@@ -101,8 +123,8 @@ def _are_numbers(lists: Iterable[list[Any]], *, truth_values: bool = True) -> bo
     if truth_values and bool in set(map(type, chain.from_iterable(lists))):
         return False
     try:
-        # What is not finite stays so through a sum. Millions of numbers, so in one call.
-        return math.isfinite(sum(chain.from_iterable(lists)))
+        # What is not finite stays so through a sum of floats. Millions of numbers, so in one call.
+        return math.isfinite(sum(chain.from_iterable(lists), 0.0))
     except (TypeError, OverflowError):  # what is no number, or an integer beyond the range of floats
         return False
 
