@@ -113,6 +113,11 @@ def check_file_name(name: Any, what: str, error: type[TopodetError]) -> str:
     return name
 
 
+def is_text(value: str) -> bool:
+    """Tell whether a text can be written, as names of folders that are no UTF-8 cannot, and has no NUL in it."""
+    return "\0" not in value and (value.isascii() or value == value.encode("utf-8", "ignore").decode())
+
+
 def _read(path: str | os.PathLike, limit: int, error: type[TopodetError]) -> bytes:
     path = Path(path)
     try:

@@ -77,6 +77,7 @@ def test_names_and_mode(tmp_path):
         ({"labels": np.array([0, 1, None, 1, 0])}, "labels holds Python objects"),
         ({"class_names": [1, 2, 3]}, r"class_names is int64 \[3\]"),
         ({"class_names": ["a", "b", "a"]}, "class_names has 'a' more than once"),
+        ({"class_names": [*map(str, range(50_000)), "7"]}, "class_names has '7' more than once"),  # at once
     ],
 )
 def test_refuses(tmp_path, arrays, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import shutil
 
@@ -65,6 +66,17 @@ class TestData:
         (images / "validation" / "class2").rename(images / "validation" / "klass2")
         error = refusal(capsys, options(images, tmp_path / "out"))
         assert "1 only in 'train' (class2) and 1 only in 'validation' (klass2)" in error
+
+    def test_names_that_no_checkpoint_gives_back(self, tmp_path, capsys):
+        images = write_images(tmp_path / "images", {"train": 3, "validation": 3})
+        for split in ("train", "validation"):
+            os.rename(os.fsencode(images / split / "class2"), os.fsencode(images / split) + b"/caf\xe9")
+        error = refusal(capsys, options(images, tmp_path / "out"))
+        assert "class 'caf\\udce9' is no text in UTF-8: rename it" in error
+        os.rename(images, os.fsencode(tmp_path) + b"/\xe9")
+        error = refusal(capsys, options(tmp_path / "\udce9", tmp_path / "out"))
+        assert "--data-dir '" in error
+        assert "udce9' is no text in UTF-8" in error
 
     def test_class_map_with_other_capitals(self, images, tmp_path, capsys):
         names = tmp_path / "names.txt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def _checked(path: Path, images: np.ndarray, labels: np.ndarray) -> tuple[np.nda
 def _class_names(path: Path, names: np.ndarray) -> list[str]:
     if names.dtype.kind != "U" or names.ndim != 1:
         raise DataError(f"{path}: class_names is {names.dtype} {list(names.shape)}; {_FORMAT}")
-    doubled = [name for index, name in enumerate(names.tolist()) if name in names[:index]]
-    if doubled:
-        raise DataError(f"{path}: class_names has {doubled[0]!r} more than once; a name stands for one class")
+    for name, count in Counter(names.tolist()).items():
+        if count > 1:
+            raise DataError(f"{path}: class_names has {name!r} more than once; a name stands for one class")
     return names.tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from timm.utils import distribute_bn
 from torch import nn
 
 from topodet import connectivity
-from topodet.errors import ConfigError, WeightsError, exit_status
+from topodet.errors import ConfigError, DataError, WeightsError, exit_status
 from topodet.files import atomic_write
 from topodet.models import check_timm_name
+from topodet.parse import is_text
 from topodet.pretrain import build, data
 from topodet.pretrain.command_line import parse
 from topodet.pretrain.engine import DivergedError, Training, check_finite, evaluate, seed_all, train_epoch
@@ -69,6 +70,7 @@ def _train(options: Options, group: Group, folder: Path, flat: dict[str, Any]) -
         check_same_run(checkpoint["args"], flat, str(path))
     channels = options.model.channels
     datasets = data.open_datasets(options, group, channels)
+    _check_text({**flat, "class_names": datasets.class_names})
     if checkpoint is not None:
         check_same_data(checkpoint["data"], datasets.counts, str(path))
 
@@ -209,6 +211,16 @@ def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _check_text(facts: Mapping[str, Any]) -> None:
+    """Refuse names of files and classes that a checkpoint cannot give back: the run could not be resumed."""
+    for key, value in facts.items():
+        parts = list(value) if isinstance(value, list | dict) else [value]
+        for part in parts:
+            if isinstance(part, str) and not is_text(part):
+                what = "class" if key == "class_names" else f"--{key.replace('_', '-')}"
+                raise DataError(f"{what} {part!r} is no text in UTF-8: rename it, checkpoints cannot hold such a name")
 
 
 def _find_checkpoint(options: RunOptions, folder: Path, group: Group) -> tuple[Path | None, dict | None]:

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...errors import ConfigError, DataError, show, unknown_name
+from ...parse import is_text
 from ..images import header, leads_outside
 from .classes import check_classes
 from .reading import DEFAULTS, Columns, Reading, usage
@@ -548,9 +549,7 @@ def _in_range(key: str, values: list[Any]) -> bool:
     if key == "iscrowd":
         return set(values) <= {0, 1}
     if key == "name":  # which logs and files must be able to hold
-        return all(name.isascii() or name == name.encode("utf-8", "ignore").decode() for name in values) and not any(
-            "\0" in name for name in values
-        )
+        return all(map(is_text, values))
     if key.endswith("id"):
         numbers = [value for value in values if type(value) is int]
         return min(numbers, default=0) >= -(2**63) and max(numbers, default=0) < 2**63
