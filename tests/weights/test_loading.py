@@ -120,6 +120,19 @@ def test_wrappers_are_taken_off_and_said(tmp_path, prefix, capsys):
     assert torch.equal(model.stem.conv.weight, tensors()["stem.conv.weight"])
 
 
+def test_wrappers_of_parts_and_of_averages_are_taken_off(tmp_path):
+    expected, path = tensors(), tmp_path / "a.pth"
+    model = made()
+    model.load_state_dict(expected)
+    averaged = torch.optim.swa_utils.AveragedModel(torch.compile(model, backend="eager"))
+    model.stages[1] = torch.compile(model.stages[1], backend="eager")
+    for state, said in ((model.state_dict(), "_orig_mod."), (averaged.state_dict(), "module._orig_mod.")):
+        torch.save(state, path)
+        other = made()
+        assert f"without {said!r}" in str(weights.load(other, path, quiet=True))
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
+
+
 def test_a_training_checkpoint_tells_what_images_it_was_shown(tmp_path):
     path = checkpoint(tmp_path / "c.pth.tar", timm.create_model(NAME, num_classes=5))
     report = weights.load(made(), path, quiet=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from topodet import weights
 from topodet.errors import WeightsError
 from topodet.weights.safe_load import load_torch
 
@@ -110,6 +111,24 @@ def test_what_is_no_torch_file_is_named(tmp_path, data, message):
     (tmp_path / "a.pth").write_bytes(data)
     with pytest.raises(WeightsError, match=f"a.pth .*{re.escape(message)}"):
         load_torch(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty (0 bytes)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "run `git lfs pull`"),
+        (b"\n<!DOCTYPE html><html>", "web page (HTML)"),
+        (b'{"error": "Repository not found"}', "text (JSON?)"),
+        (b"PK\x03\x04" + bytes(40), "a file of torch under another name: rename it to .pth"),
+        (b"\x10\0\0\0\0\0\0\0" + b'{"w":{"dtype"', "truncated or damaged"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.safetensors", "a.SafeTensors"])
+def test_what_is_no_safetensors_file_is_named(tmp_path, data, message, name):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(WeightsError, match=f"{name} .*{re.escape(message)}"):
+        weights.read(tmp_path / name)
 
 
 def archive(path, entries, compression=zipfile.ZIP_STORED):

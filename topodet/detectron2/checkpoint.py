@@ -90,7 +90,7 @@ class TopoNetCheckpointer(DetectionCheckpointer):
     def _torch_load(self, f: str) -> dict[str, Any]:
         if not backbones(self.model):
             return super()._torch_load(f)
-        if f.endswith(".safetensors"):
+        if f.lower().endswith(".safetensors"):
             file = weights.read(f)
             return {"model": file.state_dict, "card": file.card, "matching_heuristics": True}
         content = weights.read_checkpoint(f)

@@ -39,7 +39,7 @@ def load_from_checked_file(filename: str | os.PathLike, map_location: Any = None
         WeightsError: missing, damaged, or with objects that no checkpoint of MMEngine has.
     """
     path = weights.fetch(filename)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         file = weights.read(path)
         return {"state_dict": file.state_dict, "card": file.card}
     content, objects = weights.read_checkpoint_with_objects(path)

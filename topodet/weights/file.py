@@ -37,13 +37,14 @@ from ..parse import parse_json
 from .card import card_of, check_card, plain
 from .digest import check_digests, digest
 from .location import NAME_HASH, fetch
-from .safe_load import check_extent, load_torch
+from .safe_load import check_extent, load_torch, refuse_other_kinds
 
 # A tensor that every TopoNet has, and no other network.
 STEM = "stem.conv.weight"
 _KEYS = ("state_dict_ema", "state_dict", "model")
 # What DDP, torch.compile and Lightning put before the names of a network's tensors.
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
+_COMPILED = "_orig_mod."
+_WRAPPERS = ("module.", _COMPILED, "model.")
 _DTYPES = frozenset(
     [
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -133,7 +134,7 @@ def read_checkpoint_with_objects(source: str | os.PathLike) -> tuple[dict[str, A
 def _read(source: str | os.PathLike, check_hash: bool, *, skip_objects: bool = False) -> WeightsFile:
     path = _fetch_checked(source, check_hash)
     objects: frozenset[str] = frozenset()
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         state_dict, card = _read_safetensors(path, check_hash)
         rest: dict[str, Any] = {}
     else:
@@ -211,6 +212,13 @@ def _read_torch(path: Path, check_hash: bool, *, skip_objects: bool = False) -> 
 
 def _read_safetensors(path: Path, check_hash: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
+        with open(path, "rb") as file:
+            refuse_other_kinds(path, file.read(256))
+    except WeightsError as error:
+        raise WeightsError(f"{path} is refused: {error}") from error
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -248,14 +256,21 @@ def _find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, Ten
 
 
 def _unwrapped(state_dict: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """Return what wrappers have put before all names, and the tensors by the names without it."""
+    """Return what wrappers have put into the names, and the tensors by the names without it."""
     for name in state_dict:
         if not isinstance(name, str):
             raise WeightsError(f"one of its tensors is called {str(name)[:80]}, which is no text")
     taken = ""
+    # Beside the network itself, torch's AveragedModel saves how many it has averaged.
+    if all(name.startswith("module.") or name == "n_averaged" for name in state_dict):
+        state_dict = {name: tensor for name, tensor in state_dict.items() if name != "n_averaged"}
     while prefix := next((word for word in _WRAPPERS if all(name.startswith(word) for name in state_dict)), ""):
         state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
         taken += prefix
+    # torch.compile of a part, a stage, say.
+    if any(_COMPILED in name for name in state_dict):
+        state_dict = {name.replace(_COMPILED, ""): tensor for name, tensor in state_dict.items()}
+        taken += _COMPILED
     return taken, state_dict
 
 

@@ -48,7 +48,7 @@ def load_torch(path: str | os.PathLike, *, skip_objects: bool = False) -> TorchF
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            _refuse_other_kinds(path, file.read(256))
+            refuse_other_kinds(path, file.read(256))
             read = _read_zip if zipfile.is_zipfile(file) else _read_legacy
             file.seek(0)
             found = read(file, path.stat().st_size, skip_objects)
@@ -91,8 +91,19 @@ def check_extent(content: Any) -> None:
             todo += ((part, depth + 1) for part in value)
 
 
-def _refuse_other_kinds(path: Path, head: bytes) -> None:
-    """Say what a file is that is certainly no weights file."""
+def refuse_other_kinds(path: Path, head: bytes) -> None:
+    """Refuse a file that is certainly no weights file, or not of the kind that its name says.
+
+    Args:
+        path: its suffix says what it should be: a .safetensors file, or one of torch.
+        head: its first 256 bytes.
+
+    Raises:
+        WeightsError: says what it is.
+    """
+    tensors = path.suffix.lower() == ".safetensors"
+    if tensors and head[8:9] == b"{":  # after the length of the header, which is JSON
+        return
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
         raise WeightsError("it is empty (0 bytes): a download or copy that failed; fetch it again")
@@ -112,11 +123,13 @@ def _refuse_other_kinds(path: Path, head: bytes) -> None:
         (b"%PDF", "PDF"),
     ):
         if head.startswith(magic):
-            raise WeightsError(f"it is a {kind}, and no weights file of torch")
+            raise WeightsError(f"it is a {kind}, and no weights file")
+    if tensors and head.startswith((b"PK\x03\x04", b"\x80\x02")):
+        raise WeightsError("it is a file of torch under another name: rename it to .pth")
     if head[8:10] == b'{"':
         raise WeightsError("it is a .safetensors file under another name: rename it")
     if text.startswith((b"{", b"[")):
-        raise WeightsError(f"it is text (JSON?), and no weights file of torch; {path.suffix} files hold tensors")
+        raise WeightsError(f"it is text (JSON?), and no weights file; {path.suffix} files hold tensors")
 
 
 def _read_zip(file: IO[bytes], size: int, skip_objects: bool) -> TorchFile:
