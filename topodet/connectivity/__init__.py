@@ -1,4 +1,4 @@
-"""What training does to the edges, and what becomes of the network without some of them."""
+"""The sparsity penalty on edges, and networks without some of their edges and nodes."""
 
 from .damage import SHARES, Damage, remove_edges, remove_nodes, without_node
 from .penalty import (

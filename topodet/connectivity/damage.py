@@ -1,6 +1,6 @@
 """How much a network's score depends on each of its nodes and on its weak edges (section 4.4, Fig. 4).
 
-Nothing is trained: a part is taken away, the score is measured, the part is put back.
+Nothing is trained: a part is removed, the score is measured, and the part is restored.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Damage:
     Attributes:
         kind: what was removed.
         whole: the scores without damage, by name.
-        rows: one a removal: what was removed, and the scores.
+        rows: one per removal: what was removed, and the scores.
     """
 
     kind: Literal["nodes", "edges"]
@@ -42,10 +42,10 @@ class Damage:
     rows: list[dict[str, Any]]
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the rows as CSV, that of the whole network first, with nothing where the others say what is removed.
+        """Write the rows as CSV. The whole network comes first, with empty cells for what was removed.
 
         Raises:
-            OSError: the file could not be written; one that was there is untouched.
+            OSError: the file could not be written; an existing file is unchanged.
         """
         names = self.rows[0] if self.rows else self.whole
         atomic_csv(path, [{**dict.fromkeys(names), **self.whole}, *self.rows])
@@ -54,17 +54,17 @@ class Damage:
 def remove_nodes(
     model: nn.Module, evaluate: Evaluate, *, csv: str | os.PathLike | None = None, progress: bool = True
 ) -> Damage:
-    """Take each node out in turn, as `without_node` does, and measure.
+    """Remove each node in turn, as `without_node` does, and measure the score.
 
-    The output node of a wiring counts where it computes something: in a `TopoStage` and a run of whole blocks, not in a
-    run of residuals, where it only sums. The model is in evaluation mode meanwhile; afterwards its edge weights and
-    modes are what they were.
+    The output node of a wiring counts if it computes something: in a `TopoStage` and a run of whole blocks, but not in
+    a run of residuals, where it only sums. The model is in evaluation mode meanwhile; its edge weights and modes are
+    restored afterwards.
 
     Args:
         model: any module that contains `Wiring`s, on its device.
-        evaluate: from the model to its score, or to scores by name.
-        csv: file that is written anew after each node, so that a run that is interrupted keeps what it has.
-        progress: show a bar.
+        evaluate: takes the model and returns its score, or scores by name.
+        csv: file that is rewritten after each node, so that an interrupted run keeps its results.
+        progress: show a progress bar.
 
     Returns:
         rows {"wiring": name, "node": number, "in_degree", "out_degree", **scores} in the order of the network.
@@ -96,19 +96,19 @@ def remove_edges(
     csv: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> Damage:
-    """Drop the weak edges, more and more of them, each time from the whole network, and measure.
+    """Drop more and more weak edges, each time from the whole network, and measure the score.
 
     Args:
         model, evaluate, csv, progress: see `remove_nodes`.
         thresholds: see `plan_pruning`, each in turn.
-        keep: instead, shares of the edges that are left; with neither, 0.9 to 0.1.
+        keep: alternatively, shares of the edges to keep; with neither, 0.9 to 0.1.
         per, random: see `plan_pruning`.
-        on_disconnected: see `plan_pruning`. With "allow" a graph that falls apart is measured without any of its edges.
+        on_disconnected: see `plan_pruning`. With "allow", a disconnected graph is measured without any of its edges.
 
     Returns:
-        rows {"threshold" or "keep": as given, "weak": edges that it took, "edges": edges left, "nodes": nodes left,
-        "removed": share of the edges that are gone, "disconnected": graphs that fell apart, repaired or not, **scores}
-        in the order given.
+        rows {"threshold" or "keep": as given, "weak": edges that were too weak, "edges": edges left, "nodes": nodes
+        left, "removed": share of all edges removed, "disconnected": number of disconnected graphs, repaired or not,
+        **scores} in the order given.
 
     Raises:
         ConfigError: what `plan_pruning` raises, before anything is measured; `evaluate` returns no numbers.
@@ -135,7 +135,7 @@ def remove_edges(
 
 @contextmanager
 def without_node(model: nn.Module, wiring: str, node: int) -> Iterator[None]:
-    """Make the output of one node 0 for a while; nothing else changes, also not the nodes that read only this one.
+    """Set the output of one node to 0 in a `with` block; nothing else changes, even for nodes that read only this one.
 
     Args:
         model: any module that contains `Wiring`s.

@@ -1,4 +1,4 @@
-"""What training does to the edges: the sparsity penalty of Eqs. 6-8, its optimizer group, and how sparse they are."""
+"""The sparsity penalty of Eqs. 6-8, the optimizer group for edge weights, and measures of sparsity."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ def wirings(model: nn.Module) -> dict[str, Wiring]:
 def penalty(model: nn.Module, kind: PenaltyKind) -> Tensor:
     """Return the sparsity penalty over the learned edges of any model, a float32 scalar without its weight lambda.
 
-    uniform (Eq. 6-7): sum over all edges of |alpha|. adaptive (Eq. 8): sum over the nodes i of
-    log(delta_i) * sum_j |alpha_ji| with delta_i the in-degree, so that dense inputs are thinned first and a node's
-    only input is not penalized. Frozen and fixed edges do not count: nothing could change them.
+    uniform (Eq. 6-7): sum over all edges of |alpha|. adaptive (Eq. 8): sum over the nodes i of log(delta_i) * sum_j
+    |alpha_ji| with delta_i the in-degree, so that nodes with many inputs lose edges first and a node's only input is
+    not penalized. Frozen and fixed edges do not count, because they cannot change.
 
-    In a run of whole blocks (`connect(nodes="blocks")`), which starts as a chain, |alpha| stands for the distance from
-    the start: |alpha - 1| on the edges from a block to the next, so that the chain is no more penalized than it was,
-    and |alpha| on all others. See docs/connect.md for what was measured.
+    In a run of whole blocks (`connect(nodes="blocks")`), which starts as a chain, |alpha| is replaced by the distance
+    from the start: |alpha - 1| on the edges from a block to the next, so that the chain itself is not penalized, and
+    |alpha| on all others. See docs/connect.md for measurements.
 
     Args:
         model: any module that contains `Wiring`s.
         kind: "none" is 0.
 
     Raises:
-        ConfigError: unknown kind, or a model without learned edges, or with frozen ones alone, for one that needs them.
+        ConfigError: unknown kind, or a model without learned edges, or with frozen ones only, for a kind that needs
+            them.
     """
     if kind not in PENALTY_KINDS:
         raise ConfigError(unknown_name("sparsity", kind, PENALTY_KINDS))
@@ -86,12 +87,12 @@ def _log_in_degree(wiring: Wiring) -> Tensor:
 def penalize(optimizer: torch.optim.Optimizer, model: nn.Module, kind: PenaltyKind, weight: float) -> RemovableHandle:
     """Add the gradient of `weight * penalty(model, kind)` to the edge weights before each `optimizer.step()`.
 
-    The same update as adding the penalty to the loss, for training loops whose loss one cannot reach. The gradient
-    is added when the others are final: after the scaler has unscaled them, after data-parallel averaging, once for
-    all accumulated micro-batches. (Gradient clipping, if any, has happened by then and does not see it.)
+    This is the same update as adding the penalty to the loss, for training loops whose loss is not accessible. The
+    gradient is added when the others are final: after the scaler has unscaled them, after data-parallel averaging, and
+    once for all accumulated micro-batches. (Gradient clipping, if any, happens earlier and does not include it.)
 
     Returns:
-        a handle whose `remove()` ends it.
+        a handle whose `remove()` ends the penalty.
 
     Raises:
         ConfigError: unknown kind, a negative weight, or a model without learned edges.
@@ -126,9 +127,9 @@ def penalize(optimizer: torch.optim.Optimizer, model: nn.Module, kind: PenaltyKi
 def param_groups(model: nn.Module, weight_decay: float, alpha_weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Split the trainable parameters for an optimizer: weights, vectors, edge weights.
 
-    Vectors (biases and normalization) take no weight decay, as in timm, nor does what a network of timm spares by its
-    `no_weight_decay()`: position embeddings, class tokens, tables of biases. Alpha takes `alpha_weight_decay`, because
-    decay towards 0 would be a penalty of its own. Groups without parameters are left out; each has a "name".
+    Vectors (biases and normalization) have no weight decay, as in timm, and neither has what a timm network lists in
+    its `no_weight_decay()`: position embeddings, class tokens, bias tables. Alpha has `alpha_weight_decay` instead,
+    because decay towards 0 would be an additional penalty. Groups without parameters are left out; each has a "name".
     """
     alphas = {id(wiring.alpha) for wiring in wirings(model).values()}
     groups = {
@@ -167,15 +168,15 @@ def sparsity(model: nn.Module, thresholds: Sequence[float] = THRESHOLDS) -> dict
 
 
 def is_below(sizes: Tensor, threshold: float) -> Tensor:
-    """Return which sizes of edges are below a threshold, compared as float32, which edge weights are.
+    """Return which edge magnitudes are below a threshold, compared as float32, the dtype of edge weights.
 
-    As float64 an edge weight of 0.01 would be 0.00999..., and below 0.01.
+    As float64, an edge weight of 0.01 would be 0.00999..., which is below 0.01.
     """
     return sizes.float() < torch.tensor(threshold, dtype=torch.float32, device=sizes.device)
 
 
 def describe_sparsity(shares: dict[str, float]) -> str:
-    """Return what `sparsity` found in words for a log: "12.5% below 0.01, ..."."""
+    """Return the result of `sparsity` as text for a log: "12.5% below 0.01, ..."."""
     return ", ".join(f"{share:.1%} {name.replace('_', ' ')}" for name, share in shares.items())
 
 

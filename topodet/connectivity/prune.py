@@ -1,9 +1,9 @@
-"""A network without its weak edges: the large one with their weights at 0, or a smaller one that computes the same.
+"""Networks without their weak edges: masked (weights set to 0), or pruned to a smaller network with the same output.
 
 Section 4.4 of the paper (arXiv 2008.08261) drops the edges with |alpha| below a threshold, and with them the nodes left
-with in- or out-degree 0. An edge goes with either of its nodes, so that what is left are the paths from a stage's input
-to its output. A node that nothing reaches hands on 0, and not the constant that its normalization would make of zeros:
-the masked network and the pruned one agree in evaluation and in training.
+with in- or out-degree 0. An edge is removed with either of its nodes, so the paths from a stage's input to its output
+remain. A node that nothing reaches outputs 0, not the constant that its normalization would make of zeros, so the
+masked network and the pruned one agree in evaluation and in training.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ OnDisconnected = Literal["error", "repair", "allow"]
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What is left of one wiring.
+    """The remaining part of one wiring.
 
     Attributes:
         topology: the graph before.
-        edges: those of its edges that are left, in their order; none where the input no longer reaches the output.
-        weak: how many edges the threshold or share took; others went with the nodes that these left without input or
-            output.
-        repaired: those of `edges` that were too weak, and stay as the only way to the output.
+        edges: the remaining edges, in their order; none if the input no longer reaches the output.
+        weak: number of edges removed by the threshold or share; others are removed with the nodes that lose all inputs
+            or all outputs.
+        repaired: those of `edges` that were too weak but stay as the only path to the output.
     """
 
     topology: Topology
@@ -54,7 +54,7 @@ class PruningPlan:
 
     @property
     def nodes(self) -> int:
-        """How many nodes are left; of a graph that fell apart none."""
+        """Number of remaining nodes; 0 for a disconnected graph."""
         return len({node for edge in self.edges for node in edge})
 
     @property
@@ -63,7 +63,7 @@ class PruningPlan:
         return not self.edges or bool(self.repaired)
 
     def kept(self) -> Tensor:
-        """Return which edges are left, bool [E]."""
+        """Return a mask of the remaining edges, bool [E]."""
         left = set(self.edges)
         return torch.tensor([edge in left for edge in self.topology.edges])
 
@@ -77,26 +77,26 @@ def plan_pruning(
     on_disconnected: OnDisconnected = "error",
     random: int | None = None,
 ) -> dict[str, PruningPlan]:
-    """Return what is left of each wiring of a model, by its module name, when its weak edges go. Changes nothing.
+    """Return what remains of each wiring of a model, by module name, without its weak edges. Changes nothing.
 
-    An edge is as strong as its |alpha|, or its |alpha| as a share of the largest one of its stage or of its node. The
-    last is what a network with normalized nodes calls for: one factor on all inputs of a node changes nothing that it
-    computes, so |alpha| alone compares between nodes what training has left arbitrary.
+    The strength of an edge is its |alpha|, or its |alpha| divided by the largest one of its stage or of its node. Use
+    the last for networks with normalized nodes: a common factor on all inputs of a node does not change its output, so
+    training leaves the scale of |alpha| of each node arbitrary.
 
     Args:
         model: any module that contains `Wiring`s.
-        threshold: edges with a strength below it go; in [0, 1] unless per="network".
-        keep: instead, the share of the network's edges that is left in the end, in (0, 1]: as few of the strongest
-            edges stay as leave so many of them on paths; of equal ones the first stay.
+        threshold: edges with a strength below it are removed; in [0, 1] unless per="network".
+        keep: alternatively, the share of the network's edges that remains in the end, in (0, 1]: the strongest edges
+            stay, as few as needed to leave that share on paths; of equal ones the first stay.
         per: what an edge's strength is relative to: "network" (|alpha| as it is), "stage" or "node".
-        on_disconnected: where no path is left from a stage's input to its output: "error", "repair" keeps the path
-            whose weakest edge is the strongest, with a warning, "allow" leaves no edge.
-        random: a seed by which strengths are dealt out to the edges anew, so that the edges that go are chosen by
-            chance; the control for a claim about weak edges.
+        on_disconnected: what to do if no path is left from a stage's input to its output: "error" raises, "repair"
+            keeps the path whose weakest edge is the strongest, with a warning, "allow" leaves no edge.
+        random: a seed that shuffles the strengths, so that the removed edges are random; a control for claims about
+            weak edges.
 
     Raises:
-        ConfigError: a model without wiring, both or neither of `threshold` and `keep`, one out of range, an edge
-            weight that is not finite, or a graph that falls apart (named, with what would hold it together).
+        ConfigError: a model without wiring, both or neither of `threshold` and `keep`, one out of range, an edge weight
+            that is not finite, or a disconnected graph (named, with the path that would connect it).
     """
     _check_arguments(threshold, keep, per, on_disconnected)
     parts = wirings(model)
@@ -136,7 +136,7 @@ def plan_pruning(
 
 
 def strengths(model: nn.Module, per: Per = "network") -> dict[str, Tensor]:
-    """Return what `plan_pruning` compares with its threshold: of each wiring, by its name, float64 [E] on the CPU.
+    """Return the edge strengths that `plan_pruning` uses: for each wiring, by name, float64 [E] on the CPU.
 
     Raises:
         ConfigError: unknown `per`, or an edge weight that is not finite.
@@ -147,7 +147,7 @@ def strengths(model: nn.Module, per: Per = "network") -> dict[str, Tensor]:
 
 @torch.no_grad()
 def mask(model: nn.Module, plans: Mapping[str, PruningPlan]) -> None:
-    """Set the edge weights of what a plan removes to 0, in place."""
+    """Set the weights of the edges that a plan removes to 0, in place."""
     parts = wirings(model)
     for name, part in plans.items():
         alpha = parts[name].alpha
@@ -156,12 +156,12 @@ def mask(model: nn.Module, plans: Mapping[str, PruningPlan]) -> None:
 
 @contextmanager
 def masked(model: nn.Module, plans: Mapping[str, PruningPlan]) -> Iterator[None]:
-    """Set the edge weights of what a plan removes to 0 for a while; afterwards they are what they were, to the bit.
+    """Set the weights of the edges that a plan removes to 0 within a `with` block, and restore them exactly.
 
     Any model with wirings can be masked: whole detectors, and connected networks too.
 
     Args:
-        model: is changed only meanwhile.
+        model: changed only within the block.
         plans: what `plan_pruning` returned for it.
     """
     with preserve_alphas(model):
@@ -171,7 +171,7 @@ def masked(model: nn.Module, plans: Mapping[str, PruningPlan]) -> Iterator[None]
 
 @contextmanager
 def preserve_alphas(model: nn.Module) -> Iterator[None]:
-    """Give a model back its edge weights after whatever happens within."""
+    """Restore a model's edge weights after the `with` block."""
     alphas = [(wiring.alpha, wiring.alpha.detach().clone()) for wiring in wirings(model).values()]
     try:
         yield
@@ -190,14 +190,14 @@ def prune(
     on_disconnected: Literal["error", "repair"] = "error",
     random: int | None = None,
 ) -> nn.Module:
-    """Return a smaller copy of a model: weak edges are gone from its graphs, and so are nodes left without use.
+    """Return a smaller copy of a model, without weak edges and without nodes that are no longer used.
 
     The copy computes what the model does while it is `masked` by the same plan, in evaluation and in training. It is
-    made of the same classes, so it trains, saves, is published and rebuilt (`topodet.weights.build`) as any other; the
-    nodes of a TopoNet are numbered anew. Make the optimizer afterwards: the copy has parameters of its own.
+    made of the same classes, so it trains, saves, is published and rebuilt (`topodet.weights.build`) like any other;
+    the nodes of a TopoNet are renumbered. Create the optimizer afterwards: the copy has new parameters.
 
-    Of a connected network (`models.connect`, `models.rewire`) the branches go that are nodes without use, and what only
-    they used; see `models.connected.prune_run_`.
+    In a connected network (`models.connect`, `models.rewire`), unused branches and the modules that only they used are
+    removed; see `models.connected.prune_run_`.
 
     Args:
         model: any module that contains wirings: a TopoNet, a connected network, a `features_only` form, a detector.
@@ -205,8 +205,8 @@ def prune(
 
     Raises:
         ConfigError: what `plan_pruning` raises; weights that are computed at each call, as after
-            `torch.nn.utils.prune`, which no copy can be made of; a block of several branches, of a class that the user
-            made known, which would lose some of them and does not tell what they use (`Residual.parts`).
+            `torch.nn.utils.prune`, which cannot be copied; a block of several branches, of a user-defined class, that
+            would lose some of them but does not say which modules they use (`Residual.parts`).
 
     Example:
         >>> model = TopoNet(nodes=(3, 3), width=4, num_classes=2)
@@ -224,11 +224,11 @@ def prune(
 
 
 def prune_to_edges_(model: nn.Module, edges: Mapping[str, Collection[Edge]]) -> None:
-    """Take out of wirings, in place, all edges but these, and the nodes that are on none of them.
+    """Remove all edges but these from wirings, in place, and the nodes that are on none of them.
 
     Args:
         model: any module that contains wirings.
-        edges: of a wiring's topology, by its name in `wirings(model)`.
+        edges: the edges to keep of a wiring's topology, by its name in `wirings(model)`.
 
     Raises:
         TopologyError: they are not all on paths from the input to the output.
@@ -268,7 +268,7 @@ def _stage(model: nn.Module, wiring: str) -> tuple[str, TopoStage]:
 
 
 def freeze(model: nn.Module) -> None:
-    """Let training leave the edge weights as they are, in place; `sparsity` still counts them, `penalty` does not.
+    """Freeze the edge weights, in place; `sparsity` still counts them, `penalty` does not.
 
     Raises:
         ConfigError: a model without wiring.

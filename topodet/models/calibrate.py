@@ -1,4 +1,4 @@
-"""Statistics for networks whose random weights nothing has trained."""
+"""Batch normalization statistics for networks with random weights."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def calibrate_batchnorm(model: nn.Module, run: Callable[..., Any], *args: Any) -> Any:
-    """Give batch normalization the statistics of one forward pass, in place; return what the pass returned.
+    """Set batch normalization to the statistics of one forward pass, in place; return the output of the pass.
 
-    Random weights without it overflow in a deep network, and nothing after that is finite.
+    Without it, a deep network with random weights overflows.
 
     Args:
         model: in evaluation mode; any normalization over [B, C, H, W] with `running_mean` and `running_var` counts.
-        run: the model, or what calls it.
-        args: of `run`.
+        run: the model, or a function that calls it.
+        args: arguments of `run`.
     """
 
     def settle(norm: nn.Module, inputs: tuple[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What timm asks of a classifier whose stages are in series, the same for every network of this package."""
+"""timm's interface for classifiers with sequential stages, shared by all networks of this package."""
 
 # Without `annotations` of __future__: torch.fx writes those of `forward` into its graphs, and pickles types, not words.
 from abc import ABC, abstractmethod
@@ -45,7 +45,7 @@ def check_pooling(num_classes: int, pool_type: str) -> None:
 class StagedClassifier(nn.Module, ABC):
     """Stages in series and a head: [B, in_chans, H, W] to [B, num_classes].
 
-    Subclasses build them and say how to go through the stages (`stage_features`) and how to drop the last ones
+    Subclasses build them and implement iteration over the stages (`stage_features`) and dropping the last ones
     (`keep_stages`).
 
     Attributes:
@@ -53,7 +53,7 @@ class StagedClassifier(nn.Module, ABC):
         num_classes: outputs of the classifier.
         in_chans: channels of the image.
         num_features, head_hidden_size: channels of the last stage.
-        feature_info: what timm wants to know of each stage: channels, stride, name of the module.
+        feature_info: timm's description of each stage: channels, stride, name of the module.
     """
 
     head: ClassifierHead
@@ -65,7 +65,7 @@ class StagedClassifier(nn.Module, ABC):
 
     @abstractmethod
     def stage_features(self, x: Tensor) -> Iterator[Tensor]:
-        """Yield each stage's feature map in turn; a caller that stops early computes no more than it read."""
+        """Yield each stage's feature map in turn; stages after the last one requested are not computed."""
 
     @abstractmethod
     def keep_stages(self, count: int) -> None:
@@ -96,7 +96,7 @@ class StagedClassifier(nn.Module, ABC):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the feature maps of the stages in `indices`, and the final one unless `intermediates_only`.
 
-        `norm` is accepted for timm's sake: nothing comes between the last stage and the pooling.
+        `norm` is accepted for compatibility with timm: there is no layer between the last stage and the pooling.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}: {type(self).__name__} returns NCHW feature maps only")
@@ -114,7 +114,8 @@ class StagedClassifier(nn.Module, ABC):
     ) -> list[int]:
         """Drop the stages after the last of `indices`, and the classifier if `prune_head`; return the indices.
 
-        Where stages go, the classifier goes in any case: what it read is gone. A new one reads the last stage left.
+        If stages are dropped, so is the classifier, because its input no longer exists. A new one reads the last
+        remaining stage.
         """
         stages = len(self.feature_info)
         take, last = feature_take_indices(stages, indices)
@@ -131,9 +132,9 @@ class StagedClassifier(nn.Module, ABC):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier with `num_classes` outputs in place of the old one, on the network's device and dtype.
+        """Replace the classifier by a new one with `num_classes` outputs, on the network's device and dtype.
 
-        `global_pool` is timm's pooling type; None keeps what there is.
+        `global_pool` is timm's pooling type; None keeps the current one.
 
         Raises:
             ConfigError: see `check_pooling`.

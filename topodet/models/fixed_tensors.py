@@ -1,4 +1,4 @@
-"""Integer tensors of a module that no training and no averaging of weights may change."""
+"""Integer tensors of a module that training and weight averaging must not change."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 
 class FixedTensors(nn.Module):
-    """A module with tensors that tell its structure: saved, loaded and moved as buffers are, without being buffers.
+    """A module with tensors that describe its structure: saved, loaded and moved like buffers, but not buffers.
 
-    Averages of weights go through a network's buffers, or write into the tensors of its state dict, and compute
-    `0.9999 * 11 + 0.0001 * 11 = 10.99...`, which is 10 as an integer: another graph. What is registered here is in no
+    Weight averaging iterates over a network's buffers, or writes into the tensors of its state dict, and computes
+    `0.9999 * 11 + 0.0001 * 11 = 10.99...`, which is 10 as an integer: another graph. Tensors registered here are in no
     list of buffers, and a state dict holds copies.
     """
 
     @property
     def fixed_tensors(self) -> dict[str, bool]:
-        """Whether a state dict holds it, by the name of each tensor."""
+        """Whether a state dict holds each tensor, by name."""
         return self.__dict__.setdefault("_fixed_tensors", {})
 
     def register_fixed(self, name: str, tensor: Tensor, *, persistent: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""A trained network made ready for inference: less to compute, the same result."""
+"""Optimize a trained network for inference: less computation, the same result."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from .trunk import Stem
 
 @torch.no_grad()
 def fuse_for_inference(model: nn.Module) -> nn.Module:
-    """Return a copy of a model, in eval mode, whose stems and stages compute the same with less work.
+    """Return a copy of a model, in eval mode, whose stems and stages compute the same with fewer operations.
 
-    Wherever a `Stem` or `TopoStage` sits (a network, a backbone, a whole detector):
+    In every `Stem` and `TopoStage` of the model (a network, a backbone, a whole detector):
 
-    - Normalization by stored statistics (batch normalization, synchronised or frozen) goes into the convolution before
-      it: `scale * (W x - mean) + shift = (scale W) x + (shift - scale mean)`, with `scale = weight / sqrt(var + eps)`.
-      Other normalisations stay as they are, and so does batch normalization that keeps no statistics.
-    - Edges whose alpha is exactly 0 are gone, and with them the nodes that no longer reach the stage's output. A node
-      that reads nothing any more is one number a channel, which is added to the sums of its readers.
+    - Normalization by stored statistics (batch normalization, synchronized or frozen) is folded into the previous
+      convolution: `scale * (W x - mean) + shift = (scale W) x + (shift - scale mean)`, with `scale = weight / sqrt(var
+      + eps)`. Other normalization layers are not changed, and neither is batch normalization without stored statistics.
+    - Edges whose alpha is exactly 0 are removed, and with them the nodes that no longer reach the stage's output. A
+      node without inputs is constant, one number per channel, which is added to the sums of its readers.
 
-    Of connected networks (`connect`, `rewire`) the edges of weight 0 go, and the nodes that no longer reach the output
-    of their run, as `connectivity.prune` takes them out; their blocks stay as they are. A run in which a node reads
-    nothing any more stays whole.
+    In connected networks (`connect`, `rewire`), edges of weight 0 and nodes that no longer reach the output of their
+    run are removed as by `connectivity.prune`; other blocks are not changed. A run in which a node has no inputs left
+    stays whole.
 
-    The output equals that of `model.eval()` up to rounding: the new weights are computed in float64, and have the type
-    of the old ones. Fuse before `torch.compile`, tracing or export, which all take the result. A fused model that is
-    fused again is copied.
+    The output equals that of `model.eval()` up to rounding: the new weights are computed in float64, and have the dtype
+    of the old ones. Fuse before `torch.compile`, tracing or export, which all accept the result. Fusing a fused model
+    copies it.
 
-    The result is not for training: its fused parameters take no gradient, and `train()` does not bring back the
-    statistics of a batch. Its state dict is its own and fits no other model; load weights before fusing. Hooks on the
-    replaced modules are lost. Subclasses of `Stem` and `TopoStage` stay as they are: they may compute something else.
+    The result is not for training: its fused parameters have no gradient, and `train()` does not restore batch
+    statistics. Its state dict fits no other model; load weights before fusing. Hooks on the replaced modules are lost.
+    Subclasses of `Stem` and `TopoStage` are not changed, because they may compute something else.
 
     Args:
         model: any module that contains a `TopoStage` or connected blocks, or is one. It is not changed.
@@ -95,12 +95,11 @@ def _drop_zeros(blocks: Mapping[str, ConnectedBlock]) -> None:
 
 
 class FusedNode(nn.Module):
-    """A `Node` from its sum on: ReLU, 3x3 depthwise, 1x1 pointwise, and what is left of the normalization.
+    """A `Node` after its sum: ReLU, 3x3 depthwise, 1x1 pointwise, and the rest of the normalization.
 
     Args:
-        node: a copy of its own, which is used up.
-        offset: float64 [C], what is added to the sum: the part of it that is the same for every image; None for
-            nothing.
+        node: a copy, which is consumed.
+        offset: float64 [C], the part of the sum that is the same for every image; None for nothing.
     """
 
     def __init__(self, node: Node, offset: Tensor | None):
@@ -121,17 +120,17 @@ class FusedNode(nn.Module):
 
 
 class FusedStage(FixedTensors):
-    """A `TopoStage` after `fuse_for_inference`; the nodes that are left have the names they had.
+    """A `TopoStage` after `fuse_for_inference`; the remaining nodes keep their names.
 
     Args:
-        stage: is not changed.
+        stage: the stage, which is not changed.
 
     Attributes:
-        topology: the graph of the stage that it was made of.
-        edges: those of it that are still read, sorted as they were.
+        topology: the graph of the original stage.
+        edges: the remaining edges, in their order.
         alpha: their weights.
         out_chs: channels of the output.
-        stride: of the first node.
+        stride: stride of the first node.
     """
 
     def __init__(self, stage: TopoStage):
@@ -174,7 +173,7 @@ class FusedStage(FixedTensors):
         return feature
 
     def extra_repr(self) -> str:
-        """Show what is left of the graph in the printed module."""
+        """Show the remaining graph in the printed module."""
         return f"{len(self.nodes)} nodes and {len(self.edges)} edges of {self.topology}"
 
 

@@ -6,8 +6,8 @@
     >>> [parameters(timm.create_model(name)) for name in ("mobilenetv2_x2", "mobilenetv2_x2_connected")]
     [(6353848, 0), (6353848, 115)]
 
-The table multiplies the depth of stages and does not say of which: no uniform rule gives its sizes. Here every stage
-is multiplied, and `depths` takes any other choice; the networks are not claimed to be those of the table.
+The table multiplies the depth of stages without saying which: no uniform rule gives its sizes. Here every stage is
+multiplied, and `depths` accepts any other choice. The networks may differ from those of the table.
 """
 
 from __future__ import annotations

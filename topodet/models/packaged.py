@@ -16,9 +16,9 @@ class Packaged:
     """A published file, with its classifier, in the package.
 
     Attributes:
-        tag: what timm calls these weights: NETWORK.TAG.
+        tag: timm's tag of these weights: NETWORK.TAG.
         file: its name in `FOLDER`.
-        sha256: of its bytes.
+        sha256: SHA-256 of its bytes.
         num_classes: outputs of its classifier.
     """
 
@@ -29,7 +29,7 @@ class Packaged:
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """Path of the file."""
         return FOLDER / self.file
 
 

@@ -1,4 +1,4 @@
-"""Gradient checkpointing computes a part of the network twice; its statistics are to move once."""
+"""Gradient checkpointing runs modules twice; update their statistics only once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 def update_statistics_once(network: nn.Module) -> None:
-    """Let every normalization leave its running statistics alone where its output is recomputed, in place.
+    """Stop every normalization from updating its running statistics when its output is recomputed, in place.
 
     Gradient checkpointing, of torch and of timm, calls modules again in the backward pass. Batch normalization would
-    then take the same batch into its statistics twice, as if its momentum were 0.19 and not 0.1. What it computes in
-    training does not depend on them. Modules that take a normalization's place later (`convert_sync_batchnorm`) are
-    others: call this after that.
+    then count the same batch twice in its statistics, as if its momentum were 0.19 and not 0.1. Its output in training
+    does not depend on them. Modules that later replace a normalization (`convert_sync_batchnorm`) are not covered: call
+    this after replacing them.
     """
     for module in network.modules():
         if isinstance(module, _NormBase) and _enter not in module._forward_pre_hooks.values():

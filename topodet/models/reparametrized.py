@@ -1,4 +1,4 @@
-"""Layers whose weight torch computes anew at each call, which no copy and no change of their weights can follow."""
+"""Layers whose weight torch recomputes at each call, so that their weights cannot be copied or changed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def refuse_reparametrized(model: nn.Module, what: str, *, parametrized: bool = T
 
     Args:
         model: any module.
-        what: is to be done with it, for the error.
-        parametrized: refuse those of `parametrize` too, which can be copied, but whose weights cannot be changed.
+        what: the intended operation, for the error.
+        parametrized: also refuse those of `parametrize`, which can be copied, but whose weights cannot be changed.
 
     Raises:
         ConfigError: names the first such layer and the function that makes its weight a parameter again.

@@ -1,14 +1,14 @@
 """ResNets for CIFAR, plain and with learned connectivity: both columns of the paper's Table 1 (arXiv 2008.08261).
 
-The connected form is `rewire` of the plain one, with the same names of parameters. A stage of n BasicBlocks becomes the
+The connected form is `rewire` of the plain one, with the same parameter names. A stage of n BasicBlocks becomes the
 complete graph of 2n + 2 nodes: node 0, its input; nodes 1..2n, its 3x3 convolutions, each ReLU -> convolution -> BN of
 the weighted sum of all earlier nodes (Eq. 1); node 2n + 1, its output, the weighted sum of all of them. Table 1 counts
-the 2n that compute. Input and output are nodes of their own because with all weights 1 the graph is the residual stream
-at interval 1: what a stage is given passes by every convolution, and what it hands on is the sum of everything.
+the 2n that compute. Input and output are separate nodes because with all weights 1 the graph is the residual stream at
+interval 1: a stage's input skips every convolution, and its output is the sum of all nodes.
 
-The first node of stages 2 and 3 changes stride and width, and reads the stage's input as it is; for the others the
-input is its option-B projection, which has the new size. The stem keeps its ReLU, and a stage hands on ReLU of its
-output: what a stage is given is activated.
+The first node of stages 2 and 3 changes stride and width, and reads the stage's input directly; for the others the
+input is its option-B projection, which has the new size. The stem keeps its ReLU, and a stage returns the ReLU of its
+output, so a stage's input is always activated.
 
 >>> import timm
 >>> import topodet
@@ -41,7 +41,7 @@ class ResNetCifar(StagedClassifier):
 
     A 3x3 convolution to 16 channels, three stages of n BasicBlocks with 16, 32 and 64 channels at strides 1, 2 and 4,
     global average pooling and a linear layer: 6n + 2 layers. A shortcut on which stride and width change is a 1x1
-    convolution with normalization (option B), as the parameter counts of Table 1 have it.
+    convolution with normalization (option B), which matches the parameter counts of Table 1.
 
     Args:
         depth: 6n + 2.
@@ -50,12 +50,12 @@ class ResNetCifar(StagedClassifier):
         num_classes: outputs of the classifier; 0 leaves it out and returns pooled features.
         global_pool: timm's pooling type.
         drop_rate: dropout before the classifier.
-        output_stride: 1 or 2: stages beyond it do not stride, and are dilated instead. Larger ones, of timm's, change
-            nothing: the last stage has stride 4.
+        output_stride: 1 or 2: stages beyond it do not stride, and are dilated instead. Larger values of timm change
+            nothing, because the last stage has stride 4.
         device, dtype: of the parameters.
 
     Raises:
-        ConfigError: a depth that is not 6n + 2, or another `output_stride`.
+        ConfigError: a depth that is not 6n + 2, or an invalid `output_stride`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ResNetCifar(StagedClassifier):
             yield x
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its inside (timm's switch)."""
+        """Recompute each block in the backward pass instead of storing its activations (timm's switch)."""
         self.grad_checkpointing = enable
         if enable:
             update_statistics_once(self)
@@ -175,59 +175,59 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 @register_model
 def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Table 1, ResNet-20, original: 3 BasicBlocks a stage."""
+    """Table 1, ResNet-20, original: 3 BasicBlocks per stage."""
     return _create("resnet20_cifar", pretrained, depth=20, **kwargs)
 
 
 @register_model
 def resnet20_cifar_connected(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Table 1, ResNet-20, optimised: complete graphs of 6 convolutions a stage, learned weights."""
+    """Table 1, ResNet-20, optimized: complete graphs of 6 convolutions per stage, learned weights."""
     return _create("resnet20_cifar_connected", pretrained, depth=20, **kwargs)
 
 
 @register_model
 def resnet32_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Table 1, ResNet-32, original: 5 BasicBlocks a stage."""
+    """Table 1, ResNet-32, original: 5 BasicBlocks per stage."""
     return _create("resnet32_cifar", pretrained, depth=32, **kwargs)
 
 
 @register_model
 def resnet32_cifar_connected(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Table 1, ResNet-32, optimised: complete graphs of 10 convolutions a stage, learned weights."""
+    """Table 1, ResNet-32, optimized: complete graphs of 10 convolutions per stage, learned weights."""
     return _create("resnet32_cifar_connected", pretrained, depth=32, **kwargs)
 
 
 @register_model
 def resnet44_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Table 1, ResNet-44, original: 7 BasicBlocks a stage."""
+    """Table 1, ResNet-44, original: 7 BasicBlocks per stage."""
     return _create("resnet44_cifar", pretrained, depth=44, **kwargs)
 
 
 @register_model
 def resnet44_cifar_connected(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Table 1, ResNet-44, optimised: complete graphs of 14 convolutions a stage, learned weights."""
+    """Table 1, ResNet-44, optimized: complete graphs of 14 convolutions per stage, learned weights."""
     return _create("resnet44_cifar_connected", pretrained, depth=44, **kwargs)
 
 
 @register_model
 def resnet56_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Table 1, ResNet-56, original: 9 BasicBlocks a stage."""
+    """Table 1, ResNet-56, original: 9 BasicBlocks per stage."""
     return _create("resnet56_cifar", pretrained, depth=56, **kwargs)
 
 
 @register_model
 def resnet56_cifar_connected(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Table 1, ResNet-56, optimised: complete graphs of 18 convolutions a stage, learned weights."""
+    """Table 1, ResNet-56, optimized: complete graphs of 18 convolutions per stage, learned weights."""
     return _create("resnet56_cifar_connected", pretrained, depth=56, **kwargs)
 
 
 @register_model
 def resnet110_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Table 1, ResNet-110, original: 18 BasicBlocks a stage."""
+    """Table 1, ResNet-110, original: 18 BasicBlocks per stage."""
     return _create("resnet110_cifar", pretrained, depth=110, **kwargs)
 
 
 @register_model
 def resnet110_cifar_connected(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Table 1, ResNet-110, optimised: complete graphs of 36 convolutions a stage, learned weights."""
+    """Table 1, ResNet-110, optimized: complete graphs of 36 convolutions per stage, learned weights."""
     return _create("resnet110_cifar_connected", pretrained, depth=110, **kwargs)

@@ -21,8 +21,8 @@ NormLayer = Callable[..., nn.Module]  # of channels; of device and dtype too whe
 class Node(nn.Module):
     """The operation o_i: ReLU, 3x3 depthwise, 1x1 pointwise, normalization.
 
-    Maps [B, in_chs, H, W] to [B, out_chs, ceil(H / stride), ceil(W / stride)]; with `inplace` the ReLU overwrites
-    its input. `factory` is the device and dtype of the parameters, where they are given.
+    Maps [B, in_chs, H, W] to [B, out_chs, ceil(H / stride), ceil(W / stride)]; with `inplace` the ReLU overwrites its
+    input. `factory` is the device and dtype of the parameters, if given.
     """
 
     def __init__(
@@ -57,18 +57,18 @@ class TopoStage(nn.Module):
 
     Maps [B, in_chs, H, W] to [B, out_chs, ceil(H / stride), ceil(W / stride)].
 
-    "The change of filters is implied by the first calculation node in each graph" (section 4). Every node computes:
-    of the possible readings this is the one nearest to the paper's 23.23M parameters and 3.95G multiply-adds.
+    "The change of filters is implied by the first calculation node in each graph" (section 4). Every node computes: of
+    the possible readings, this one is closest to the paper's 23.23M parameters and 3.95G multiply-adds.
 
     Args:
         in_chs: channels of the input.
         out_chs: channels of every node.
         topology: the graph.
         edge_weights: "learned" or "fixed", see `Wiring`.
-        norm_layer: from channels to a normalization module.
-        stride: of node 0.
-        first_dilation, dilation: of the 3x3 convolutions of node 0, and of the others.
-        factory: device and dtype of the parameters; `norm_layer` gets those that are given too.
+        norm_layer: takes the number of channels and returns a normalization module.
+        stride: stride of node 0.
+        first_dilation, dilation: dilations of the 3x3 convolutions of node 0, and of the others.
+        factory: device and dtype of the parameters, if given; passed to `norm_layer` too.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class TopoStage(nn.Module):
         return self.wiring.topology
 
     def prune_to_edges_(self, edges: Collection[Edge]) -> None:
-        """Take out, in place, all edges but these and the nodes that are on none of them; number the others anew.
+        """Remove, in place, all edges but these and the nodes that are on none of them; renumber the others.
 
         Raises:
             TopologyError: they are not all on paths from the stage's input to its output.
@@ -115,7 +115,7 @@ class TopoStage(nn.Module):
         self.nodes = nn.ModuleList(left).train(self.nodes.training)
 
     def removed_names(self, edges: Collection[Edge]) -> list[str]:
-        """Return the names of the modules that `prune_to_edges_` would take out; changes nothing."""
+        """Return the names of the modules that `prune_to_edges_` would remove; changes nothing."""
         left = {node for edge in edges for node in edge}
         return [f"nodes.{i}" for i in range(len(self.nodes)) if i not in left]
 

@@ -1,4 +1,4 @@
-"""`TimmTrunk`: a network of timm, connected or as it is, as what a detector's neck reads."""
+"""`TimmTrunk`: a timm network, connected or unchanged, as a backbone for a detector's neck."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ STRIDES = (4, 8, 16, 32)
 
 
 class TimmTrunk(nn.Module):
-    """A network of timm without its classifier, with feature maps at strides 4, 8, 16, 32: a stage for each.
+    """A timm network without its classifier, with feature maps at strides 4, 8, 16, 32, one stage for each.
 
-    The network itself is the child `network`; its tensors have the names they have in timm, so that files of the
-    classifier, of `topodet.pretrain` and of timm's hub fit. What no stage reads (the classifier, layers after the last
-    stage) is cut off, so that no parameter stays without gradient. Images may have any size, another one each time.
+    The network itself is the child `network`; its tensors have the names they have in timm, so files of the classifier,
+    of `topodet.pretrain` and of timm's hub fit. Layers that no stage uses (the classifier, layers after the last stage)
+    are removed, so that every parameter has a gradient. Image sizes may vary between calls.
 
-    A network must give maps at all of these strides: ViTs and mixers, which stay at one, cannot be used. Swin is
-    built for images of any size whose sides are multiples of its patch, which detectors pad to; its maps come as NCHW.
+    A network must have maps at all of these strides: ViTs and mixers, which have only one, cannot be used. Swin is
+    built for images of any size whose sides are multiples of its patch, which detectors pad to; its maps are NCHW.
 
     Args:
-        name: of the network in timm, with or without the tag of its weights, e.g. "mobilenetv2_100".
-        wiring: "learned" connects its runs of residual blocks (see `connect`), "fixed" does with weights that stay,
-            "none" takes the network as timm makes it. One that timm makes connected ("mobilenetv2_x2_connected") keeps
-            its edges, and all of their weights stay with "fixed".
-        connect_nodes: what the nodes of its runs are, "residuals", "blocks" or "auto", see `connect`.
-        rewire: of a ResNet make the other network that `rewire` makes.
+        name: name of the network in timm, with or without the tag of its weights, e.g. "mobilenetv2_100".
+        wiring: "learned" connects its runs of residual blocks (see `connect`), "fixed" does so with fixed weights,
+            "none" uses timm's network unchanged. A network that is already connected ("mobilenetv2_x2_connected") keeps
+            its edges; "fixed" fixes all of their weights.
+        connect_nodes: kind of nodes, "residuals", "blocks" or "auto", see `connect`.
+        rewire: apply `rewire` to a ResNet.
         in_chans: channels of the image.
-        num_stages: build only so many stages, for a reader that needs no more.
-        edges: what pruning has left of runs, e.g. {"blocks.1.1.wiring": [(0, 1), (1, 3)]}; runs without are whole.
+        num_stages: number of stages to build, if not all are needed.
+        edges: remaining edges of pruned runs, e.g. {"blocks.1.1.wiring": [(0, 1), (1, 3)]}; other runs are whole.
         options: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
 
     Attributes:
         arch, wiring, connect_nodes, rewire: as given.
-        options: of `timm.create_model`, with which the network was made.
+        options: arguments of `timm.create_model` that the network was made with.
         stage_channels: channels of each stage's feature map.
         stage_strides: stride of each stage's feature map with respect to the image.
 
     Raises:
-        ConfigError: unknown name, wiring or option; a network that has not these strides, or nothing to connect.
+        ConfigError: unknown name, wiring or option; a network without these strides, or with nothing to connect.
     """
 
     network_prefix = "network."  # what names have here that a weights file does not
@@ -87,7 +87,7 @@ class TimmTrunk(nn.Module):
         yield from self.network.forward_intermediates(x, indices=self._taps, intermediates_only=True)
 
     def ignores(self, name: str) -> bool:
-        """Whether a tensor of the whole network is none of this part of it."""
+        """Whether a tensor of the whole network is not in this part."""
         return name in self._unread
 
     def frozen_names(self, frozen_stages: int) -> list[str]:
@@ -104,15 +104,15 @@ class TimmTrunk(nn.Module):
         return names
 
     def frozen_modules(self, frozen_stages: int) -> list[nn.Module]:
-        """Return what `frozen_stages` freezes: -1 nothing, 0 what comes before stride 4, k that and the first k stages.
+        """Return the modules that `frozen_stages` freezes: -1 none, 0 all before stride 4, k also the first k stages.
 
         Raises:
-            ConfigError: not in -1..number of stages, or the network has tensors of its own, which no module holds.
+            ConfigError: not in -1..number of stages, or the network itself holds tensors outside of its modules.
         """
         return [self.network.get_submodule(name) for name in self.frozen_names(frozen_stages)]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks in the backward pass instead of keeping what is in them (timm's switch)."""
+        """Recompute blocks in the backward pass instead of storing their activations (timm's switch)."""
         self.network.set_grad_checkpointing(enable)
         if enable:
             update_statistics_once(self.network)
@@ -127,15 +127,15 @@ def create_timm_network(
     edges: RunEdges | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Return a network of timm, connected or rewired unless `wiring` is "none".
+    """Return a timm network, connected or rewired unless `wiring` is "none".
 
     Args:
         name, wiring, connect_nodes, rewire, edges: see `TimmTrunk`.
-        options: of `timm.create_model`.
+        options: arguments of `timm.create_model`.
 
     Raises:
-        ConfigError: unknown name or wiring, options that it does not take, nothing to connect, or edges of runs that
-            it does not have, or that do not lead from their input to their output.
+        ConfigError: unknown name or wiring, options that the network does not accept, nothing to connect, or edges of
+            runs that it does not have, or edges without a path from input to output.
     """
     check_timm_name(name)
     if wiring not in ("learned", "fixed", "none"):
@@ -164,10 +164,10 @@ def create_timm_network(
 
 
 def check_timm_name(name: str) -> None:
-    """Refuse the name of an architecture that timm does not know.
+    """Raise an error for an architecture name that timm does not know.
 
     Raises:
-        ConfigError: names the nearest ones.
+        ConfigError: lists the closest names.
     """
     if ":" in name or timm.is_model(name.split(".")[0]):
         return

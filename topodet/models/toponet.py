@@ -20,9 +20,9 @@ from .trunk import EdgeWeights, TopologySpec, Trunk, build_blocks, given, init_w
 class TopoNet(Trunk, StagedClassifier):
     """Stem, stages, global average pooling and a linear classifier: [B, in_chans, H, W] to [B, num_classes].
 
-    The defaults are the paper's network: {14, 20, 26, 14} nodes, C = 64, complete graphs, learned weights:
-    23,745,640 parameters and 697 edge weights, 3,931,535,872 multiply-adds at 224 (the paper prints 23.23M, 3.95G).
-    As in Eq. 1 a stage ends in its last node's normalization; the next node's ReLU, or the pooling, reads that.
+    The defaults are the paper's network: {14, 20, 26, 14} nodes, C = 64, complete graphs, learned weights: 23,745,640
+    parameters and 697 edge weights, 3,931,535,872 multiply-adds at 224 (the paper prints 23.23M, 3.95G). As in Eq. 1, a
+    stage ends in its last node's normalization, which the next node's ReLU, or the pooling, reads.
 
     Args:
         nodes, width, topology, edge_weights, seed, in_chans, norm_layer, output_stride: see `build_blocks`.
@@ -86,8 +86,8 @@ class TopoNet(Trunk, StagedClassifier):
 class TopoNetFeatures(Trunk):
     """What `timm.create_model(..., features_only=True)` returns: [B, in_chans, H, W] to a list of feature maps.
 
-    Parameters are named as in `TopoNet`; a checkpoint of the classifier or a published backbone loads as it is, the
-    classifier and the stages that nobody reads are passed over.
+    Parameters are named as in `TopoNet`; a checkpoint of the classifier or a published backbone loads directly, and the
+    classifier and unused stages are skipped.
 
     Args:
         model: the network whose blocks are used.
@@ -165,10 +165,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def architecture_arguments(arch: str, **overrides: Any) -> dict[str, Any]:
-    """Return the arguments of `build_blocks` for a named network, with `overrides` that are not None in their place.
+    """Return the arguments of `build_blocks` for a named network, replaced by the `overrides` that are not None.
 
     Raises:
-        ConfigError: no such network.
+        ConfigError: unknown network.
     """
     if arch not in ARCHITECTURES:
         raise ConfigError(unknown_name("arch", arch, ARCHITECTURES))
@@ -282,5 +282,5 @@ def toponet50_ws(pretrained: bool = False, **kwargs: Any) -> TopoNet:
 
 @register_model
 def toponet50_smallworld(pretrained: bool = False, **kwargs: Any) -> TopoNet:
-    """Not of the paper: a chain with shortcuts rewired at p = 0.25, where small-world-ness is largest; weights 1."""
+    """Not in the paper: a chain with shortcuts rewired at p = 0.25, where small-world-ness is largest; weights 1."""
     return _create("toponet50_smallworld", pretrained, **kwargs)

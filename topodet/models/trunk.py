@@ -1,4 +1,4 @@
-"""The part of a TopoNet that classifiers and detectors share: a stem and stages, and nothing of a framework."""
+"""The part of a TopoNet that classifiers and detectors share: a stem and stages, independent of any framework."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ARCHITECTURE_ARGUMENTS = ("nodes", "width", "topology", "edge_weights", "seed", 
 class Stem(nn.Module):
     """7x7 stride-2 convolution and normalization: [B, in_chans, H, W] to [B, width, ceil(H / 2), ceil(W / 2)].
 
-    The activation belongs to the first node.
+    The activation is in the first node.
     """
 
     def __init__(self, in_chans: int, width: int, *, norm_layer: NormLayer = nn.BatchNorm2d, **factory: Any):
@@ -49,13 +49,13 @@ class Stem(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Stem and stages in series, with feature maps by stage at strides 4, 8, 16, 32, or as far as they stride.
+    """Stem and stages in series, with feature maps by stage at strides 4, 8, 16, 32, or up to `output_stride`.
 
-    Subclasses add a head, or the interface of a framework; parameter names are the same in all of them, so that one
-    weights file serves all.
+    Subclasses add a head, or the interface of a framework; parameter names are the same in all of them, so one weights
+    file fits all.
 
     Args:
-        stem: from the image to stride 2.
+        stem: maps the image to stride 2.
         stages: each has `stride` and `out_chs`.
     """
 
@@ -83,14 +83,14 @@ class Trunk(nn.Module):
         return tuple(stage.topology for stage in self.stages)
 
     def stage_features(self, x: Tensor) -> Iterator[Tensor]:
-        """Yield each stage's feature map in turn; a caller that stops early computes no more than it read."""
+        """Yield each stage's feature map in turn; stages after the last one requested are not computed."""
         features = self.stem(to_fast_format(x))
         for stage in self.stages:
             features = stage(features)
             yield from_fast_format(features, x)
 
     def frozen_modules(self, frozen_stages: int) -> list[nn.Module]:
-        """Return what `frozen_stages` freezes: -1 nothing, 0 the stem, k the stem and the first k stages.
+        """Return the modules that `frozen_stages` freezes: -1 none, 0 the stem, k the stem and the first k stages.
 
         Raises:
             ConfigError: not in -1..number of stages.
@@ -99,7 +99,7 @@ class Trunk(nn.Module):
         return [] if frozen_stages < 0 else [self.stem, *self.stages[:frozen_stages]]
 
     def ignores(self, name: str) -> bool:
-        """Whether a tensor of a whole network is none of this part of it: the classifier's, or of a stage not built."""
+        """Whether a tensor of a whole network is not in this part: the classifier's, or of a stage not built."""
         part, _, rest = name.partition(".")
         if part == "stages":
             return rest.partition(".")[0] not in dict(self.stages.named_children())
@@ -113,7 +113,7 @@ class Trunk(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the inside of each node in the backward pass instead of keeping it (timm's switch)."""
+        """Recompute each node in the backward pass instead of storing its activations (timm's switch)."""
         for stage in self.stages:
             stage.grad_checkpointing = enable
         if enable:
@@ -121,12 +121,12 @@ class Trunk(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that timm's optimizer factory spares from weight decay: the edge weights."""
+        """Names of the parameters without weight decay in timm's optimizer factory: the edge weights."""
         return {name for name, _ in self.named_parameters() if name.endswith("wiring.alpha")}
 
 
 def check_frozen_stages(frozen_stages: int, num_stages: int) -> None:
-    """Refuse what no network of so many stages can freeze.
+    """Raise an error for a `frozen_stages` that a network with so many stages does not have.
 
     Raises:
         ConfigError: not in -1..num_stages.
@@ -139,13 +139,13 @@ def check_frozen_stages(frozen_stages: int, num_stages: int) -> None:
 
 
 def check_out_indices(kwargs: Mapping[str, Any], total: int) -> None:
-    """Refuse `out_indices` that timm's own feature extractors take in another order than `feature_info` tells.
+    """Refuse `out_indices` for which timm's own feature extractors use another order than `feature_info`.
 
     They return the maps in the order of the stages, each once.
 
     Args:
-        kwargs: of a network's entrypoint; without `out_indices` they pass.
-        total: stages that there are; a negative index counts from the last.
+        kwargs: arguments of a network's entrypoint; without `out_indices` they are accepted.
+        total: number of stages; a negative index counts from the last.
 
     Raises:
         ConfigError: not ascending.
@@ -178,19 +178,19 @@ def build_blocks(
     Args:
         nodes: nodes of each stage; stage k has `width * 2**(k + 1)` channels.
         width: channels of the stem (C in the paper).
-        topology: what `make_topology` takes, for all stages or one for each stage.
+        topology: a specification for `make_topology`, for all stages or one for each stage.
         edge_weights: "learned" or "fixed" at 1.
         seed: stage k draws a random graph with `seed + k`.
         in_chans: channels of the image.
         norm_layer: a name that timm knows, or a callable from channels to a module.
-        num_stages: build only so many stages, for a reader that needs no more.
-        output_stride: 8, 16 or 32. Stages beyond it do not stride, and are dilated instead (see `dilated`); None
-            dilates nothing.
-        factory: device and dtype of the parameters, those that are given; `norm_layer` gets them too.
+        num_stages: number of stages to build, if not all are needed.
+        output_stride: 8, 16 or 32. Stages beyond it do not stride, but are dilated (see `dilated`); None for no
+            dilation.
+        factory: device and dtype of the parameters, if given; passed to `norm_layer` too.
 
     Raises:
-        ConfigError: a width or number of nodes that makes no network, as many topologies as there are not stages, or
-            another `output_stride`.
+        ConfigError: an invalid width or number of nodes, a number of topologies that differs from the number of stages,
+            or an invalid `output_stride`.
         TopologyError: a topology that cannot be made.
     """
     if isinstance(nodes, int) or not nodes:
@@ -222,7 +222,7 @@ def build_blocks(
 
 
 def make_norm_layer(norm_layer: str | NormLayer) -> NormLayer:
-    """Return what makes a normalization of channels, from a name that timm knows; a callable as it is.
+    """Return a function from channels to a normalization, from a name that timm knows or a callable.
 
     Raises:
         ConfigError: an unknown name.
@@ -238,15 +238,15 @@ def make_norm_layer(norm_layer: str | NormLayer) -> NormLayer:
 
 
 def dilated(strides: Sequence[int], output_stride: int | None, *, reached: int = 1) -> list[dict[str, int]]:
-    """Return for each stage its stride and dilations when the network is to stride no further than `output_stride`.
+    """Return the stride and dilations of each stage for a network with at most `output_stride`.
 
-    A stride beyond that is left out, and what comes after its convolution is dilated by it (as timm's ResNet does): at
-    the places that the network would have kept, it computes the same.
+    A stride beyond that is omitted, and the layers after its convolution are dilated by it (as in timm's ResNet): at
+    the positions that the original network would keep, the values are the same.
 
     Args:
-        strides: of the stages.
-        output_stride: of the last stage, at most; None for as much as it is.
-        reached: stride of what the first stage is given.
+        strides: strides of the stages.
+        output_stride: largest stride of the last stage; None for no limit.
+        reached: stride of the first stage's input.
     """
     plan, dilation = [], 1
     for stride in strides:
@@ -259,12 +259,12 @@ def dilated(strides: Sequence[int], output_stride: int | None, *, reached: int =
 
 
 def given(**factory: Any) -> dict[str, Any]:
-    """Return of device and dtype those that are given: not every `norm_layer` takes them."""
+    """Return device and dtype, as far as they are given: not every `norm_layer` accepts them."""
     return {name: value for name, value in factory.items() if value is not None}
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialise in place: convolutions He-normal over their outputs, linear layers N(0, 0.01), alpha 1."""
+    """Initialize in place: convolutions He-normal over their outputs, linear layers N(0, 0.01), alpha 1."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             # Grouped: a depthwise output is read as often as its own channel, not as all of them.

@@ -1,4 +1,4 @@
-"""`Wiring`: a topology with one weight an edge, as a module that any stage can own."""
+"""`Wiring`: a topology with one weight per edge, as a module that any stage can own."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Start = Literal["ones", "chain"]
 
 
 def other_dtype(theirs: Tensor, ours: Tensor) -> bool:
-    """Whether a tensor cannot stand for one of a network: floats of any width can for floats, nothing else can."""
+    """Whether a tensor's dtype does not fit a network's: floats of any width fit floats, other dtypes must be equal."""
     return theirs.dtype != ours.dtype and not (theirs.is_floating_point() and ours.is_floating_point())
 
 
 def check_dtypes(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str) -> None:
-    """Refuse values that torch would convert in silence: integers, truth values and complex numbers for floats.
+    """Refuse values that torch would convert silently: integers, booleans and complex numbers for floats.
 
     Raises:
         WeightsError: names a tensor and both dtypes.
@@ -40,19 +40,19 @@ def check_dtypes(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: st
 class Wiring(FixedTensors):
     """The edges of one stage and their weights alpha (Eq. 1), saved together.
 
-    A state dict holds `alpha`, float [E], and `edges`, int64 [E, 2] of (source, target): a file tells its own
+    A state dict holds `alpha`, float [E], and `edges`, int64 [E, 2] of (source, target): a file contains its own
     topology, and one that differs from this module's is refused.
 
     Args:
         topology: the stage's graph.
         edge_weights: "learned" makes alpha a parameter, "fixed" a buffer.
-        start: what alpha starts at: "ones", or "chain" for 1 on the edges from a node to the next and 0 on others.
-        numbers: what the nodes are called in `edges`, ascending; 0, 1, ... by default. What is left of a larger graph
-            can keep its numbers.
-        device, dtype: of alpha; the edges lie on the same device.
+        start: initial alpha: "ones", or "chain" for 1 on the edges from a node to the next and 0 on others.
+        numbers: numbers of the nodes in `edges`, ascending; 0, 1, ... by default. The remaining nodes of a larger graph
+            can keep their numbers.
+        device, dtype: device and dtype of alpha; the edges are on the same device.
 
     Raises:
-        ConfigError: another `edge_weights`.
+        ConfigError: an invalid `edge_weights`.
         WeightsError: on `load_state_dict`, when the file has another topology.
     """
 
@@ -91,31 +91,31 @@ class Wiring(FixedTensors):
         return isinstance(self.alpha, nn.Parameter) and self.alpha.requires_grad
 
     def initial_alpha(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """Return what alpha starts at, float [E]."""
+        """Return the initial alpha, float [E]."""
         values = [float(self.start == "ones" or i - j == 1) for j, i in self._numbered()]
         return torch.tensor(values, device=device, dtype=dtype or torch.get_default_dtype())
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Set every edge weight to its start, and the edges, which `to_empty` leaves undefined."""
+        """Set every edge weight to its initial value, and the edges, which `to_empty` leaves undefined."""
         self.alpha.copy_(self.initial_alpha())
         self._fill("edges", self._numbered())
         self.init_non_persistent_buffers()
 
     def init_non_persistent_buffers(self) -> None:
-        """Set what no file has and `to_empty` leaves undefined, under the name that timm's modules have for this."""
+        """Set the tensors that no file has and `to_empty` leaves undefined, under timm's name for this method."""
         self._fill("order", self.graph.order)
 
     @torch.no_grad()
     def subset(self, edges: Collection[Edge], *, renumber: bool) -> Wiring:
-        """Return a wiring of some of these edges, with the weights that they have; a learned one learns on.
+        """Return a wiring of some of these edges with their current weights; a learned wiring stays learned.
 
         Args:
-            edges: of `topology`, as its nodes are numbered there.
-            renumber: whether the nodes that are left are called 0, 1, ... in a file, or what they were called before.
+            edges: edges of `topology`, with its node numbers.
+            renumber: whether the remaining nodes are numbered 0, 1, ... in a file, or keep their numbers.
 
         Raises:
-            TopologyError: a node of theirs is not on a path from the first to the last of them.
+            TopologyError: one of their nodes is not on a path from the first to the last.
         """
         topology, nodes = subgraph(edges)
         numbers = None if renumber else [self.numbers[node] for node in nodes]

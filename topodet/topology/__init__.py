@@ -1,4 +1,4 @@
-"""What a wiring is: graphs of a stage, their generators and their paths. No torch here."""
+"""Wirings: graphs of a stage, their generators and their paths. No torch here."""
 
 from .generators import (
     GENERATORS,

@@ -1,8 +1,8 @@
-"""The wirings of Table 4 of the paper (ECCV 2020, arXiv 2008.08261), by number of nodes; and a small world.
+"""The wirings of Table 4 of the paper (ECCV 2020, arXiv 2008.08261), by number of nodes, and a small world.
 
-A random graph of Table 4 is made whole where the draw left gaps: a node without input gets the input node, a node
-without output feeds the output node. The same seed gives the same graph; a network stores its graphs with its weights,
-so that a trained file does not depend on the generator.
+Random graphs of Table 4 are completed: a node without input reads the input node, a node without output feeds the
+output node. The same seed gives the same graph. A network stores its graphs with its weights, so a trained file does
+not depend on the generator.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def complete(num_nodes: int) -> Topology:
 def residual(num_nodes: int, interval: int = 2) -> Topology:
     """A residual stage with a shortcut over every `interval` nodes, unfolded in the topological view (section 3.2).
 
-    The N-2 nodes between input and output form blocks of `interval` (the last one may be shorter). The first node
-    of a block reads the input node and the last node of every earlier block, the others read the one before them,
-    and the output node reads the input node and the last node of every block. Where `interval` l divides N-2 this
-    is (N-2)(l-1)/l + C((N-2)/l + 2, 2) edges; l = 1 is the complete graph. The formula printed in the paper's Table 3,
-    (N-2)/l + C((N-2)/l + 2, 2), agrees for l = 2 alone, and gives more edges than a complete graph has for l = 1.
+    The N-2 nodes between input and output form blocks of `interval` (the last one may be shorter). The first node of a
+    block reads the input node and the last node of every earlier block, the others read the one before them, and the
+    output node reads the input node and the last node of every block. If `interval` l divides N-2, this is (N-2)(l-1)/l
+    + C((N-2)/l + 2, 2) edges; l = 1 is the complete graph. The formula printed in the paper's Table 3, (N-2)/l +
+    C((N-2)/l + 2, 2), agrees only for l = 2, and gives more edges than a complete graph has for l = 1.
 
     Raises:
         TopologyError: `interval` below 1.
@@ -62,7 +62,7 @@ def random(num_nodes: int, p: float, seed: int = 0) -> Topology:
 def erdos_renyi(num_nodes: int, p: float = 0.2, seed: int = 0) -> Topology:
     """The ER graph of RandWire (arXiv 1904.01569): G(N, p) with nodes in random order.
 
-    G(N, p) does not change under renumbering, so the drawn order is a random one already: the same law as `random`,
+    G(N, p) does not change under renumbering, so the drawn order is already random: the same distribution as `random`,
     with RandWire's p.
     """
     return random(num_nodes, p=p, seed=seed)
@@ -104,7 +104,7 @@ def small_world_chain(num_nodes: int, p: float = 0.25, reach: int = 2, seed: int
     to a node that u does not feed yet, at least two places after u, uniformly; the edges of the chain stay. The number
     of edges does not depend on `p` or `seed` (2N - 3 where `reach` is 2), and every node lies on a path.
 
-    Not a Watts-Strogatz ring: a ring of a stage's few nodes has short paths already, so that its small-world-ness
+    This is not a Watts-Strogatz ring: a ring of a stage's few nodes already has short paths, so its small-world-ness
     only falls when it is rewired. The chain's rises, and is largest around the default `p` for the nodes of toponet50.
 
     Raises:
@@ -145,10 +145,10 @@ def make_topology(spec: str | Mapping[str, Any] | Topology, num_nodes: int, seed
             ({"name": "residual", "interval": 3}), a mapping that lists a graph
             ({"num_nodes": 4, "edges": [[0, 1], ...]}), or a `Topology`.
         num_nodes: nodes of the stage; a listed graph must have as many.
-        seed: seed of a random generator, unless `spec` has one of its own.
+        seed: seed of a random generator, unless `spec` has its own.
 
     Raises:
-        TopologyError: unknown name or argument (the nearest ones are offered), another number of nodes, or too many.
+        TopologyError: unknown name or argument (the closest ones are listed), another number of nodes, or too many.
     """
     if isinstance(spec, Mapping) and "edges" in spec:
         spec = Topology(spec.get("num_nodes", num_nodes), spec["edges"])

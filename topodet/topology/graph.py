@@ -27,9 +27,8 @@ MAX_EDGES = 1_000_000
 class Topology:
     """An immutable wiring: nodes 0..N-1 in topological order, edges (source j, target i) with j < i.
 
-    Node 0 is the stage's input node, node N-1 its output node; every other node lies on a path between them.
-    Edges are kept sorted by target, then source, so that the incoming edges of a node are one slice
-    (`incoming`), whatever order they were given in.
+    Node 0 is the stage's input node, node N-1 its output node; every other node lies on a path between them. Edges are
+    sorted by target, then source, so that the incoming edges of a node are one slice (`incoming`).
 
     Args:
         num_nodes: N, at least 2.
@@ -123,7 +122,7 @@ class Topology:
         """Return the [N, N] float64 matrix with the inputs of node i in row i and its outputs in column i.
 
         Args:
-            weights: one value an edge, in the order of `edges`; 1 for each when omitted.
+            weights: one value per edge, in the order of `edges`; 1 for each by default.
 
         Raises:
             TopologyError: the number of weights is not the number of edges.
@@ -145,10 +144,10 @@ class Topology:
 
     @classmethod
     def from_json(cls, text: str) -> Topology:
-        """Read what `to_json` wrote, or the same written by hand.
+        """Read the output of `to_json`, or the same format written by hand.
 
         Raises:
-            TopologyError: no such JSON, or no valid wiring.
+            TopologyError: invalid JSON, or an invalid wiring.
         """
         content = parse_json(text, "topology", TopologyError)
         if not isinstance(content, dict) or not {"num_nodes", "edges"} <= content.keys():
@@ -168,11 +167,11 @@ class Topology:
     def from_networkx(cls, graph: nx.Graph) -> Topology:
         """Take any networkx graph.
 
-        A directed graph is put in topological order, ties in the order of `graph.nodes`; an undirected one gets
-        its edges oriented from the earlier to the later node of `graph.nodes`.
+        A directed graph is put in topological order, with ties in the order of `graph.nodes`. The edges of an
+        undirected one are oriented from the earlier to the later node of `graph.nodes`.
 
         Raises:
-            TopologyError: a cycle (named), a self-loop, parallel edges, or no valid wiring.
+            TopologyError: a cycle (named), a self-loop, parallel edges, or an invalid wiring.
         """
         loops = list(nx.selfloop_edges(graph))
         if loops:
@@ -202,7 +201,7 @@ class Topology:
 
 
 def shown(value: object) -> str:
-    """Return a value for an error's text, cut off where it is long."""
+    """Return a value as text for an error, truncated if it is long."""
     try:
         text = repr(value)
     except ValueError:  # of an integer of thousands of digits

@@ -1,4 +1,4 @@
-"""What is left of a graph when edges go (section 4.4): the paths that remain, and one back where none does."""
+"""Remaining paths of a graph without some edges (section 4.4), and a repair if none remains."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .graph import Edge, Topology
 def live_edges(topology: Topology, kept: Collection[Edge]) -> tuple[Edge, ...]:
     """Return those of the kept edges that lie on a path of kept edges from the input node to the output node.
 
-    The same as removing, again and again, the nodes between them that are left without input or without output. Empty
-    where the input no longer reaches the output.
+    This is the same as repeatedly removing the nodes between them that are left without input or without output. Empty
+    if the input no longer reaches the output.
     """
     last = topology.num_nodes - 1
     kept = set(kept)
@@ -26,7 +26,7 @@ def live_edges(topology: Topology, kept: Collection[Edge]) -> tuple[Edge, ...]:
 
 
 def check_paths(topology: Topology, edges: Collection[Edge]) -> None:
-    """Refuse edges that cannot be all that is left of a graph.
+    """Refuse edges that cannot be the remaining edges of a graph.
 
     Raises:
         TopologyError: none, or one that is not in the graph or on no path of these edges from the input node to the
@@ -45,12 +45,12 @@ def check_paths(topology: Topology, edges: Collection[Edge]) -> None:
 def strongest_path(topology: Topology, scores: Sequence[float], kept: Collection[Edge]) -> tuple[Edge, ...]:
     """Return a path from the input node to the output node whose weakest edge is the strongest that a path can have.
 
-    Of several, one with the fewest edges that are not kept already.
+    Of several, one with the fewest edges that are not already kept.
 
     Args:
         topology: the graph.
         scores: the strength of each edge, in the order of `edges`.
-        kept: edges of it.
+        kept: edges of the graph.
     """
     # The best weakest edge of any path to each node: nodes are in topological order.
     best = [float("inf")] + [-float("inf")] * (topology.num_nodes - 1)
@@ -64,10 +64,10 @@ def strongest_path(topology: Topology, scores: Sequence[float], kept: Collection
 
 
 def subgraph(edges: Collection[Edge]) -> tuple[Topology, tuple[int, ...]]:
-    """Return the topology of some edges, its nodes renumbered in their order, and the numbers that they had.
+    """Return the topology of some edges, with its nodes renumbered in order, and their original numbers.
 
     Raises:
-        TopologyError: a node of theirs is not on a path from the first to the last of them.
+        TopologyError: one of their nodes is not on a path from the first to the last.
     """
     nodes = tuple(sorted({node for edge in edges for node in edge}))
     number = {node: k for k, node in enumerate(nodes)}

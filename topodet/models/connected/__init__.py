@@ -1,4 +1,4 @@
-"""Learned wiring for networks that exist: runs of blocks as graphs (Eq. 1) whose weights can learn."""
+"""Learned wiring for existing networks: runs of blocks as graphs (Eq. 1) with learned weights."""
 
 from .block import ConnectedBlock, RunWiring, runs
 from .connect import Nodes, RunPlan, connect, connectable, disconnect, rewirable, rewire

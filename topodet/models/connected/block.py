@@ -1,9 +1,9 @@
-"""`ConnectedBlock`: a block of an existing network as nodes of a graph (Eq. 1), in the place that it has there.
+"""`ConnectedBlock`: a block of an existing network as nodes of a graph (Eq. 1), in its original place.
 
-The class of a connected block is a subclass of its own, made by `connect_block`. So its name, its tensors' names, its
-hooks and the container or loop that calls it stay what they are. What a pass has computed so far goes from block to
-block on the tensor that they hand on, as an attribute of it: no module remembers a pass, so that passes can be nested,
-run in threads, or be recomputed in part by gradient checkpointing.
+The class of a connected block is a subclass of its original class, made by `connect_block`. So its name, its tensors'
+names, its hooks and the container or loop that calls it stay the same. Earlier outputs of a pass are carried from block
+to block as an attribute of the tensor. Modules store nothing about a pass, so passes can be nested, run in threads, or
+be partly recomputed by gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ _PASS = "_topodet_pass"  # attribute of a tensor between two blocks of a run
 
 
 class RunWiring(Wiring):
-    """The wiring of a run of blocks: a `Wiring` that a checkpoint of the original network need not know.
+    """The wiring of a run of blocks: a `Wiring` that may be missing in a checkpoint of the original network.
 
-    Where a state dict has the block that owns the wiring, and neither `alpha` nor `edges`, it is the original's: every
-    weight becomes what the run starts with. Half of them, or another graph, is an error as ever; so is a state dict
-    without edges for a graph that is not complete. One that has nothing of the block leaves the wiring as it is.
+    If a state dict has the block that owns the wiring, but neither `alpha` nor `edges`, it is from the original
+    network: every weight is set to its initial value. Only one of the two, or another graph, is an error as usual; so
+    is a state dict without edges for a graph that is not complete. A state dict without any tensor of the block does
+    not change the wiring.
     """
 
     alternate = False  # terms are added as the original network adds them: the results are equal to the bit
@@ -44,11 +45,11 @@ class RunWiring(Wiring):
         return self.numbers == tuple(range(nodes)) and self.topology.num_edges == nodes * (nodes - 1) // 2
 
     def forward(self, x: Any, *_: Any, **__: Any) -> Any:
-        """Hand on what it is given: a block that is an `nn.Sequential` calls all of its children, and this is one."""
+        """Return the input: a block that is an `nn.Sequential` calls all of its children, including this one."""
         return x
 
     def add_missing(self, state_dict: dict[str, Tensor], prefix: str, device: torch.device) -> None:
-        """Put the first weights and the edges into a state dict, in place, that knows nothing of them."""
+        """Add the initial weights and the edges to a state dict without them, in place."""
         if self.complete and f"{prefix}alpha" not in state_dict and f"{prefix}edges" not in state_dict:
             state_dict |= {
                 f"{prefix}alpha": self.initial_alpha(device=device, dtype=self.alpha.dtype),
@@ -57,11 +58,11 @@ class RunWiring(Wiring):
 
 
 class Run:
-    """A run of blocks that one wiring connects: what its links have in common.
+    """A run of blocks that one wiring connects: the properties that its links share.
 
     Args:
         form: see `connect` and `rewire`.
-        width: channels of the stream, None where the blocks do not tell.
+        width: channels of the stream, None if the blocks do not tell.
     """
 
     def __init__(self, form: Form, width: int | None):
@@ -74,20 +75,20 @@ class Link:
 
     Args:
         run: the same object in all links of a run, also in a copy or pickle of the network.
-        branches: functions of (block, *arguments of its call) that compute its nodes; none of a block that pruning has
+        branches: functions of (block, *arguments of its call) that compute its nodes; none for a block that pruning has
             emptied.
-        node: of the first branch; the others follow.
-        place: of the block among those of its run.
-        ends: whether it is the last one.
-        opens: whether its first branch is there, which reads an activated sum where blocks have an `activation`; all
-            others activate what they read themselves.
-        parts: see `Residual`; of each branch.
-        switch: (attribute, value) that the block exchanges for its own when it is connected, and once more when it is
-            disconnected; see `Residual`.
+        node: number of the first branch's node; the others follow.
+        place: position of the block in its run.
+        ends: whether it is the last block.
+        opens: whether it has its first branch, which reads an activated sum if blocks have an `activation`; all other
+            branches activate their input themselves.
+        parts: see `Residual`, for each branch.
+        switch: (attribute, value) that is swapped with the block's own when it is connected, and swapped back when it
+            is disconnected; see `Residual`.
         activation: see `Residual`.
-        shortcut: see `Residual`; of a block that begins a run by it, None for others.
-        argument: which argument of the call the stream is, by position or name.
-        result: which element of what a block returns the stream is, where it returns several.
+        shortcut: see `Residual`; for a block whose shortcut begins a run, None for others.
+        argument: the position or name of the call's argument that is the stream.
+        result: the index of the stream in the block's outputs, if it returns several.
     """
 
     run: Run
@@ -128,12 +129,12 @@ class _Pass:
 
 
 class ConnectedBlock(nn.Module):
-    """A block whose nodes read weighted sums of what the run's earlier nodes computed; see `connect_block`."""
+    """A block whose nodes read weighted sums of the outputs of earlier nodes of its run; see `connect_block`."""
 
     link: Link
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the block's nodes and return the sum that the next node reads, or what a last node computes."""
+        """Compute the block's nodes and return the sum that the next node reads, or the last node's output."""
         link, x = self.link, self._stream(args, kwargs)
         if torch.compiler.is_dynamo_compiling():
             # A compiler loses what a tensor carries where it goes into gradient checkpointing. It leaves a function
@@ -255,7 +256,7 @@ def whole(block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def connect_block(block: nn.Module, link: Link) -> None:
-    """Make a block, in place, the nodes that `link` says; the first one of a run has its `wiring` already."""
+    """Turn a block, in place, into the nodes of `link`; the first block of a run already has its `wiring`."""
     block.link = _exchange(block, link)
     block.__class__ = _subclass(ConnectedBlock, type(block))
 
@@ -270,13 +271,13 @@ def _exchange(block: nn.Module, link: Link) -> Link:
 
 
 def connect_series(container: nn.Module) -> None:
-    """Make a container, in place, one that can be cut within a run."""
+    """Turn a container, in place, into one that can be cut within a run."""
     if not isinstance(container, ConnectedSeries):
         container.__class__ = _subclass(ConnectedSeries, type(container))
 
 
 def disconnect_modules(model: nn.Module) -> None:
-    """Give blocks and containers, in place, their own classes back."""
+    """Restore the original classes of blocks and containers, in place."""
     for module in model.modules():
         if isinstance(module, ConnectedBlock):
             if _exchange(module, module.link).begins:
@@ -287,7 +288,7 @@ def disconnect_modules(model: nn.Module) -> None:
 
 
 def runs(model: nn.Module) -> dict[str, dict[str, ConnectedBlock]]:
-    """Return the blocks of each run of a model, by name and in series, by the name of the run's wiring."""
+    """Return the blocks of each run of a model, in order and by name, by the name of the run's wiring."""
     found: dict[Run, dict[str, ConnectedBlock]] = {}
     for name, module in model.named_modules():
         if isinstance(module, ConnectedBlock):

@@ -1,8 +1,8 @@
-"""Learned connectivity for networks that exist: "this learning process is compatible with existing networks".
+"""Learned connectivity for existing networks: "this learning process is compatible with existing networks".
 
 A residual network whose stream is a sum of residuals is the complete graph with all weights 1 (section 3.2 of the
-paper, arXiv 2008.08261). `connect` makes these weights parameters: the network computes what it did, its pretrained
-weights stay, and what is done to the edges of a TopoNet can be done to its own.
+paper, arXiv 2008.08261). `connect` makes these weights parameters: the network's output and its pretrained weights stay
+the same, and its edges can be trained, penalized and pruned like those of a TopoNet.
 
     >>> import timm
     >>> from topodet import connectivity
@@ -11,14 +11,14 @@ weights stay, and what is done to the edges of a TopoNet can be done to its own.
     >>> [name for name in connectivity.wirings(model)]
     ['stages.0.blocks.0.wiring', 'stages.1.blocks.0.wiring', 'stages.2.blocks.0.wiring', 'stages.3.blocks.0.wiring']
 
-Most networks are no such sums: in a ResNet an activation follows each addition. But where blocks keep the shape of what
-they read, any network is a chain of them, and a chain is a complete graph too, whose other weights are 0:
+Most networks are not such sums: in a ResNet an activation follows each addition. But blocks that keep the shape of
+their input form a chain in any network, and a chain is a complete graph whose other weights are 0:
 
     >>> model = connect(timm.create_model("resnet18"), nodes="blocks")
     >>> model.layer1[0].wiring.alpha.tolist()  # of the edges (0, 1), (0, 2) and (1, 2)
     [1.0, 0.0, 1.0]
 
-`rewire` makes another network of a ResNet, with the same parameters, as the paper does for its Table 1.
+`rewire` turns a ResNet into a different network with the same parameters, as the paper does for its Table 1.
 """
 
 from __future__ import annotations
@@ -94,39 +94,39 @@ def connect(
     leave_out: Collection[str] = (),
     blocks: Residuals | None = None,
 ) -> nn.Module:
-    """Return a copy of a network in which runs of blocks are complete graphs with weights alpha; it computes the same.
+    """Return a copy of a network, with the same output, in which runs of blocks are complete graphs with weights alpha.
 
-    What the nodes of a run are:
+    Nodes of a run:
 
     - "residuals": what residual blocks add to their stream. Each branch reads `s_i = sum_{j<i} alpha_ji * r_j` (Eq. 1)
-      of the input r_0 and all earlier residuals r_j of its run, the run hands on such a sum, and all alphas are 1. A
-      run ends at a block without identity shortcut (stride, width), whose output is the input of the next. For blocks
-      that are known (`connectable`) or given as `blocks`.
+      of the input r_0 and all earlier residuals r_j of its run. The run returns such a sum, and all alphas are 1. A run
+      ends at a block without identity shortcut (stride, width), whose output is the input of the next. For supported
+      blocks (see `connectable`) and those given as `blocks`.
     - "blocks": whole blocks, `x_i = block_i(sum_{j<i} alpha_ji * x_j)` of the run's input x_0 and the outputs of its
-      earlier blocks. A run are blocks in series that keep the shape of what they read, whatever is inside of them. It
-      starts as the chain that it is: alpha is 1 from a block to the next, and 0 on all other edges, which have
-      gradients from the first step on. Runs are found by following the network on a sample.
-    - "auto": residuals where that is exact, which is tried on the sample, and blocks elsewhere.
+      earlier blocks. A run is a series of blocks that keep the shape of their input, whatever is inside of them. It
+      starts as the original chain: alpha is 1 from a block to the next, and 0 on all other edges, which have gradients
+      from the first step on. Runs are found by tracing the network on a sample.
+    - "auto": residuals where that is exact, which is tested on the sample, and blocks elsewhere.
 
     Parameters keep their names. Each run adds `wiring.alpha` (float32 [E]) and `wiring.edges` to its first block;
-    checkpoints of the original load strictly all the same, with the alphas at their start. Feature maps taken between
+    checkpoints of the original still load strictly, with the alphas at their initial values. Feature maps taken between
     two blocks are the sums that the next one reads. Gradient checkpointing, torch.compile, tracing and torch.export
-    work as they do for the original; torch.jit.script does not. Make the optimizer afterwards: the copy has parameters
-    of its own.
+    work as they do for the original; torch.jit.script does not. Create the optimizer afterwards: the copy has new
+    parameters.
 
     Args:
-        model: any network; for "residuals" one of timm, also from `create_model(..., features_only=True)`, or any of
-            such blocks in series.
+        model: any network; for "residuals" a timm network, also from `create_model(..., features_only=True)`, or any
+            sequence of such blocks.
         nodes: see above.
         sample: for "blocks" and "auto" an input of the network, [B, C, H, W], or a tuple of all arguments of its call;
-            by default random images of a size that it takes. The network is called on it in evaluation mode.
+            by default random images of a size that it accepts. The network is called on it in evaluation mode.
         edge_weights: "learned" or "fixed", see `Wiring`.
-        leave_out: names of blocks, or of what contains them, to keep as they are.
+        leave_out: names of blocks, or of modules that contain them, to leave unchanged.
         blocks: how blocks of other classes add to their stream.
 
     Raises:
-        ConfigError: no block of the network can be connected, with the reasons; it is connected already; a name in
-            `leave_out` that the network does not have; a sample that the network does not take.
+        ConfigError: no block of the network can be connected, with the reasons; it is already connected; a name in
+            `leave_out` that the network does not have; a sample that the network does not accept.
     """
     plans, reasons = _plan(model, nodes, sample, leave_out, blocks)
     if not plans:
@@ -141,36 +141,36 @@ def rewire(
     leave_out: Collection[str] = (),
     blocks: Residuals | None = None,
 ) -> nn.Module:
-    """Return another network, to be trained, of the blocks of a ResNet: shortcuts of interval 2 become interval 1.
+    """Return a new network, to be trained, made of a ResNet's blocks: shortcuts of interval 2 become interval 1.
 
-    As the paper does with BasicBlocks (Table 1): the activation goes from behind the addition to those who read the
-    sum, and every node reads all earlier ones. What it computes differs from the original; what it keeps are the names
-    and shapes of the parameters, so that trained weights are a starting point.
+    As in the paper for BasicBlocks (Table 1), the activation moves from after the addition to the nodes that read the
+    sum, and every node reads all earlier ones. The output differs from the original's. Names and shapes of the
+    parameters stay the same, so trained weights can be loaded as a starting point.
 
-    The graph of a run of blocks with m nodes that compute is complete, with m + 2 nodes and weights alpha, all 1:
+    The graph of a run with m computing nodes is complete, with m + 2 nodes and weights alpha, all 1:
 
-    - Node 0 is what the run is given, activated by the stem or the stage before. Where the first block has a projection
+    - Node 0 is the input of the run, activated by the stem or the previous stage. If the first block has a projection
       on its shortcut (1x1 convolution of a stage that changes stride or width), nodes from 2 on read the projection;
       node 1, which changes stride and width itself, reads the input as it is: `s_1 = alpha_01 * x`.
     - Nodes 1..m compute `r_i = o_i(s_i)` of `s_i = sum_{j<i} alpha_ji * r_j`, o = ReLU -> convolution -> normalization
-      (Eq. 1); s_1 is an activated input and is not activated again. Each 3x3 convolution of a BasicBlock is a node.
-      The inner convolutions of a Bottleneck have other widths than its stream: its whole residual is one node, as that
-      of all blocks that cannot be taken apart between two convolutions of one width. Such a network differs from the
-      original at first only in that the stream keeps what is negative: s + f(ReLU(s)) for ReLU(x + f(x)).
-    - Node m + 1, the output, only sums. The run hands on ReLU of that sum: the feature map of a stage is what the next
-      stage and the classifier read, and not negative, as the original's is.
+      (Eq. 1); s_1 is an activated input and is not activated again. Each 3x3 convolution of a BasicBlock is a node. The
+      inner convolutions of a Bottleneck have other widths than its stream, so its whole residual is one node. The same
+      holds for all blocks that cannot be split between two convolutions of equal width. Such a network initially
+      differs from the original only in that the stream keeps negative values: s + f(ReLU(s)) instead of ReLU(x + f(x)).
+    - Node m + 1, the output, only sums. The run returns the ReLU of that sum. This is the feature map that the next
+      stage and the classifier read; like the original's, it is not negative.
 
-    Drop path takes out nodes one by one. All else is as `connect` has it: names, loading of the original's checkpoints
-    with alphas 1, feature maps, gradient checkpointing, torch.compile and export.
+    Drop path drops single nodes. Everything else is as in `connect`: names, loading of the original's checkpoints with
+    alphas 1, feature maps, gradient checkpointing, torch.compile and export.
 
     Args:
-        model: a ResNet of timm (ResNeXt, SE-ResNet, RegNetX/Y and so on) or torchvision, also from
-            `create_model(..., features_only=True)`, or any of such blocks in series.
+        model: a ResNet of timm (ResNeXt, SE-ResNet, RegNetX/Y and so on) or torchvision, also from `create_model(...,
+            features_only=True)`, or any sequence of such blocks.
         edge_weights, leave_out: see `connect`.
-        blocks: how blocks of other classes add and activate.
+        blocks: how blocks of other classes add to their stream and activate.
 
     Raises:
-        ConfigError: no block of the network can be rewired, with the reasons; it is connected already; a name in
+        ConfigError: no block of the network can be rewired, with the reasons; it is already connected; a name in
             `leave_out` that the network does not have.
     """
     _check(model, leave_out)
@@ -188,16 +188,16 @@ def connectable(
     leave_out: Collection[str] = (),
     blocks: Residuals | None = None,
 ) -> dict[str, RunPlan | str]:
-    """Return what `connect` would make of a network: its runs, by the names of their wirings, and why not of others.
+    """Return the runs that `connect` would make of a network, by wiring name, and why other blocks are in none.
 
     Args:
         model, nodes, sample, leave_out, blocks: see `connect`.
 
     Returns:
-        a `RunPlan` for each run; for each block that could be in none, by its name, the reason.
+        a `RunPlan` for each run; for each block in no run, by name, the reason.
 
     Raises:
-        ConfigError: the network is connected already, or has not what is to be left out; see `connect`.
+        ConfigError: the network is already connected, or lacks a name in `leave_out`; see `connect`.
 
     Example:
         >>> for name, run in connectable(timm.create_model("resnet18"), nodes="auto").items():
@@ -214,13 +214,13 @@ def connectable(
 def rewirable(
     model: nn.Module, *, leave_out: Collection[str] = (), blocks: Residuals | None = None
 ) -> dict[str, RunPlan | str]:
-    """Return what `rewire` would make of a network, see `connectable`; for the others the reason by the block's name.
+    """Return the runs that `rewire` would make of a network, and the reasons for other blocks; see `connectable`.
 
     Args:
         model, leave_out, blocks: see `rewire`.
 
     Raises:
-        ConfigError: the network is connected already, or has not what is to be left out.
+        ConfigError: the network is already connected, or lacks a name in `leave_out`.
     """
     _check(model, leave_out)
     plans, reasons = _plan_residuals(model, REWIRED, "rewired", leave_out, blocks)
@@ -228,11 +228,11 @@ def rewirable(
 
 
 def disconnect(model: nn.Module) -> nn.Module:
-    """Return a copy of a connected network as it was before `connect`: its modules and names, nothing of topodet.
+    """Return a copy of a connected network as it was before `connect`: original modules and names, no part of topodet.
 
     Raises:
-        ConfigError: an alpha is not what it was at the start, so that the original blocks would compute something
-            else; or the network is not connected, or rewired.
+        ConfigError: an alpha differs from its initial value, so the original blocks would have another output; or the
+            network is rewired, or not connected.
     """
     if not any(isinstance(module, ConnectedBlock) for module in model.modules()):
         raise ConfigError(f"{type(model).__name__} is not connected: there is nothing to undo")

@@ -1,11 +1,11 @@
-"""Runs of blocks that keep their shape, found by following what a network does on a sample input.
+"""Runs of blocks that keep their shape, found by tracing a network on a sample input.
 
-Not by the names of classes: a run is where one block is called on the same tensor that the block before it returned,
-wherever that happens, in `nn.Sequential`, in a loop over a `ModuleList`, or line by line in a `forward`.
+Class names do not matter: blocks form a run if each is called on the same tensor that the previous one returned,
+whether in `nn.Sequential`, in a loop over a `ModuleList`, or line by line in a `forward`.
 
-Of nested blocks the outermost make a run: what is inside of a block stays as its authors made it. A module that only
-calls blocks one after the other, as a stage of an isotropic network, is no block but their container: its blocks are
-nodes, and a run goes on into the next such container.
+Of nested blocks, the outermost make a run; the inside of a block is not changed. A module that only calls blocks in
+sequence, such as a stage of an isotropic network, is not a block but a container: its blocks are nodes, and a run
+continues into the next such container.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Call:
 
     Attributes:
         name: of the module in the network.
-        module: itself.
-        inputs: the tensors among its arguments, by position or name, with their versions when it began.
-        outputs: the tensors that it returned, by position, or by None where it returned one, with their versions.
-        start, stop: when, in the order of all calls.
+        module: the module.
+        inputs: the tensors among its arguments, by position or name, with their versions at the start of the call.
+        outputs: the tensors that it returned, by position, or by None if it returned one, with their versions.
+        start, stop: times in the order of all calls.
         children: the calls within it.
     """
 
@@ -54,7 +54,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Node:
-    """A block of a run: its name, which argument of its call the stream is, and which of its results."""
+    """A block of a run: its name, and which argument and which result of its call are the stream."""
 
     name: str
     argument: int | str
@@ -63,19 +63,19 @@ class Node:
 
 @torch.no_grad()
 def call(model: nn.Module, sample: Sample) -> Any:
-    """Return what a network computes of a sample in evaluation mode, in which it stays."""
+    """Return a network's output for a sample in evaluation mode; the network stays in that mode."""
     model.eval()  # the backbones of MMDetection return None
     with torch.random.fork_rng(devices=[]):
         return model(*_arguments(sample))
 
 
 def follow(model: nn.Module, sample: Sample | None = None) -> tuple[Call, Any, Sample]:
-    """Call a network on a sample, in evaluation mode, in which it stays; return its call, its output and the sample.
+    """Call a network on a sample in evaluation mode and leave it there; return the call, the output and the sample.
 
     Args:
         model: any network.
         sample: the input, [B, C, H, W], or all arguments of the call; by default random images of a size that the
-            network takes.
+            network accepts.
 
     Raises:
         ConfigError: the network cannot be called on the sample.
@@ -99,7 +99,7 @@ def follow(model: nn.Module, sample: Sample | None = None) -> tuple[Call, Any, S
 
 
 def samples(model: nn.Module) -> Iterator[Tensor]:
-    """Yield random images, float [1, C, H, W], one after the other until the network takes one."""
+    """Yield random images, float [1, C, H, W], one by one until the network accepts one."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     conv = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
@@ -118,12 +118,12 @@ def samples(model: nn.Module) -> Iterator[Tensor]:
 def runs_of_blocks(
     root: Call, obstacle: Callable[[str, nn.Module], str | None], taken: Collection[str] = ()
 ) -> tuple[list[list[Node]], dict[str, str]]:
-    """Return the runs of at least two blocks that keep their shape, and why other such blocks are in none, by name.
+    """Return the runs of at least two blocks that keep their shape, and by name why other such blocks are in no run.
 
     Args:
         root: the call of the network.
-        obstacle: from a module and its name to the reason why it cannot be a node; None when it can.
-        taken: names of blocks that other runs have; neither they nor what contains them is a node.
+        obstacle: takes a module and its name and returns why it cannot be a node, or None if it can.
+        taken: names of blocks in other runs; neither these nor modules that contain them are nodes.
     """
     taken = set(taken)
     around = {".".join(name.split(".")[:k]) for name in taken for k in range(name.count(".") + 1)}

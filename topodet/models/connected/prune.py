@@ -1,4 +1,4 @@
-"""Runs of connected blocks without some of their edges, and without what only these used."""
+"""Remove edges from runs of connected blocks, and the modules that only these used."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ RunEdges = Mapping[str, Sequence[Edge]] | Sequence[tuple[str, Sequence[Edge]]]
 
 
 def prune_run_(blocks: Mapping[str, ConnectedBlock], edges: Collection[Edge]) -> None:
-    """Take out of a run, in place, all edges but these and the branches of nodes that are on none of them.
+    """Remove from a run, in place, all edges but these and the branches of nodes that are on none of them.
 
-    What only these branches used goes from their blocks; the other parameters keep their names, and the nodes their
-    numbers in a file. The run computes what it would with the weights of the other edges at 0. Blocks that have lost
-    all of their branches stay in their places, and hand on what they are given: a network finds as many as it expects.
+    Modules that only these branches used are removed too; the other parameters keep their names, and the nodes their
+    numbers in a file. The output of the run is the same as with the weights of the removed edges at 0. Blocks that have
+    lost all of their branches stay in their places and return their input, so that the number of blocks is the same.
 
     Args:
         blocks: the run's blocks in series, by name.
-        edges: of the run's topology, as nodes are numbered there.
+        edges: the edges of the run's topology to keep, with its node numbers.
 
     Raises:
         TopologyError: they are not all on paths from the run's input to its output.
-        ConfigError: a block of several branches is to lose some, and does not tell what they use; a block that
-            returns more than its stream is to go.
+        ConfigError: a block of several branches would lose some, but does not say which modules they use; a block that
+            returns more than its stream would be removed.
     """
     links = _links_of(blocks, edges)
     first, *_ = blocks.values()
@@ -46,7 +46,7 @@ def prune_run_(blocks: Mapping[str, ConnectedBlock], edges: Collection[Edge]) ->
 
 
 def keep_edges_(network: nn.Module, edges: RunEdges) -> None:
-    """Take out of whole runs, in place, all edges but these; runs that are not named stay whole.
+    """Remove all edges but these from whole runs, in place; runs that are not named stay whole.
 
     Raises:
         ConfigError: the network has no runs, or not these, or the edges do not lead from a run's input to its output.

@@ -1,7 +1,7 @@
-"""What a block of an existing network adds to its stream: `x + f(x)` taken apart, for the blocks of timm.
+"""What a block of an existing network adds to its stream: `x + f(x)` split, for timm's blocks.
 
-A block is taken apart by its own modules, so that names and weights stay what they are. Where its class can leave the
-addition out (`has_skip=False`), the block itself is run without it.
+A block is split into its own modules, so names and weights stay the same. If its class can skip the addition
+(`has_skip=False`), the block itself is run without it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ class Residual:
     """How one class of blocks adds to its stream.
 
     Args:
-        branches: functions of (block, x, ...) to what is added to x, of the shape of x, in the order in which the
-            block adds them: a transformer block has two. Further arguments are those of the block's call. Functions
-            of a module, not lambdas, so that a connected network can be pickled.
-        obstacle: from a block to the reason why it cannot be taken apart; None when it can.
-        switch: (attribute, value) that makes the block leave its addition out, for branches that call the block.
-        activation: attribute of the activation after the addition; it is applied to the sum that the block hands on.
-        shortcut: attribute of what is on the shortcut. Where that is not the identity a run begins, which reads the
-            stream through it; the first branch alone reads the stream itself. None for blocks that have only the
-            identity there.
-        parts: where there are several branches, the attributes that each of them uses, separated by spaces: what goes
-            when pruning takes out one of them. A single branch is the whole block.
+        branches: functions of (block, x, ...) that return what is added to x, of the shape of x, in the order in which
+            the block adds them: a transformer block has two. Further arguments are those of the block's call. They must
+            be module-level functions, not lambdas, so that a connected network can be pickled.
+        obstacle: takes a block and returns why it cannot be split, or None if it can.
+        switch: (attribute, value) that makes the block skip its addition, for branches that call the block.
+        activation: attribute of the activation after the addition; it is applied to the sum that the block returns.
+        shortcut: attribute of the module on the shortcut. If that is not the identity, a new run begins, which reads
+            the stream through it; only the first branch reads the stream itself. None for blocks with identity
+            shortcuts only.
+        parts: for several branches, the attributes that each of them uses, separated by spaces; pruning removes them
+            with the branch. A single branch is the whole block.
     """
 
     branches: tuple[Branch, ...]
@@ -45,7 +45,7 @@ class Residual:
         return self.shortcut is not None and not _is_identity(getattr(block, self.shortcut))
 
     def stream_width(self, block: nn.Module) -> int | None:
-        """Return the channels of the stream that a block reads, or begins; None where no layer of it tells."""
+        """Return the channels of the stream that a block reads or begins; None if none of its layers tells."""
         layers = [*block.children(), *block.modules()]  # its own first: what lies deeper may have tables of positions
         widths = [_channels(layer, "in") for layer in layers]
         if self.begins_run(block):
@@ -58,8 +58,8 @@ class Table:
     """How classes of blocks add to their streams.
 
     Args:
-        families: module -> class -> how it adds. Imported when first asked; classes that an installed version does
-            not have are passed over.
+        families: module -> class -> how it adds. Imported on first use; classes that an installed version lacks are
+            skipped.
     """
 
     def __init__(self, families: Mapping[str, Mapping[str, Residual]]):
@@ -67,11 +67,11 @@ class Table:
         self.by_forward: dict[Callable, Residual] = {}
 
     def find(self, block: nn.Module, own: Mapping[type[nn.Module], Residual] | None = None) -> Residual | None:
-        """Return how a block adds to its stream; None for a class that is not known.
+        """Return how a block adds to its stream; None for an unknown class.
 
         Args:
             block: any module.
-            own: further classes; they come first.
+            own: additional classes, which take precedence.
         """
         if own and type(block) in own:
             return own[type(block)]
@@ -120,7 +120,7 @@ def _needs_no_downsample(block: nn.Module) -> str | None:
 
 
 def activation_follows(activation: object) -> str:
-    """Return the reason that keeps ResNets out, and what is left to do."""
+    """Return the reason why ResNets are not supported, and the alternatives."""
     return (
         f"{activation} follows the addition, so what it hands on is no sum of residuals and no weights of edges "
         "would give the same network. What the paper does with such blocks (interval 2 to 1: every convolution a "

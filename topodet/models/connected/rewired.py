@@ -1,9 +1,10 @@
-"""Blocks that activate after the addition, taken apart for `rewire`: what they add, and how they read.
+"""Blocks that activate after the addition, split for `rewire`: what they add, and how they read.
 
-`activation(shortcut(x) + f(x))` hands on no sum. Here the activation goes from behind the addition to those who read:
-a node is activation -> convolution -> normalization on a weighted sum (Eq. 1), what it adds is not activated. Where
-a block has two 3x3 convolutions of one width, each of them is a node ("interval 2 to 1"); where its inner convolutions
-have another width than its stream, or cannot be told from their activations, the whole residual is one.
+`activation(shortcut(x) + f(x))` does not return a sum. Here the activation moves from after the addition to the nodes
+that read it: a node is activation -> convolution -> normalization on a weighted sum (Eq. 1), and its output is not
+activated. If a block has two 3x3 convolutions of equal width, each is a node ("interval 2 to 1"). If its inner
+convolutions have another width than its stream, or cannot be separated from their activations, the whole residual is
+one node.
 """
 
 from __future__ import annotations
