@@ -19,7 +19,7 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # equations without the network
     "sphinx_copybutton",
 ]
 myst_enable_extensions = ["dollarmath"]
