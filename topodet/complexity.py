@@ -19,7 +19,7 @@ _LAYERS = (F.conv1d, F.conv2d, F.conv3d, F.linear)
 def parameters(model: nn.Module) -> tuple[int, int]:
     """Return the number of parameters without edge weights, and of learned edge weights.
 
-    A module that holds parameters without use says how many (`num_absent`); they do not count.
+    Parameters that a module holds but does not use (`num_absent`) are not counted.
     """
     alphas = sum(wiring.alpha.numel() for wiring in wirings(model).values() if wiring.learned)
     absent = sum(getattr(module, "num_absent", 0) for module in model.modules())
@@ -30,8 +30,8 @@ def multiply_adds(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 
     """Return the multiply-adds of convolutions and linear layers for one image of `input_size` (C, H, W).
 
     The convention of the paper's tables: normalization, activations, the weighted sums and the products of queries,
-    keys and values are not counted. A layer that computes otherwise than its class does (`multiply_adds`) is asked.
-    Runs on the meta device, so that it costs no memory and leaves the model alone.
+    keys and values are not counted. A layer with its own `multiply_adds` is asked for its count. Runs on the meta
+    device, so it uses no memory and does not change the model.
     """
     return sum(multiply_adds_by_layer(model, input_size).values())
 
@@ -39,8 +39,8 @@ def multiply_adds(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 
 def multiply_adds_by_layer(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> Counter[str]:
     """Return the multiply-adds of convolutions and linear layers, by the module that computes them.
 
-    Every call counts, of a layer (`nn.Conv2d`, `nn.Linear`) or of what layers are made of (`F.linear`): attention may
-    call a layer's weights without the layer, and a convolution may mix its weights anew for each image.
+    Every call counts, of a layer (`nn.Conv2d`, `nn.Linear`) or of a function (`F.linear`): attention may use a layer's
+    weights without calling the layer, and a convolution may mix its weights for each image.
     """
     model = copy.deepcopy(model).to("meta").eval()
     calls = _Calls()

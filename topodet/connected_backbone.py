@@ -27,19 +27,19 @@ def connect_backbone(
     missing_ok: Collection[str],
     say: Callable[[str], None],
 ) -> nn.Module:
-    """Return a copy of a framework's backbone with its runs connected; class, names and outputs stay.
+    """Return a copy of a framework's backbone with its runs connected; class, names and outputs stay the same.
 
-    The runs of frozen blocks are frozen too. A detector's checkpoint fills the backbone whole or the run stops: only
-    the tensors of the wiring may be absent, which then start as `connect` starts them. Weights for the backbone alone
-    (MMEngine's `init_cfg`) are loaded as the framework does it.
+    The runs of frozen blocks are frozen too. A detector's checkpoint must fill the whole backbone, or the run stops.
+    Only the tensors of the wiring may be absent; they then keep the initial values of `connect`. Weights for the
+    backbone only (MMEngine's `init_cfg`) are loaded by the framework.
 
     Args:
         backbone: as its framework built it, called on images [B, C, H, W].
         nodes, leave_out: see `topodet.models.connect`.
         wiring: "learned", or "fixed" at the start.
-        edges: what pruning has left of runs.
+        edges: remaining edges of pruned runs.
         missing_ok: patterns (`fnmatch`) of further tensors that a checkpoint may lack, e.g. "*conv_offset*".
-        say: prints a line.
+        say: function that prints a line.
 
     Raises:
         ConfigError: nothing to connect; an unknown kind of wiring; edges of other runs.

@@ -1,4 +1,4 @@
-"""Where a detector spends its multiply-adds, activations and parameters: the same counts and tables in both frameworks.
+"""Multiply-adds, activations and parameters of a detector: the same counts and tables in both frameworks.
 
 The frameworks count by tracing the detector (Detectron2 with fvcore, MMDetection with MMEngine's copy of it).
 """
@@ -28,7 +28,7 @@ PREFIX = "model."  # what is traced is a wrapper around the detector, of this na
 
 
 class TraceCounter(Protocol):
-    """What fvcore's and MMEngine's counters have in common."""
+    """Common interface of fvcore's and MMEngine's counters."""
 
     def set_op_handle(self, *args: Any, **handles: Any) -> TraceCounter: ...
 
@@ -53,16 +53,16 @@ Counters = Callable[[Tensor], tuple[TraceCounter, TraceCounter]]
 
 @dataclass(frozen=True)
 class Counts:
-    """What images cost a detector.
+    """The cost of images for a detector.
 
     Attributes:
-        flops: multiply-adds, one entry an image. Convolutions, linear layers and matrix products count, and what else
-            the framework has a formula for (upsampling, group normalization); batch normalization, activation functions
-            and the weighted sums of a wiring do not, as in the paper's tables.
+        flops: multiply-adds, one entry per image. Counted are convolutions, linear layers, matrix products and other
+            operators for which the framework has a formula (upsampling, group normalization), but not batch
+            normalization, activation functions and the weighted sums of a wiring, as in the paper's tables.
         operators: mean multiply-adds by kind of operator.
         backbone: mean multiply-adds of the network below the FPN.
-        weighted_sums: mean multiply-adds of the weighted sums, one an edge and element, counted apart.
-        activations: mean number of elements that convolutions, linear layers and matrix products put out.
+        weighted_sums: mean multiply-adds of the weighted sums, one per edge and element, counted separately.
+        activations: mean number of output elements of convolutions, linear layers and matrix products.
         backbone_activations: those of the network below the FPN.
         uncounted: operators without a formula, and how often they ran for the last image.
         table: parameters, multiply-adds and activations by module, for the last image.
@@ -82,16 +82,16 @@ class Counts:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a detector is made of and what it costs; of what was asked for, see `TASKS`.
+    """Structure and cost of a detector, as far as requested; see `TASKS`.
 
     Attributes:
-        tasks: what `text` tells.
+        tasks: contents of `text`.
         structure: the modules.
         parameters: without edge weights.
-        edge_weights: that learn.
-        backbone_parameters: of the network below the FPN, edge weights included.
+        edge_weights: number of learned edge weights.
+        backbone_parameters: parameters of the network below the FPN, including edge weights.
         parameter_table: parameters by module.
-        counts: of the images; None unless "flop" or "activation" was asked for.
+        counts: costs of the images; None unless "flop" or "activation" was requested.
     """
 
     tasks: tuple[str, ...]
@@ -103,7 +103,7 @@ class Analysis:
     counts: Counts | None
 
     def text(self) -> str:
-        """Return the tables and sums that were asked for, to be printed."""
+        """Return the requested tables and sums as text."""
         lines = []
         if "structure" in self.tasks:
             lines.append(self.structure)
@@ -178,16 +178,16 @@ def analyze(
     depth: int = 4,
     calibrate: Callable[[Tensor], Any] | None = None,
 ) -> Analysis:
-    """Analyze a detector; see the frameworks' `analyze`.
+    """Analyze a detector; see `analyze` of the frameworks.
 
     Args:
-        model: for inference.
+        model: the detector in inference mode.
         bottom_up: its network below the FPN.
         images: at least one.
-        counters: of the model.
-        tasks: of `TASKS`.
-        depth: of the modules that the tables list.
-        calibrate: runs a model of random weights on an image, which gives batch normalization its statistics first.
+        counters: counters for the model.
+        tasks: entries of `TASKS`.
+        depth: depth of the modules in the tables.
+        calibrate: runs a model with random weights on an image first, to set the batch normalization statistics.
     """
     counts = None
     if {"flop", "activation"} & set(tasks):
@@ -210,9 +210,9 @@ def analyze(
 def count(
     model: nn.Module, bottom_up: nn.Module, images: Sequence[Tensor], counters: Counters, *, depth: int = 4
 ) -> Counts:
-    """Count what images cost a detector; the arguments are those of `analyze`.
+    """Count the cost of images for a detector; the arguments are those of `analyze`.
 
-    The number of proposals and detections depends on image and weights, and with it what the heads cost.
+    The number of proposals and detections, and so the cost of the heads, depends on image and weights.
     """
     flops, operators, sums = [], Counter(), []
     activations, of_backbone, activations_of_backbone = [], [], []
@@ -252,8 +252,7 @@ def table(columns: Mapping[str, Mapping[str, float]], depth: int) -> str:
     """Return numbers by module as lines of text: the whole first, then the modules down to `depth`.
 
     Args:
-        columns: by title, the number of each module, by name; "" is the whole. A module with no number but 0 is left
-            out.
+        columns: by title, the number of each module, by name; "" is the whole. Modules with only zeros are left out.
         depth: 1 lists the direct parts of the whole.
     """
     names = dict.fromkeys(name for numbers in columns.values() for name in numbers)

@@ -1,4 +1,4 @@
-"""What a detector finds in an image, and its COCO scores: the same in both frameworks."""
+"""Detections in an image, and COCO scores: the same in both frameworks."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Detections:
     Attributes:
         boxes: float32 [N, 4], left, top, right and bottom in pixels.
         scores: float32 [N], in 0..1.
-        labels: int64 [N], the index of each one's class.
-        masks: bool [N, H, W]; None for a detector that has none.
+        labels: int64 [N], class indices.
+        masks: bool [N, H, W]; None for a detector without masks.
     """
 
     boxes: np.ndarray
@@ -41,10 +41,10 @@ class Detections:
         return len(self.scores)
 
     def above(self, threshold: float) -> Detections:
-        """Return those whose score is at least `threshold`.
+        """Return the detections with a score of at least `threshold`.
 
         Raises:
-            ConfigError: it does not lie in 0..1.
+            ConfigError: it is not in 0..1.
         """
         check_threshold(threshold)
         kept = self.scores >= threshold
@@ -52,11 +52,11 @@ class Detections:
         return Detections(self.boxes[kept], self.scores[kept], self.labels[kept], masks)
 
     def as_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """Return them as COCO's results have them, masks as run lengths: one dict an object.
+        """Return the detections in COCO's result format, masks as run lengths: one dict per object.
 
         Args:
-            image_id: of the image.
-            category_ids: by index of the class.
+            image_id: id of the image.
+            category_ids: category id by class index.
         """
         rows = [
             {
@@ -79,14 +79,15 @@ class Detections:
 
 
 def given_names(classes: Sequence[str], *, by_id: bool) -> list[str]:
-    """Return class names as they are given: one by one, or as the path of a COCO file that has them.
+    """Return class names given as a list, or as the path of a COCO file that contains them.
 
     Args:
         classes: the names in the order of their labels, or one path that ends in .json.
-        by_id: labels are in the order of the categories' ids, as Detectron2 has them, or of their rows, as MMDetection.
+        by_id: labels follow the order of the categories' ids, as in Detectron2, instead of their rows, as in
+            MMDetection.
 
     Raises:
-        ConfigError: a file that has no categories.
+        ConfigError: a file without categories.
     """
     if len(classes) != 1 or not classes[0].endswith(".json"):
         return list(classes)
@@ -99,10 +100,10 @@ def given_names(classes: Sequence[str], *, by_id: bool) -> list[str]:
 
 
 def check_threshold(score_threshold: float) -> None:
-    """Refuse what is no threshold of scores.
+    """Refuse an invalid score threshold.
 
     Raises:
-        ConfigError: it does not lie in 0..1.
+        ConfigError: it is not in 0..1.
     """
     if not 0 <= score_threshold <= 1:
         raise ConfigError(f"score_threshold={score_threshold} must lie in 0..1")
@@ -119,19 +120,19 @@ def evaluate(
     """Return COCO's scores of a detector, computed by pycocotools, in percent: {"bbox/AP": 41.0, "bbox/AP50": ...}.
 
     Args:
-        predict: from an RGB image [H, W, 3] uint8 to all that the detector finds, without a threshold of its own.
+        predict: takes an RGB image [H, W, 3] uint8 and returns all detections, without an additional threshold.
         classes: names by index, which must be those of the annotations' categories.
         annotations: COCO JSON of the images.
         images: folder that its file names are relative to.
-        progress: show a bar.
+        progress: show a progress bar.
 
     Returns:
-        "bbox/AP", "AP50", "AP75", "APs", "APm", "APl"; the same with "segm/" where there are masks. NaN where no object
-        of that size is annotated.
+        "bbox/AP", "AP50", "AP75", "APs", "APm", "APl"; the same with "segm/" if there are masks. NaN if no object of
+        that size is annotated.
 
     Raises:
         DataError: the annotations or an image cannot be read.
-        ConfigError: a class that is none of the categories.
+        ConfigError: a class that is not a category.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval

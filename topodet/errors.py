@@ -1,7 +1,7 @@
 """The errors that topodet raises for input it cannot use.
 
-Each message names the value, the place it came from and the remedy. All derive from `TopodetError`, so that a
-command line tool can print them without a traceback.
+Each message names the value, its source and the fix. All derive from `TopodetError`, so a command line tool can print
+them without a traceback.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 
 class TopodetError(Exception):
-    """Base of every error that tells a user about their input."""
+    """Base class of all errors about user input."""
 
 
 class TopologyError(TopodetError, ValueError):
-    """A graph that is no wiring: a cycle, a self-loop, a duplicate edge, a node without input or output."""
+    """A graph that is not a valid wiring: a cycle, a self-loop, a duplicate edge, a node without input or output."""
 
 
 class WeightsError(TopodetError, RuntimeError):
@@ -40,31 +40,31 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
 
 
 def show(value: object) -> str:
-    """Return a value as Python writes it, shortened: files of others hold text and numbers of any length and depth."""
+    """Return the repr of a value, shortened: untrusted files hold text and numbers of any length and depth."""
     return _SHORT.repr(value)
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return " Did you mean 'a' or 'b'?" with the names of `known` nearest to one that is not in it, or ""."""
+    """Return " Did you mean 'a' or 'b'?" with the names of `known` closest to an unknown one, or ""."""
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near and name not in near else ""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
-    """Return the sentence for a name that is not in `known`: what was given, the nearest names, and all of them."""
+    """Return the sentence for a name that is not in `known`: the name, the closest names, and all of them."""
     known = sorted(known)
     return f"unknown {kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}"
 
 
 def exit_status(run: Callable[..., int | None], *args: Any) -> int:
-    """Call `run` as a command line tool: return its status, or print what is wrong with the input and return 1.
+    """Call `run` as a command line tool: return its status, or print the error about the input and return 1.
 
-    A reader of the output that has seen enough, as `head` has, gets no error message. After Ctrl-C the status is 130;
-    the arguments of a KeyboardInterrupt, if it has any, say how to go on.
+    No error message is printed if the reader of the output, such as `head`, closes the pipe. After Ctrl-C the status is
+    130; the arguments of a KeyboardInterrupt, if any, say how to continue.
 
     Args:
         run: returns the exit status; None is 0.
-        args: of `run`.
+        args: arguments of `run`.
     """
     try:
         status = run(*args) or 0

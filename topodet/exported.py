@@ -1,6 +1,6 @@
-"""Detectors as TorchScript and ONNX files, the same in both frameworks; each is compared with its original first.
+"""Detectors as TorchScript and ONNX files, in the same format for both frameworks; each is compared with its original.
 
-Both are traced. Scripting is not offered: a TopoNet's wiring is Python that tracing unrolls.
+Both are traced. Scripting is not supported: a TopoNet's wiring is Python code that tracing unrolls.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Network = Callable[[Tensor], Sequence[Tensor]]
 
 
 def check_format(format: Format, opset: int) -> None:
-    """Refuse what no detector can be written as.
+    """Refuse invalid formats and opsets.
 
     Raises:
-        ConfigError: another format, or an opset without what detectors need.
+        ConfigError: another format, or an opset that lacks operators of detectors.
     """
     if format not in SUFFIXES:
         raise ConfigError(unknown_name("format", format, SUFFIXES))
@@ -51,28 +51,27 @@ def write(
     input: Mapping[str, Any],
     classes: Sequence[str],
 ) -> dict[str, Any]:
-    """Write a detector, and a JSON beside it that says what goes in and comes out.
+    """Write a detector, and a JSON file that describes inputs and outputs.
 
-    The file gets its name when it finds on the sample, and on the sample made smaller, what the original finds.
+    The file gets its final name only after its detections match the original's, on the sample and on a smaller copy.
 
     Args:
-        network: for inference; from an image, float32 [C, H, W] in 0..255, to boxes [N, 4], labels [N], masks
-            [N, 1, h, w] within their boxes, where it has any, scores [N] and the image's size [2], in operators that
-            a trace records.
+        network: in inference mode; maps an image, float32 [C, H, W] in 0..255, to boxes [N, 4], labels [N], masks [N,
+            1, h, w] within their boxes (if it has masks), scores [N] and the image's size [2], in traceable operators.
         original: the detector itself, with the same interface.
-        sample: such an image.
-        path: of the file; the JSON is NAME.ts.json or NAME.onnx.json.
+        sample: an image in this format.
+        path: path of the file; the JSON is NAME.ts.json or NAME.onnx.json.
         format: "torchscript" or "onnx".
-        opset: of ONNX.
-        input: what the JSON says of the image beside its type.
+        opset: ONNX opset.
+        input: description of the image in the JSON, in addition to its type.
         classes: names by label.
 
     Returns:
         the content of the JSON.
 
     Raises:
-        ConfigError: a package that is missing, or an operator that this torch cannot write.
-        DataError: nothing is found in the sample, or the file finds something else than the original.
+        ConfigError: a missing package, or an operator that this version of torch cannot export.
+        DataError: no detections in the sample, or different ones from the exported model.
         OSError: the file could not be written.
     """
     check_format(format, opset)
@@ -118,8 +117,8 @@ def compare(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[f
     """Return the largest difference of scores and of boxes, the latter in units of the image's longer side.
 
     Args:
-        ours: what the original finds: "boxes", "labels", "scores", "image_size" and, where there are any, "masks".
-        theirs: what is found in its place.
+        ours: the original's detections: "boxes", "labels", "scores", "image_size" and, if any, "masks".
+        theirs: the exported model's detections.
 
     Raises:
         DataError: another number of boxes, or differences beyond the tolerance.

@@ -1,7 +1,7 @@
-"""Writing files so that a crash, a kill or a full disk never leaves half of one.
+"""Atomic file writes: a crash, a kill or a full disk never leaves a partial file.
 
-A file is written under a temporary name in its own folder, flushed to the disk and renamed onto the final name;
-readers see the old file or the new one, whole.
+A file is written under a temporary name in its own folder, flushed to the disk and renamed onto the final name; readers
+see either the old file or the complete new one.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def atomic_path(path: str | os.PathLike, *, size: int | None = None) -> Iterator
     """Yield a temporary path beside `path`; on success it is renamed to `path`, on failure it is removed.
 
     Args:
-        path: of the file; its folder is made.
-        size: bytes that it will have, where that is known, for the error.
+        path: path of the file; its folder is created.
+        size: expected size in bytes, if known, for the error.
 
     Raises:
         OSError: the file could not be written: the disk is full, the folder is read-only. It names the file, the folder
-            and what to do. A file that stood at `path` before is untouched.
+            and what to do. An existing file at `path` is unchanged.
     """
     path = Path(path)
     temporary = None
@@ -87,7 +87,7 @@ def atomic_json(path: str | os.PathLike, content: Any) -> Path:
 
 
 def atomic_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write `rows` as CSV through `atomic_path`, a column for each key that any of them has; return the path."""
+    """Write `rows` as CSV through `atomic_path`, with a column for each key of any row; return the path."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Whether a detection framework, or what one tool needs beside it, is installed: topodet itself needs none."""
+"""Check that a detection framework or an optional package is installed; topodet itself needs none."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def import_framework(name: str) -> ModuleType:
         name: "mmdetection" or "detectron2".
 
     Raises:
-        ConfigError: another name, or the framework is not installed.
+        ConfigError: an unknown name, or the framework is not installed.
     """
     if name not in PACKAGES:
         raise ConfigError(unknown_name("framework", name, PACKAGES))
@@ -42,10 +42,10 @@ def import_framework(name: str) -> ModuleType:
 
 
 def framework_of_config(config: str | os.PathLike) -> str:
-    """Return the name of the framework that a detector's config is for; nothing of it is run.
+    """Return the name of the framework of a detector's config, without running the config.
 
     A .yaml is Detectron2's. A .py is MMDetection's, or Detectron2's LazyConfig if it imports detectron2 or a module
-    beside it.
+    next to it.
 
     Raises:
         ConfigError: another suffix.
@@ -64,13 +64,13 @@ def framework_of_config(config: str | os.PathLike) -> str:
 
 
 def require_framework(module: str) -> None:
-    """Return if a framework can be imported.
+    """Raise an error if a framework cannot be imported.
 
     Args:
-        module: "detectron2" or "mmdet"; "cv2", which Detectron2 draws with but does not install; or "sklearn".
+        module: "detectron2" or "mmdet"; "cv2", which Detectron2 uses for drawing but does not install; or "sklearn".
 
     Raises:
-        ConfigError: it is not installed in this Python; says how it is.
+        ConfigError: it is not installed in this Python; says how to install it.
     """
     if importlib.util.find_spec(module) is None:
         raise ConfigError(f"this needs {module}, which {sys.executable} does not have. {_GUIDES[module]}")

@@ -1,9 +1,10 @@
-"""The operators that MMDetection needs of mmcv, by torchvision, for an mmcv that was installed without compiled ones.
+"""The mmcv operators that MMDetection needs, by torchvision, for an mmcv without compiled operators.
 
-mmcv looks for its operators in a compiled module `mmcv._ext`. `topodet install-mmcv-ops` puts a file of that name there
-which takes them from here: nms, RoIAlign by averages, the sigmoid focal loss and, by torch, multi-scale deformable
-attention, each with the arguments, the results and the gradients of mmcv's. They serve R-CNNs, RetinaNets and DETRs on
-CPUs and GPUs. Every other operator of mmcv is a function that raises NotImplementedError with its name.
+mmcv looks for its operators in a compiled module `mmcv._ext`. `topodet install-mmcv-ops` adds a file of that name,
+which imports them from here: nms, RoIAlign with average pooling, the sigmoid focal loss and, by torch, multi-scale
+deformable attention, each with the same arguments, results and gradients as mmcv's. They are sufficient for R-CNNs,
+RetinaNets and DETRs on CPUs and GPUs. Every other operator of mmcv is a function that raises NotImplementedError with
+its name.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ _REMEDY = (
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Return the indices of the boxes that non-maximum suppression keeps, int64, by descending score.
 
-    Of equal scores the first one comes first; mmcv leaves their order open.
+    Boxes of equal score keep their order; in mmcv their order is unspecified.
 
     Args:
         boxes: [N, 4], x1, y1, x2, y2.
         scores: [N].
-        iou_threshold: a box goes when its IoU with a kept one is larger.
-        offset: 0, or 1 where a box's width is x2 - x1 + 1.
+        iou_threshold: a box is removed if its IoU with a kept one is larger.
+        offset: 0, or 1 if a box's width is x2 - x1 + 1.
     """
     if offset:
         boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
@@ -76,10 +77,10 @@ def roi_align_forward(
         argmax_x: likewise.
         aligned_height: cells of a region.
         aligned_width: likewise.
-        spatial_scale: from the boxes' coordinates to those of `input`.
-        sampling_ratio: samples of a cell along each side; 0 or less for one of about every pixel.
+        spatial_scale: scale from the boxes' coordinates to those of `input`.
+        sampling_ratio: samples per cell along each side; 0 or less for about one per pixel.
         pool_mode: 1, averages.
-        aligned: pixels are squares whose centers lie at half coordinates.
+        aligned: pixel centers are at half coordinates.
 
     Raises:
         NotImplementedError: pool_mode 0, maxima.
@@ -125,14 +126,14 @@ def sigmoid_focal_loss_forward(
 
     Args:
         input: scores before the sigmoid, [N, C].
-        target: class of each row, int64 [N]; C where it is none of them.
-        weight: of each class; empty, as MMDetection has it.
+        target: class of each row, int64 [N]; C for none.
+        weight: weight of each class; empty in MMDetection.
         output: overwritten.
         gamma: exponent of the focus.
         alpha: weight of a row's own class against 1 - alpha of the others.
 
     Raises:
-        NotImplementedError: classes have weights.
+        NotImplementedError: `weight` is not empty.
     """
     output.copy_(_sigmoid_focal_loss(input, target, weight, gamma, alpha))
 
@@ -158,15 +159,15 @@ def _sigmoid_focal_loss(input: Tensor, target: Tensor, weight: Tensor, gamma: fl
 def ms_deform_attn_forward(
     value: Tensor, shapes: Tensor, level_start: Tensor, locations: Tensor, weights: Tensor, im2col_step: int
 ) -> Tensor:
-    """Return multi-scale deformable attention, [N, Q, heads * C], which mmcv asks for on GPUs.
+    """Return multi-scale deformable attention, [N, Q, heads * C], which mmcv calls on GPUs.
 
     Args:
-        value: of all levels, one after another, [N, sum of H * W, heads, C].
+        value: values of all levels, concatenated, [N, sum of H * W, heads, C].
         shapes: H and W of each level, [levels, 2].
-        level_start: where each level begins, which the shapes tell.
-        locations: of the samples, in 0..1, [N, Q, heads, levels, points, 2].
-        weights: of the samples, [N, Q, heads, levels, points].
-        im2col_step: of mmcv's kernel, unused.
+        level_start: start of each level, which also follows from the shapes.
+        locations: locations of the samples, in 0..1, [N, Q, heads, levels, points, 2].
+        weights: weights of the samples, [N, Q, heads, levels, points].
+        im2col_step: option of mmcv's kernel, unused.
     """
     images, _, heads, channels = value.shape
     _, queries, _, levels, points, _ = locations.shape
@@ -203,20 +204,20 @@ def ms_deform_attn_backward(
 
 
 def get_compiler_version() -> str:
-    """Return what mmcv's report of an environment says of the compiler."""
+    """Return the compiler entry of mmcv's environment report."""
     return "not compiled"
 
 
 def get_compiling_cuda_version() -> str:
-    """Return what mmcv's report of an environment says of CUDA."""
+    """Return the CUDA entry of mmcv's environment report."""
     return "not compiled"
 
 
 def missing_operator(name: str) -> Callable[..., Any]:
-    """Return what stands for an operator that is not here: mmcv asks for all of them when it is imported.
+    """Return a placeholder for a missing operator: mmcv looks up all operators when it is imported.
 
     Raises:
-        AttributeError: a name that Python itself asks a module for.
+        AttributeError: a special name that Python looks up in modules.
     """
     if name.startswith("__"):
         raise AttributeError(name)

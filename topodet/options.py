@@ -1,4 +1,4 @@
-"""Options that several command lines share, so that one thing has one name everywhere."""
+"""Options that several command lines share, with the same names everywhere."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def add_pruning(group: _Group, *, several: bool = False, allow: bool = False) ->
     """Add --threshold, --keep, --per, --random-edges and --on-disconnected.
 
     Args:
-        group: parser or group of one.
-        several: --threshold and --keep take a list of values, to prune again and again.
-        allow: --on-disconnected may be, and by default is, "allow": the network is only looked at, not kept.
+        group: a parser or an argument group.
+        several: --threshold and --keep take a list of values, to prune several times.
+        allow: --on-disconnected may be, and by default is, "allow", because the network is only analyzed, not kept.
     """
     number = {"type": float, "nargs": "+"} if several else {"type": float}
     group.add_argument("--threshold", **number, metavar="T", help="remove the edges that are weaker than this")
@@ -41,7 +41,7 @@ def add_pruning(group: _Group, *, several: bool = False, allow: bool = False) ->
 
 @dataclass(frozen=True)
 class Pruning:
-    """What the options of `add_pruning` ask for."""
+    """The options of `add_pruning`."""
 
     threshold: float | None = None
     keep: float | None = None
@@ -51,11 +51,11 @@ class Pruning:
 
     @classmethod
     def from_options(cls, args: argparse.Namespace) -> Pruning:
-        """Return what a command line says, of which each option has one value."""
+        """Return the options of a command line with one value for each."""
         return cls(**{each.name: getattr(args, each.name) for each in fields(cls)})
 
     def arguments(self) -> dict[str, Any] | None:
-        """Return the arguments of `topodet.connectivity.prune`, or None where nothing is pruned."""
+        """Return the arguments of `topodet.connectivity.prune`, or None if nothing is pruned."""
         chosen = {"threshold": self.threshold, "keep": self.keep}
         given = {name: value for name, value in chosen.items() if value is not None}
         if not given:

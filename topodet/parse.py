@@ -1,4 +1,4 @@
-"""Text of others as plain types: JSON and YAML, with limits, so that what is malformed ends in one error and soon."""
+"""Read untrusted JSON and YAML as plain types, with limits; malformed text ends quickly in one error."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def parse_json(text: str | bytes, what: str, error: type[TopodetError] = DataErr
     """Return the content of JSON.
 
     Args:
-        text: of the file.
-        what: it is, for the error.
-        error: to raise.
+        text: content of the file.
+        what: description of the file, for the error.
+        error: class of the error to raise.
 
     Raises:
-        TopodetError: `error`, for text that is too long, no JSON or no Unicode, nested too deep for Python, or with an
-            integer of thousands of digits.
+        TopodetError: `error`, for text that is too long, not JSON or not Unicode, nested too deeply for Python, or with
+            an integer of thousands of digits.
     """
     if len(text) > MAX_JSON:
         raise error(f"{what} has more than {MAX_JSON >> 20} MB of JSON")
@@ -46,21 +46,21 @@ def read_json(path: str | os.PathLike, error: type[TopodetError] = DataError) ->
     """Return the content of a JSON file, see `parse_json`.
 
     Raises:
-        TopodetError: `error`, also for a file that is not there.
+        TopodetError: `error`, also for a missing file.
     """
     return parse_json(_read(path, MAX_JSON, error), str(path), error)
 
 
 def parse_yaml(text: str | bytes, what: str, error: type[TopodetError] = DataError) -> Any:
-    """Return the content of YAML: plain types; a tag that asks for a Python object is refused.
+    """Return the content of YAML as plain types; tags of Python objects are refused.
 
     Args:
-        text: of the file.
-        what: it is, for the error.
-        error: to raise.
+        text: content of the file.
+        what: description of the file, for the error.
+        error: class of the error to raise.
 
     Raises:
-        TopodetError: `error`, for text that is too long, no YAML, asks for objects, or unfolds to more than
+        TopodetError: `error`, for text that is too long, not YAML, has tags of objects, or expands to more than
             `MAX_VALUES` by its aliases.
     """
     if len(text) > MAX_YAML:
@@ -94,13 +94,13 @@ def read_yaml(path: str | os.PathLike, error: type[TopodetError] = DataError) ->
     """Return the content of a YAML file, see `parse_yaml`.
 
     Raises:
-        TopodetError: `error`, also for a file that is not there.
+        TopodetError: `error`, also for a missing file.
     """
     return parse_yaml(_read(path, MAX_YAML, error), str(path), error)
 
 
 def check_file_name(name: Any, what: str, error: type[TopodetError]) -> str:
-    """Return a name that becomes that of a file, and no path.
+    """Return a name that is safe as a file name and is not a path.
 
     Raises:
         TopodetError: `error`, for other characters than letters, digits and ._+=@-, or for one that is too long.
@@ -114,7 +114,7 @@ def check_file_name(name: Any, what: str, error: type[TopodetError]) -> str:
 
 
 def is_text(value: str) -> bool:
-    """Tell whether a text can be written, as names of folders that are no UTF-8 cannot, and has no NUL in it."""
+    """Return whether text can be encoded, unlike folder names that are not UTF-8, and contains no NUL."""
     return "\0" not in value and (value.isascii() or value == value.encode("utf-8", "ignore").decode())
 
 

@@ -21,15 +21,15 @@ DARK, LIGHT = "#1f4e79", "#e08a3c"
 
 
 def series_style(k: int) -> dict[str, str]:
-    """Return color, marker and dashes of line `k` of a picture: they differ in gray as well."""
+    """Return color, marker and dashes of line `k` of a picture, which are distinct in grayscale too."""
     styles = ((DARK, "o", "-"), (LIGHT, "s", "--"), ("0.2", "^", "-."), ("0.55", "D", ":"))
     return dict(zip(("color", "marker", "linestyle"), styles[k % len(styles)]))
 
 
 def adjacency_figure(model: nn.Module, title: str = "") -> Figure:
-    """Draw each stage's adjacency matrix of |alpha| as a heat map, inputs of node i in row i, edges absent in grey.
+    """Draw each stage's adjacency matrix of |alpha| as a heat map, inputs of node i in row i, absent edges in gray.
 
-    The scale ends at 1, 2 or 5 times a power of ten, so that most pictures of a training have the same one.
+    The scale ends at 1, 2 or 5 times a power of ten, so most pictures of a training run have the same scale.
 
     Raises:
         ConfigError: the model has no wiring.
@@ -57,7 +57,7 @@ def adjacency_figure(model: nn.Module, title: str = "") -> Figure:
 
 
 def alpha_histogram(model: nn.Module, title: str = "", bins: int = 50) -> Figure:
-    """Draw how many edges have which weight, over all stages; large counts on a logarithmic axis.
+    """Draw a histogram of the edge weights of all stages; large counts have a logarithmic axis.
 
     Raises:
         ConfigError: the model has no wiring.
@@ -85,7 +85,7 @@ def alpha_histogram(model: nn.Module, title: str = "", bins: int = 50) -> Figure
 
 
 def figure_pixels(figure: Figure) -> np.ndarray:
-    """Return a drawn figure as uint8 [H, W, 3], for logs that take images."""
+    """Return a drawn figure as uint8 [H, W, 3], for image logs."""
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
@@ -124,7 +124,7 @@ def _short(names: Iterable[str]) -> list[str]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, without pyplot: nothing global, no display, safe beside a user's own figures.
+    """Return an empty figure, without pyplot: no global state, no display, no effect on a user's own figures.
 
     Args:
         width, height: in inches.

@@ -1,4 +1,4 @@
-"""Where a detector spends its multiply-adds, activations and parameters; counted by fvcore, as Detectron2 counts."""
+"""Multiply-adds, activations and parameters of a detector, counted by fvcore as in Detectron2."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ def analyze(
     num_inputs: int = 1,
     depth: int = 4,
 ) -> Analysis:
-    """Analyze what a detector is made of and what images cost it. A config needs neither a dataset nor weights.
+    """Analyze the structure and cost of a detector. A config needs neither a dataset nor weights.
 
     Args:
-        source: .yaml or LazyConfig .py of a detector, or a published detector's file, as `weights.fetch` takes it.
-        opts: KEY VALUE pairs over a .yaml or a published detector's config, KEY=VALUE each over a LazyConfig.
-        tasks: of "flop" (fvcore's word for a multiply-add), "activation", "parameter" and "structure".
-        size: height and width of images of noise; of `inputs` the short side and the longest that the long side gets.
-        inputs: images in the place of noise, as paths or RGB [H, W, 3] uint8.
-        num_inputs: how many images of noise.
-        depth: of the modules that the tables list.
+        source: .yaml or LazyConfig .py of a detector, or a published detector's file in any form of `weights.fetch`.
+        opts: overrides; KEY VALUE pairs for a .yaml or a published detector's config, KEY=VALUE for a LazyConfig.
+        tasks: any of "flop" (fvcore's word for a multiply-add), "activation", "parameter" and "structure".
+        size: height and width of noise images; for `inputs`, the short side and the maximum of the long side.
+        inputs: images instead of noise, as paths or RGB [H, W, 3] uint8.
+        num_inputs: number of noise images.
+        depth: depth of the modules in the tables.
 
     Returns:
         the counts; `.text()` has the tables.
 
     Raises:
-        ConfigError: no such config, or one of another kind; numbers that are not positive.
+        ConfigError: a missing config, or one of another kind; numbers that are not positive.
         DataError: an image that cannot be read.
-        WeightsError: what `load_detector` raises of a published file.
+        WeightsError: as `load_detector` for a published file.
     """
     pictures = costs.check_request(tasks, size=size, inputs=inputs, num_inputs=num_inputs, depth=depth)
     is_config = Path(source).suffix in CONFIGS
@@ -78,14 +78,14 @@ def build_detector(config: str | os.PathLike, opts: Sequence[str] = ()) -> tuple
     """Build a detector from a .yaml or a LazyConfig on the CPU, without a dataset or MODEL.WEIGHTS.
 
     Args:
-        config: of the detector.
-        opts: KEY VALUE pairs for a .yaml, KEY=VALUE each for a LazyConfig.
+        config: config of the detector.
+        opts: KEY VALUE pairs for a .yaml, KEY=VALUE for a LazyConfig.
 
     Returns:
-        the detector, for inference, and the channel order that it reads.
+        the detector in inference mode, and its channel order.
 
     Raises:
-        ConfigError: no such config, or one of another kind.
+        ConfigError: a missing config, or one of another kind.
     """
     path = Path(config)
     if path.suffix not in CONFIGS:
@@ -120,14 +120,14 @@ def prepare(image: np.ndarray, *, short_side: int, long_side: int, input_format:
 
 
 def count(model: nn.Module, images: Sequence[Tensor], *, depth: int = 4) -> Counts:
-    """Count what images cost a detector.
+    """Count the cost of images for a detector.
 
-    The number of proposals and detections depends on image and weights, and with it what the heads cost.
+    The number of proposals and detections, and so the cost of the heads, depends on image and weights.
 
     Args:
         model: a detector, for inference.
         images: at least one, float32 [3, H, W].
-        depth: of the modules that the table lists.
+        depth: depth of the modules in the table.
     """
     return costs.count(model, bottom_up(model), images, partial(counters, model), depth=depth)
 

@@ -1,4 +1,4 @@
-"""The TopoNet that Detectron2's FPN takes as `bottom_up`."""
+"""The TopoNet for Detectron2's FPN, as `bottom_up`."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ NORMS = ("FrozenBN", "BN", "SyncBN", "GN", "naiveSyncBN", "naiveSyncBN_N", "nnSy
 class TopoNet(Trunk, TopodetBackbone):
     """A TopoNet without classifier: [B, in_channels, H, W] to {"res2": [B, C, H/4, W/4], ..., "res5": ...}.
 
-    Parameters are named as in the timm network and in MMDetection, so one published file serves all. Stages after the
-    last of `out_features` are not built, so that no parameter stays without gradient (DDP needs no
-    `find_unused_parameters`). A state dict fills the backbone whole or not at all, whatever `strict` says: Detectron2's
-    checkpointer itself only logs what did not match, and trains on.
+    Parameters are named as in the timm network and in MMDetection, so one published file fits all. Stages after the
+    last of `out_features` are not built, so every parameter has a gradient (DDP needs no `find_unused_parameters`). A
+    state dict fills the backbone completely or not at all, even with `strict=False`: Detectron2's own checkpointer only
+    logs mismatches, and continues training.
 
-    Any image size works (`size_divisibility` is 0, as ResNet's); an FPN around it asks for multiples of its stride.
+    Any image size works (`size_divisibility` is 0, as in ResNet); an FPN around it requires multiples of its stride.
 
     Args:
         arch: name of a network, see `topodet.models.ARCHITECTURES`. Its hyper-parameters are the defaults of the next
-            six; "toponet50" is {14, 20, 26, 14} nodes, width 64, channels 128/256/512/1024. "pretrained" is the
-            network of the weights file, graphs and `output_stride` included, e.g. a pruned one.
+            six; "toponet50" is {14, 20, 26, 14} nodes, width 64, channels 128/256/512/1024. "pretrained" is the network
+            of the weights file, including graphs and `output_stride`, e.g. a pruned one.
         nodes, width, topology, edge_weights, seed, output_stride: see `topodet.models.build_blocks`. With an
             `output_stride` of 8 or 16 the last feature maps are larger, and the detector's strides must say so.
         in_channels: channels of the image.
-        out_features: feature maps to return, of "res2" (stride 4) to "res5" (stride 32).
-        norm: what `detectron2.layers.get_norm` takes: "FrozenBN", "BN", "SyncBN", "GN", ... or a callable from channels
-            to a module.
+        out_features: feature maps to return, from "res2" (stride 4) to "res5" (stride 32).
+        norm: argument of `detectron2.layers.get_norm`: "FrozenBN", "BN", "SyncBN", "GN", ... or a callable from
+            channels to a module.
         freeze_at: see `TopodetBackbone.freeze`.
         pretrained: path, URL or hf-hub:USER/REPO of a weights file, loaded strictly, its hash checked; True for the
             package's own weights of this network.
-        use_act_checkpoint: recompute the inside of each node in the backward pass to save memory.
+        use_act_checkpoint: recompute each node in the backward pass to save memory.
 
     Attributes:
-        card: of the weights file that was loaded; empty without one.
+        card: card of the loaded weights file; empty without one.
 
     Raises:
         ConfigError: unknown `arch`, `norm` or feature, or arguments that contradict each other.

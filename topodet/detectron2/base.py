@@ -1,4 +1,4 @@
-"""What Detectron2's backbones of topodet have in common, whatever network they are."""
+"""Base class of topodet's backbones for Detectron2."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class TopodetBackbone(Backbone):
     """A trunk (`Trunk`, `TimmTrunk`) as a backbone; subclasses inherit the trunk too, and call `_set_up` at the end.
 
     Maps [B, in_channels, H, W] to {"res2": [B, C, ceil(H / 4), ceil(W / 4)], ..., "res5": ...}. The trunk has no stages
-    after the last of `out_features`, so that no parameter stays without gradient (DDP needs no
-    `find_unused_parameters`). A state dict fills the backbone whole or not at all, whatever `strict` says: Detectron2's
-    checkpointer itself only logs what did not match, and trains on.
+    after the last of `out_features`, so every parameter has a gradient (DDP needs no `find_unused_parameters`). A state
+    dict fills the backbone completely or not at all, even with `strict=False`: Detectron2's own checkpointer only logs
+    mismatches, and continues training.
 
-    Any image size works (`size_divisibility` is 0, as ResNet's); an FPN around it asks for multiples of its stride.
+    Any image size works (`size_divisibility` is 0, as in ResNet); an FPN around it requires multiples of its stride.
 
     Attributes:
-        card: of the weights file that was loaded; empty without one.
-        config_node: where the config has the arguments.
+        card: card of the loaded weights file; empty without one.
+        config_node: the config node with the arguments.
     """
 
     config_node: str
@@ -69,16 +69,16 @@ class TopodetBackbone(Backbone):
         return {name: x for name, x in stages if name in self._out_features}
 
     def freeze(self, freeze_at: int = 0) -> TopodetBackbone:
-        """Freeze the first parts as Detectron2's ResNet does: no gradients, batch normalization made a frozen one.
+        """Freeze the first parts as in Detectron2's ResNet: no gradients, and frozen batch normalization.
 
         Args:
-            freeze_at: 0 nothing, 1 the stem, 2 the stem and res2, and so on; edge weights included.
+            freeze_at: 0 nothing, 1 the stem, 2 the stem and res2, and so on, including edge weights.
 
         Returns:
             this network.
 
         Raises:
-            ConfigError: beyond the stages there are.
+            ConfigError: larger than the number of stages.
         """
         count = len(self.stage_names)
         if not 0 <= freeze_at <= count + 1:
@@ -141,7 +141,7 @@ def number_of_stages(out_features: Sequence[str], total: int, config_node: str) 
     """Return how many of a network's stages `out_features` needs.
 
     Raises:
-        ConfigError: it does not list some of them, each once.
+        ConfigError: it is empty, has duplicates or unknown names.
     """
     known = [f"res{k + 2}" for k in range(total)]
     for name in out_features:

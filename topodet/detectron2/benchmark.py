@@ -1,4 +1,4 @@
-"""A training iteration of Detectron2's Faster R-CNN on images and boxes of noise, for `topodet benchmark`."""
+"""A training iteration of Detectron2's Faster R-CNN on random images and boxes, for `topodet benchmark`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONFIGS = {"toponet50": "faster_rcnn_toponet50_adaptive_FPN_1x.yaml", "r50": "f
 
 
 def training_step(backbone: str, settings: Settings) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """Return the detector of a 1x config with random weights, and what computes its loss.
+    """Return the detector of a 1x config with random weights, and a function that computes its loss.
 
     Args:
         backbone: "toponet50" or "r50".

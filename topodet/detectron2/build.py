@@ -1,4 +1,4 @@
-"""What Detectron2's registry calls: the only readers of the config."""
+"""The builders in Detectron2's registry; only they read the config."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def build_retinanet_toponet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
 
 @BACKBONE_REGISTRY.register()
 def build_connected_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ConnectedTimm:
-    """Build the network of timm that `MODEL.CONNECTED_TIMM` and `MODEL.BACKBONE.FREEZE_AT` describe.
+    """Build the timm network that `MODEL.CONNECTED_TIMM` and `MODEL.BACKBONE.FREEZE_AT` describe.
 
     Raises:
         ConfigError: what `ConnectedTimm` raises; INPUT.FORMAT, MODEL.PIXEL_MEAN or PIXEL_STD contradict the weights.
-        WeightsError: PRETRAINED is damaged, made for another network or cannot be had.
+        WeightsError: PRETRAINED is damaged, made for another network or not available.
     """
     node = cfg.MODEL.CONNECTED_TIMM
     backbone = ConnectedTimm(
@@ -88,13 +88,13 @@ def build_connected_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Conne
 
 @BACKBONE_REGISTRY.register()
 def build_connected_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build a network of timm with the FPN that `MODEL.FPN` describes: p2..p5, and p6 pooled from p5."""
+    """Build a timm network with the FPN that `MODEL.FPN` describes: p2..p5, and p6 pooled from p5."""
     return build_fpn(cfg, build_connected_timm_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_connected_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build a network of timm with RetinaNet's FPN: p3..p5, and p6, p7 convolved from the last feature map."""
+    """Build a timm network with RetinaNet's FPN: p3..p5, and p6, p7 convolved from the last feature map."""
     return _retinanet_fpn(cfg, build_connected_timm_backbone(cfg, input_shape))
 
 
@@ -111,7 +111,7 @@ def _retinanet_fpn(cfg: CfgNode, bottom_up: TopodetBackbone) -> FPN:
 
 
 def build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
-    """Return the FPN that `MODEL.FPN` describes above a backbone."""
+    """Return a backbone with the FPN that `MODEL.FPN` describes."""
     node = cfg.MODEL.FPN
     shapes = bottom_up.output_shape()
     strides = [shapes[name].stride for name in node.IN_FEATURES if name in shapes]

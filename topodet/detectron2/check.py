@@ -1,4 +1,4 @@
-"""Whether a detector shows its backbone of topodet the images that the weights were trained on."""
+"""Check that a detector's preprocessing matches the weights of its topodet backbone."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .base import TopodetBackbone
 
 
 def check_detector(model: nn.Module, *, image_format: str | None = None) -> None:
-    """Refuse a detector whose `input_format`, `pixel_mean` or `pixel_std` contradict its backbone's card; others pass.
+    """Refuse a detector whose `input_format`, `pixel_mean` or `pixel_std` contradict its backbone's card.
 
     Args:
         model: a detector, bare or within another module.
-        image_format: of the data loader's mapper, which must be the model's `input_format`.
+        image_format: format of the data loader's mapper, which must be the model's `input_format`.
 
     Raises:
         ConfigError: names both sides of each disagreement.
@@ -39,7 +39,7 @@ def check_detector(model: nn.Module, *, image_format: str | None = None) -> None
 def check_preprocessing(
     card: Mapping[str, Any], *, mean: Sequence[float], std: Sequence[float], input_format: str
 ) -> None:
-    """Refuse preprocessing that the weights of `card` were not trained with; an empty card passes.
+    """Refuse preprocessing that differs from the card; an empty card is accepted.
 
     Raises:
         ConfigError: names the keys to set and both sides of each disagreement.
@@ -59,7 +59,7 @@ def check_preprocessing(
 
 
 def backbones(model: nn.Module) -> list[TopodetBackbone]:
-    """Return every backbone of topodet in a model."""
+    """Return every topodet backbone in a model."""
     return [module for module in model.modules() if isinstance(module, TopodetBackbone)]
 
 

@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer, with what it lets pass made an error for a backbone of topodet."""
+"""Detectron2's checkpointer, with errors instead of warnings for topodet's backbones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .check import backbones, check_detector
 
 
 class HubHandler(PathHandler):
-    """hf-hub:USER/REPO[@revision] wherever Detectron2 takes a path to read, MODEL.WEIGHTS for one."""
+    """Support for hf-hub:USER/REPO[@revision] wherever Detectron2 reads a path, such as MODEL.WEIGHTS."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [weights.HUB]
@@ -29,19 +29,19 @@ PathManager.register_handler(HubHandler(), allow_override=True)
 
 
 class TopoNetCheckpointer(DetectionCheckpointer):
-    """Loads a published backbone or a detector's checkpoint, and keeps the backbone's card in what it saves.
+    """Loads a published backbone or a detector's checkpoint, and saves the backbone's card with its checkpoints.
 
-    That every tensor of the backbone is filled is seen to by the backbone itself, under any checkpointer. This one adds
-    what stands beside the tensors: the hash in a published file's name, the card (other channel order, mean or std than
-    the detector's is refused), the names of the classes, and that no pickle of others is run.
+    The backbone itself checks that all of its tensors are filled, under any checkpointer. This checkpointer also checks
+    the hash in a published file's name, the card (a channel order, mean or std that differs from the detector's is
+    refused) and the class names, and never runs untrusted pickles.
 
     Args:
         model, save_dir, checkpointables: as for `DetectionCheckpointer`.
-        classes: of the datasets, by index; they go into what is saved, and are compared with those of what is loaded.
-        whole: whether the head is used as it was saved, for an evaluation: a checkpoint of other classes, or without
-            some of the detector's parameters, is refused. Otherwise a training from one with another number of classes
-            begins with a new head, and one with as many other classes is refused.
-        other_classes: let a training begin from the head of as many other classes.
+        classes: class names of the datasets, by index; they are saved, and compared with those of loaded checkpoints.
+        whole: whether the head is used as it was saved, for an evaluation: a checkpoint with other classes, or without
+            some of the detector's parameters, is refused. Otherwise, training from a checkpoint with another number of
+            classes starts with a new head, and one with the same number of different classes is refused.
+        other_classes: let training start from a head with the same number of different classes.
 
     Raises:
         WeightsError: on `load`, a file that is damaged, unsafe or made for another network.
@@ -64,13 +64,13 @@ class TopoNetCheckpointer(DetectionCheckpointer):
         self.other_classes = other_classes
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Save the model and the checkpointables under `name`, with the card and the classes where there are any."""
+        """Save the model and the checkpointables under `name`, with card and classes, if any."""
         cards = [backbone.card for backbone in backbones(self.model) if backbone.card]
         beside = {**({"card": cards[0]} if cards else {}), **({"classes": self.classes} if self.classes else {})}
         super().save(name, **beside, **kwargs)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Go on from the last checkpoint, whose classes must be these, or load `path`."""
+        """Resume from the last checkpoint, which must have the same classes, or load `path`."""
         whole, self.whole = self.whole, self.whole or (resume and self.has_checkpoint())
         try:
             return super().resume_or_load(path, resume=resume)
@@ -126,7 +126,7 @@ class TopoNetCheckpointer(DetectionCheckpointer):
 
 
 def classes_of(checkpoint: Mapping[str, Any]) -> list[str]:
-    """Return the names of the classes that a checkpoint was trained on; [] if it does not tell."""
+    """Return the class names of a checkpoint; [] if it has none."""
     card = checkpoint.get("card")
     names = checkpoint.get("classes") or (card.get("classes") if isinstance(card, Mapping) else None)
     return [str(name) for name in names] if isinstance(names, list | tuple) else []

@@ -1,4 +1,4 @@
-"""The nodes that topodet adds to a Detectron2 config, and reading a config with errors that help."""
+"""The nodes that topodet adds to a Detectron2 config, and a config reader with helpful errors."""
 
 from __future__ import annotations
 
@@ -98,11 +98,11 @@ def _add_training_of_edges(node: CfgNode) -> None:
 
 
 def load_config(config_file: str | os.PathLike = "", opts: Sequence[str] = ()) -> CfgNode:
-    """Return Detectron2's config with what topodet adds, merged with a YAML file and `KEY VALUE` pairs; not frozen.
+    """Return Detectron2's config with topodet's nodes, merged with a YAML file and `KEY VALUE` pairs; not frozen.
 
     Raises:
-        ConfigError: no such file, a key that does not exist (with the nearest ones), a value of another type, or YAML
-            that asks for Python objects.
+        ConfigError: a missing file, an unknown key (with the closest ones), a value of another type, or YAML with
+            Python objects.
     """
     cfg = get_cfg()
     add_topodet_config(cfg)
@@ -121,8 +121,7 @@ def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
     """Merge `KEY VALUE` pairs into a config.
 
     Raises:
-        ConfigError: an odd number of words, a key that does not exist (with the nearest ones), or a value of another
-            type.
+        ConfigError: an odd number of words, an unknown key (with the closest ones), or a value of another type.
     """
     if len(opts) % 2:
         raise ConfigError(f"options at the end come in pairs of KEY VALUE, got {len(opts)} words: {' '.join(opts)}")
@@ -133,7 +132,7 @@ def head_name(cfg: CfgNode) -> str:
     """Return the node of `MODEL` that holds a detector's NUM_CLASSES and SCORE_THRESH_TEST.
 
     Raises:
-        ConfigError: a meta-architecture that predicts no boxes with classes.
+        ConfigError: a meta-architecture that does not predict boxes with classes.
     """
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in HEADS:

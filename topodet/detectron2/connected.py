@@ -28,9 +28,9 @@ def connect(
     edges: RunEdges | None = None,
     missing_ok: Sequence[str] = (),
 ) -> nn.Module:
-    """Return a copy of a backbone with learned wiring; it computes what it did until training changes an edge weight.
+    """Return a copy of a backbone with learned wiring; its output stays the same until training changes an edge weight.
 
-    Parameters keep their names: weights of Detectron2's zoo load as they do without wiring. In a LazyConfig:
+    Parameters keep their names, so weights of Detectron2's zoo load as without wiring. In a LazyConfig:
 
         model.backbone.bottom_up = L(connect)(model=model.backbone.bottom_up, nodes="auto")
 
@@ -38,9 +38,9 @@ def connect(
         model: any backbone of Detectron2, with or without its FPN.
         nodes: "residuals", "blocks" or "auto", see `topodet.models.connect`.
         wiring: "learned", or "fixed" at the start.
-        leave_out: names of blocks, or of what contains them, to keep as they are.
-        edges: what pruning has left of runs, e.g. {"res2.1.wiring": [[0, 1], [1, 2]]}.
-        missing_ok: patterns of tensors that a checkpoint may lack beside the wiring's, e.g. "*conv2_offset*".
+        leave_out: names of blocks, or of modules that contain them, to leave unchanged.
+        edges: remaining edges of pruned runs, e.g. {"res2.1.wiring": [[0, 1], [1, 2]]}.
+        missing_ok: patterns of tensors that a checkpoint may lack besides the wiring's, e.g. "*conv2_offset*".
 
     Raises:
         ConfigError: nothing to connect, with the reasons.
@@ -60,8 +60,7 @@ def connect(
 def build_connected_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """Build the backbone that `MODEL.CONNECT.BACKBONE` names and connect it, as `MODEL.CONNECT` describes.
 
-    A builder that makes an FPN as well (build_retinanet_resnet_fpn_backbone) gets the runs of its `bottom_up`
-    connected.
+    If the builder also makes an FPN (build_retinanet_resnet_fpn_backbone), the runs of its `bottom_up` are connected.
 
     Raises:
         ConfigError: nothing to connect, with the reasons.

@@ -1,4 +1,4 @@
-"""A network of timm, connected or as it is, that Detectron2's FPN takes as `bottom_up`."""
+"""A timm network, connected or unchanged, for Detectron2's FPN, as `bottom_up`."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ NORMS = ("FrozenBN", "BN", "SyncBN")
 
 
 class ConnectedTimm(TimmTrunk, TopodetBackbone):
-    """A network of timm with learned connectivity: [B, in_channels, H, W] to maps "res2" (stride 4) to "res5" (32).
+    """A timm network with learned connectivity: [B, in_channels, H, W] to maps "res2" (stride 4) to "res5" (32).
 
-    It computes what timm's network does until training changes an edge weight, so that weights of the original are a
-    start: timm's published ones, or a file of `topodet publish`. See `TimmTrunk` for the networks that fit.
+    Its output equals timm's network until training changes an edge weight, so it can start from weights of the
+    original: timm's, or a file of `topodet publish`. See `TimmTrunk` for supported networks.
 
     Args:
-        name: of the network in timm, e.g. "convnextv2_nano", with or without the tag of its weights.
-        wiring: "learned", "fixed" (all weights as they were loaded), or "none": timm's network as it is, to compare.
-        connect_nodes: what the nodes of its runs are, "residuals", "blocks" (ResNets too) or "auto", see `connect`.
-        rewire: of a ResNet make the network of `topodet.models.rewire`; only weights trained as such fit.
+        name: name of the network in timm, e.g. "convnextv2_nano", with or without the tag of its weights.
+        wiring: "learned", "fixed" (all weights as loaded), or "none": timm's unchanged network, for comparison.
+        connect_nodes: kind of nodes, "residuals", "blocks" (for ResNets too) or "auto", see `connect`.
+        rewire: apply `topodet.models.rewire` to a ResNet; only weights of a rewired network fit.
         in_channels: channels of the image.
-        out_features: feature maps to return, of "res2" (stride 4) to "res5" (stride 32). Later stages are cut off.
-        norm: what becomes of batch normalization: "FrozenBN", "BN" (it stays) or "SyncBN". Other kinds stay.
-        freeze_at: see `TopodetBackbone.freeze`; the stem is all that comes before stride 4.
+        out_features: feature maps to return, from "res2" (stride 4) to "res5" (stride 32). Later stages are removed.
+        norm: replacement of batch normalization: "FrozenBN", "BN" (unchanged) or "SyncBN". Other kinds of normalization
+            are not changed.
+        freeze_at: see `TopodetBackbone.freeze`; the stem is everything before stride 4.
         pretrained: True for the weights that timm publishes under the name, or the path, URL or hf-hub:USER/REPO of a
             file, of the connected network or the original, loaded strictly; its hash is checked.
         use_act_checkpoint: recompute blocks in the backward pass to save memory.
-        edges: what pruning has left of the network's runs, see `TimmTrunk`; "pretrained" for those of the file.
+        edges: remaining edges of the network's pruned runs, see `TimmTrunk`; "pretrained" for those of the file.
         options: further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
 
     Raises:
         ConfigError: what `TimmTrunk` raises; an unknown norm or feature.
-        WeightsError: `pretrained` is damaged, made for another network or cannot be had.
+        WeightsError: `pretrained` is damaged, made for another network or not available.
     """
 
     config_node = "MODEL.CONNECTED_TIMM"

@@ -36,13 +36,13 @@ def register_dataset(
     """Check a dataset in COCO format and register it in Detectron2 under `name`, with the keypoints of its categories.
 
     Args:
-        name: for `DATASETS.TRAIN` and `DATASETS.TEST`.
+        name: name in `DATASETS.TRAIN` and `DATASETS.TEST`.
         annotation_file: JSON with `images`, `annotations` and `categories`.
         image_root: folder that the images' `file_name` is relative to.
-        allow: kinds of problem that are no error, see `check_coco`.
+        allow: kinds of problem that are not errors, see `check_coco`.
 
     Raises:
-        DataError: what `check_coco` finds, with the ids concerned; or the name belongs to another dataset.
+        DataError: problems found by `check_coco`, with their ids; or the name belongs to another dataset.
     """
     report = check_coco(annotation_file, image_root, allow=allow, readings=[Reading(framework="Detectron2")])
     if not report.trainable:
@@ -59,17 +59,17 @@ def register_dataset(
 
 
 def check_datasets(cfg: CfgNode, names: Sequence[str]) -> list[str]:
-    """Refuse datasets that are unknown, are not there, cannot be trained on, or have other classes than the model.
+    """Refuse datasets that are unknown or missing, cannot be trained on, or have other classes than the model.
 
-    Datasets that are not in COCO format are Detectron2's own business and pass. Those of `DATASETS.TRAIN` are checked
-    for training, others for evaluation.
+    Datasets that are not in COCO format are not checked. Those of `DATASETS.TRAIN` are checked for training, others for
+    evaluation.
 
     Args:
-        cfg: of the detector.
-        names: of the datasets that the run will read.
+        cfg: config of the detector.
+        names: names of the datasets that the run will read.
 
     Returns:
-        the names of their classes, by index; [] where none of them tells.
+        their class names, by index; [] if none of them has any.
 
     Raises:
         ConfigError: an unknown name, other classes than the model or the other datasets, or keypoints that the config
@@ -85,7 +85,7 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> list[str]:
 
 
 def check_sets(readings: Mapping[str, Reading]) -> list[str]:
-    """Check registered datasets, those in COCO format, by how each is read; return as `check_datasets` does."""
+    """Check registered datasets in COCO format, each as it will be read; return the same as `check_datasets`."""
     classes: dict[str, list[str]] = {}
     for name, reading in readings.items():
         if name not in DatasetCatalog.list():
@@ -139,12 +139,12 @@ def reading_of(cfg: CfgNode) -> Reading:
 
 
 def reading_of_model(model: nn.Module, *, mask_format: str = "polygon", filter_empty: bool = True) -> Reading:
-    """Return how the training set of a detector is read, whose config is not at hand.
+    """Return how the training set of a detector without a config is read.
 
     Args:
         model: the detector.
         mask_format: `instance_mask_format` of the data loader's mapper.
-        filter_empty: of `get_detection_dataset_dicts`.
+        filter_empty: argument of `get_detection_dataset_dicts`.
     """
     heads = getattr(model, "roi_heads", None)
     key = "model.num_classes" if heads is None else "model.roi_heads.num_classes"
@@ -163,7 +163,7 @@ def reading_of_config(path: str | os.PathLike) -> Reading:
     """Return how the training set of a YAML config or a LazyConfig is read.
 
     Raises:
-        ConfigError: no config that can be read.
+        ConfigError: the config cannot be read.
     """
     if Path(path).suffix != ".py":
         return reading_of(load_config(path))
@@ -185,10 +185,10 @@ def reading_of_config(path: str | os.PathLike) -> Reading:
 
 
 def keypoint_names(categories: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of the keypoints that categories of a COCO file have; [] for none.
+    """Return the keypoint names of the categories in a COCO file; [] for none.
 
     Raises:
-        DataError: two categories have others, which a keypoint head cannot tell apart, or some are no text.
+        DataError: two categories have different names, which a keypoint head cannot handle, or a name is not text.
     """
     lists = {category["name"]: category["keypoints"] for category in categories if category.get("keypoints")}
     for name, points in lists.items():
@@ -236,11 +236,11 @@ def _warn(name: str, text: str) -> None:
 
 
 def skip_samples(data_loader: Any, number: int) -> None:
-    """Let a loader of Detectron2 that has not been read yet begin `number` samples later, without reading them.
+    """Let an unread Detectron2 data loader start `number` samples later, without reading them.
 
     Args:
-        data_loader: what `build_detection_train_loader` made of a dataset with a sampler; another is left as it is.
-        number: of this process.
+        data_loader: result of `build_detection_train_loader` for a dataset with a sampler; others are not changed.
+        number: number of samples in this process.
     """
     while data_loader is not None and not isinstance(data_loader, ToIterableDataset):
         data_loader = getattr(data_loader, "dataset", None)

@@ -15,19 +15,19 @@ from .trainer import Trainer
 
 
 def coco_evaluation(cfg: CfgNode, dataset_name: str = "") -> Callable[[nn.Module], dict[str, float]]:
-    """Return what evaluates a detector on a dataset: {"bbox/AP": 41.0, ...}, in percent.
+    """Return a function that evaluates a detector on a dataset: {"bbox/AP": 41.0, ...}, in percent.
 
         model = build_model(cfg)
         TopoNetCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         damage = connectivity.remove_nodes(model, coco_evaluation(cfg))
 
     Args:
-        cfg: of the detector.
-        dataset_name: of the images; the first of DATASETS.TEST when omitted.
+        cfg: config of the detector.
+        dataset_name: name of the dataset; the first of DATASETS.TEST by default.
 
     Raises:
         ConfigError: a dataset that is unknown, not in COCO format, or has another number of classes than the detector.
-        DataError: the dataset is not there.
+        DataError: the dataset is missing.
     """
     name = dataset_name or next(iter(cfg.DATASETS.TEST), "")
     check_datasets(cfg, [name])

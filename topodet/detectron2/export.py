@@ -1,4 +1,4 @@
-"""Detectors for places without Detectron2: TorchScript and ONNX, traced through Detectron2's `TracingAdapter`."""
+"""Export detectors for use without Detectron2: TorchScript and ONNX, traced through Detectron2's `TracingAdapter`."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ def export_detector(
     format: Format = "torchscript",
     opset: int = 17,
 ) -> dict[str, Any]:
-    """Write a detector as TorchScript or ONNX, and a JSON beside it that says what goes in and comes out.
+    """Write a detector as TorchScript or ONNX, and a JSON file that describes inputs and outputs.
 
-    What is written takes one image, float32 [C, H, W] in 0..255, already resized, of any H and W; it returns boxes
-    [N, 4] at the scale of that image, labels [N], masks [N, 1, 28, 28] within their boxes, where the detector has any,
-    scores [N] and the image's size [2]. Score threshold and suppression are part of it. It gets its name when it finds
-    in the image, and in a smaller one, what the detector finds.
+    The exported model takes one image, float32 [C, H, W] in 0..255, already resized, of any H and W. It returns boxes
+    [N, 4] at the scale of that image, labels [N], masks [N, 1, 28, 28] within their boxes (if the detector has masks),
+    scores [N] and the image's size [2]. It includes score threshold and suppression. The file gets its final name only
+    after its detections match the detector's, on the image and on a smaller one.
 
     Args:
         detector: a Faster, Mask, Cascade R-CNN or RetinaNet, see `load_detector`.
         image: RGB, [H, W, 3] uint8; the detector must find something in it.
-        path: of the file; the JSON is NAME.ts.json or NAME.onnx.json.
+        path: path of the file; the JSON is NAME.ts.json or NAME.onnx.json.
         format: "torchscript" (read with torch and torchvision) or "onnx".
-        opset: of ONNX, 16 or later, which has RoIAlign as detectors compute it.
+        opset: ONNX opset, 16 or later, which has RoIAlign as detectors compute it.
 
     Returns:
         the content of the JSON.
 
     Raises:
         ConfigError: another format, opset or kind of detector, or a package is missing.
-        DataError: nothing is found in the image, or the result finds something else than the original.
+        DataError: no detections in the image, or different ones from the exported model.
         OSError: the file could not be written.
     """
     exported.check_format(format, opset)

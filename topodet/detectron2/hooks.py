@@ -1,4 +1,4 @@
-"""Detectron2 hooks: go on with the sparsity penalty in fine-tuning, record the edge weights."""
+"""Detectron2 hooks: the sparsity penalty in fine-tuning, and a record of the edge weights."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ logger = logging.getLogger("detectron2.topodet")
 class SparsityHook(HookBase):
     """Add `weight * connectivity.penalty(model, kind)` to the objective of fine-tuning (Eqs. 6-8).
 
-    The update is that of a penalty in the loss, also under AMP's loss scaling and DDP, except that gradient clipping
-    does not see it. Frozen edges do not count. The log shows `sparsity_penalty`.
+    The update is the same as for a penalty in the loss, also under AMP's loss scaling and DDP, except that gradient
+    clipping does not include it. Frozen edges do not count. The log shows `sparsity_penalty`.
 
     Args:
         kind: "uniform" or "adaptive"; "none" does nothing.
         weight: lambda; the paper's is 1e-4.
-        log_period: iterations between two readings of the penalty for the log.
+        log_period: iterations between two log entries of the penalty.
 
     Raises:
         ConfigError: when training starts, for an unknown kind, a negative weight, or a model without learned edges.
@@ -58,12 +58,12 @@ class AlphaLogHook(HookBase):
 
     Writes to the event storage, and so to TensorBoard: scalars `edges/below_0.01`, ... (shares in [0, 1]), a histogram
     `alpha/NAME` for each wiring and the image `adjacency` of heat maps. Writes `adjacency_*.png` and `alpha_*.png` to
-    `folder`. A model without wirings is passed over.
+    `folder`. A model without wirings is ignored.
 
     Args:
-        interval: iterations from one record to the next.
-        thresholds: an edge counts as near zero when |alpha| is below.
-        folder: where the pictures go; `alpha` in the trainer's OUTPUT_DIR when omitted.
+        interval: iterations between two records.
+        thresholds: an edge counts as near zero if its |alpha| is below.
+        folder: folder for the pictures; `alpha` in the trainer's OUTPUT_DIR by default.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Detectors as files: load one, predict, draw, evaluate; publish a trained one."""
+"""Load, predict, draw and evaluate with a detector; publish a trained one."""
 
 from __future__ import annotations
 
@@ -58,25 +58,25 @@ def publish_detector(
     licence: str = "Apache-2.0",
     notes: str = "",
 ) -> Path:
-    """Turn a training's checkpoint and config into one file that `load_detector` takes.
+    """Turn a training checkpoint and its config into one file for `load_detector`.
 
     Args:
         checkpoint: e.g. RUN/model_final.pth; only its model is published.
         config: the RUN/config.yaml that the training wrote.
-        folder: where the file goes.
-        name: stem before the hash; the name of the checkpoint's folder when omitted.
+        folder: folder for the file.
+        name: stem before the hash; the name of the checkpoint's folder by default.
         classes: names, by index; or one path of the training's COCO annotations (.json), which holds them. May be
             omitted for a checkpoint of `topodet train-net`, which names them, and for Detectron2's own datasets.
-        licence: of the weights, as SPDX identifier.
+        licence: license of the weights, as SPDX identifier.
         notes: one line for the card, e.g. the data.
 
     Returns:
         the path of NAME-<hash>.pth.
 
     Raises:
-        ConfigError: a config of another kind, class names that are missing or too many, or images that no predictor
-            reads.
-        WeightsError: a checkpoint that is damaged, unsafe, or does not fill the config's model whole.
+        ConfigError: a config of another kind, missing or too many class names, or an image format that predictors do
+            not support.
+        WeightsError: a checkpoint that is damaged, unsafe, or does not fill the config's model completely.
     """
     cfg = _load_yaml(config)
     file = weights.read(checkpoint)
@@ -113,26 +113,27 @@ def load_detector(
     device: str | None = None,
     opts: Sequence[str] = (),
 ) -> DefaultPredictor:
-    """Load a published detector, or the checkpoint of a training; every tensor or an error.
+    """Load a published detector or a training checkpoint; every tensor is loaded, or an error is raised.
 
     Args:
-        source: path, URL or hf-hub:USER/REPO of a published file, whose hash is checked and in which nothing can run
-            code; or, with `config`, of a checkpoint, e.g. RUN/model_final.pth; or what `weights.read` returned.
-        config: the .yaml config of the checkpoint, or a config at hand, which stays as it is.
-        classes: see `publish_detector`; those that the file names when omitted.
-        score_threshold: below which the detector itself returns nothing, in 0..1; the config's, usually 0.05, when
-            omitted. `predict` has one of its own.
-        device: "cuda" or "cpu"; a GPU where there is one when omitted.
-        opts: pairs of KEY VALUE over the config.
+        source: path, URL or hf-hub:USER/REPO of a published file, whose hash is checked and which cannot run code; or,
+            with `config`, of a checkpoint, e.g. RUN/model_final.pth; or a result of `weights.read`.
+        config: the .yaml config of the checkpoint, or a config object, which is not changed.
+        classes: see `publish_detector`; those in the file by default.
+        score_threshold: the detector's own threshold, in 0..1; the config's, usually 0.05, by default. `predict` has
+            another one.
+        device: "cuda" or "cpu"; a GPU by default if there is one.
+        opts: KEY VALUE pairs that override the config.
 
     Returns:
-        Detectron2's predictor, from a BGR image [H, W, 3] uint8 to {"instances": ...}; its `metadata.thing_classes` are
-        the detector's. `topodet.models.fuse_for_inference(made.model)` may take the place of its `model`.
+        Detectron2's predictor, which maps a BGR image [H, W, 3] uint8 to {"instances": ...}; its
+        `metadata.thing_classes` are the detector's. Its `model` may be replaced by
+        `topodet.models.fuse_for_inference(made.model)`.
 
     Raises:
-        ConfigError: options that do not exist, a device or image format that cannot be, missing class names.
-        WeightsError: a file that is damaged or unsafe, no published Detectron2 detector where no config is given, or
-            one that does not fill the model whole.
+        ConfigError: unknown options, an invalid device or image format, missing class names.
+        WeightsError: a file that is damaged or unsafe, is not a published Detectron2 detector although no config is
+            given, or does not fill the model completely.
     """
     options = {"score_threshold": score_threshold, "device": device, "opts": opts}
     if config is None:
@@ -177,20 +178,21 @@ def _load(
 
 
 def class_names(detector: DefaultPredictor) -> list[str]:
-    """Return the names of a detector's classes, by their labels."""
+    """Return a detector's class names, by label."""
     return list(detector.metadata.thing_classes)
 
 
 def predict(detector: DefaultPredictor, image: np.ndarray, *, score_threshold: float = 0.5) -> Detections:
-    """Return what a detector finds in an image.
+    """Return the detections in an image.
 
     Args:
-        detector: what `load_detector` returned.
+        detector: result of `load_detector`.
         image: RGB, uint8 [H, W, 3].
-        score_threshold: of the objects to return, in 0..1. None lie below the config's own (`SCORE_THRESH_TEST`, 0.05).
+        score_threshold: threshold of the returned objects, in 0..1. None are below the config's own
+            (`SCORE_THRESH_TEST`, 0.05).
 
     Raises:
-        ConfigError: a threshold that cannot be.
+        ConfigError: an invalid threshold.
     """
     instances = detector(image[:, :, ::-1])["instances"].to("cpu")  # the predictor reads BGR
     masks = instances.pred_masks.numpy() if instances.has("pred_masks") else None
@@ -199,15 +201,15 @@ def predict(detector: DefaultPredictor, image: np.ndarray, *, score_threshold: f
 
 
 def draw(detector: DefaultPredictor, image: np.ndarray, found: Detections) -> np.ndarray:
-    """Return the picture with boxes (and masks, where there are any), class names and scores, uint8 [H, W, 3].
+    """Return the image with boxes, masks (if any), class names and scores, uint8 [H, W, 3].
 
     Args:
-        detector: what `load_detector` returned.
+        detector: result of `load_detector`.
         image: RGB, uint8 [H, W, 3].
-        found: in this image.
+        found: detections in this image.
 
     Raises:
-        ConfigError: OpenCV is not installed, which Detectron2 draws with.
+        ConfigError: OpenCV, which Detectron2 uses for drawing, is not installed.
     """
     require_framework("cv2")
     from detectron2.utils.visualizer import ColorMode, Visualizer  # the only part that needs OpenCV
@@ -241,7 +243,7 @@ def fill(model: nn.Module, file: weights.WeightsFile) -> weights.LoadReport:
 
     Raises:
         WeightsError: a tensor is missing, unexpected or of another shape.
-        ConfigError: the detector shows its backbone other images than it was trained on.
+        ConfigError: the detector's preprocessing differs from the backbone's card.
     """
     report = weights.load(model, file, head=True)
     for backbone in backbones(model):
@@ -265,11 +267,11 @@ def _with_preprocessing(file: weights.WeightsFile, cfg: CfgNode) -> weights.Weig
 
 
 def describe_network(cfg: CfgNode, file: weights.WeightsFile) -> None:
-    """Write into a config, in place, the network of a detector's checkpoint where it names that of a weights file.
+    """If a config refers to the network of a weights file, replace it, in place, by that of a detector's checkpoint.
 
     Args:
-        cfg: not frozen; its backbone's PRETRAINED is emptied, since the checkpoint has all weights.
-        file: of the detector.
+        cfg: not frozen; its backbone's PRETRAINED is cleared, because the checkpoint has all weights.
+        file: the detector's checkpoint.
 
     Raises:
         WeightsError: the file has no such network.

@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 
 
 def common_config(path: str) -> DictConfig:
-    """Load a LazyConfig that Detectron2 ships, e.g. "common/models/mask_rcnn_fpn.py", fresh at each call.
+    """Load a LazyConfig that Detectron2 ships, e.g. "common/models/mask_rcnn_fpn.py", anew at each call.
 
-    The same as `detectron2.model_zoo.get_config`, which cannot be imported beside setuptools 82 and later: it needs
-    `pkg_resources`.
+    The same as `detectron2.model_zoo.get_config`, which cannot be imported with setuptools 82 and later, because it
+    needs `pkg_resources`.
 
     Raises:
         FileNotFoundError: Detectron2 has no such config.

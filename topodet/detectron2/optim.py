@@ -1,4 +1,4 @@
-"""Optimisers that know edge weights: no weight decay on them, and the sparsity penalty at each step."""
+"""Optimizers for edge weights: no weight decay on them, and the sparsity penalty at each step."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def build_optimizer(
     mask_format: str = "polygon",
     **options: Any,
 ) -> torch.optim.Optimizer:
-    """Make the optimizer of a LazyConfig, where Detectron2's stock training script has no other place for a plugin.
+    """Create the optimizer of a LazyConfig, the only place for a plugin in Detectron2's stock training script.
 
-    The stock script calls this when the model exists and nothing was trained yet, so a detector that does not fit its
+    The stock script calls this after building the model and before training, so a detector that does not fit its
     backbone is refused here too.
 
     Args:
@@ -43,17 +43,17 @@ def build_optimizer(
         model: the detector; "${.params.model}" in a LazyConfig, which the script sets.
         optimizer: name of a class in `torch.optim`.
         sparsity, sparsity_weight: penalty on the edges (Eqs. 6-8) and its lambda, see `connectivity.penalize`.
-        image_format: of the data loader, "${dataloader.train.mapper.image_format}" in a LazyConfig.
+        image_format: image format of the data loader, "${dataloader.train.mapper.image_format}" in a LazyConfig.
         init_checkpoint: "${train.init_checkpoint}" in a LazyConfig: if it is a file with a card, the detector must
-            fit that.
-        datasets: names of those to train on, "${dataloader.train.dataset.names}" in a LazyConfig: they are checked.
-        mask_format: of the data loader's mapper.
-        options: of the optimizer (lr, momentum, weight_decay, ...).
+            match the card.
+        datasets: names of the training sets, "${dataloader.train.dataset.names}" in a LazyConfig, which are checked.
+        mask_format: mask format of the data loader's mapper.
+        options: arguments of the optimizer (lr, momentum, weight_decay, ...).
 
     Raises:
-        ConfigError: an unknown optimizer or sparsity, a model without learned edges for one that needs them, or
-            preprocessing that contradicts the weights' card, or classes that are not the datasets'.
-        DataError: datasets that are not there or cannot be trained on.
+        ConfigError: an unknown optimizer or sparsity, a model without learned edges although the sparsity needs them,
+            preprocessing that contradicts the weights' card, or classes that differ from the datasets'.
+        DataError: datasets that are missing or cannot be trained on.
         WeightsError: `init_checkpoint` is damaged or unsafe.
     """
     known = {name for name, value in vars(torch.optim).items() if isinstance(value, type)}
@@ -79,7 +79,7 @@ def build_optimizer(
 
 
 def set_edge_weight_decay(optimizer: torch.optim.Optimizer, model: nn.Module, weight_decay: float) -> None:
-    """Move the edge weights of an optimizer into a group of their own with another weight decay, before any step."""
+    """Move the edge weights of an optimizer into a separate group with another weight decay, before any step."""
     own = {id(wiring.alpha) for wiring in connectivity.wirings(model).values() if wiring.learned}
     moved = []
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""Detectron2's train_net.py for configs with topodet's nodes: the options, and what each process does."""
+"""Detectron2's train_net.py for configs with topodet's nodes: the options, and the work of each process."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> dict | None:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Return the config that the options give, frozen, and start Detectron2's log.
+    """Return the frozen config of the options, and start Detectron2's log.
 
     Raises:
-        ConfigError: what `load_config` raises; a GPU is asked for where there is none; --eval-only without weights.
+        ConfigError: as `load_config`; a GPU is requested but missing; --eval-only without weights.
     """
     cfg = load_config(args.config_file, args.opts)
     if args.epochs is not None:
@@ -95,11 +95,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def take_network(cfg: CfgNode, resume: bool) -> None:
-    """Let a config's network be that of the checkpoint to evaluate, which has all weights: no other file is asked for.
+    """Set a config's network to that of the checkpoint to evaluate, which has all weights: no other file is read.
 
     Raises:
         ConfigError: there is no checkpoint.
-        WeightsError: it is damaged, unsafe, or has no network where the config asks for that of a file.
+        WeightsError: it is damaged, unsafe, or has no network although the config refers to that of a file.
     """
     last = Checkpointer(nn.Module(), cfg.OUTPUT_DIR)
     path = last.get_checkpoint_file() if resume and last.has_checkpoint() else cfg.MODEL.WEIGHTS
@@ -129,16 +129,16 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict:
 
 
 def test_with_augmentation(cfg: CfgNode, model: nn.Module) -> dict:
-    """Return the scores with flipped and resized images beside each image (TEST.AUG)."""
+    """Return the scores with test-time augmentation by flipped and resized images (TEST.AUG)."""
     results = Trainer.test(cfg, GeneralizedRCNNWithTTA(cfg, model))
     return {f"{name}_TTA": value for name, value in results.items()}
 
 
 def set_epochs(cfg: CfgNode, epochs: int) -> None:
-    """Set SOLVER.MAX_ITER to so many passes over DATASETS.TRAIN; STEPS move along, a warm-up takes a fifth at most.
+    """Set SOLVER.MAX_ITER to a number of epochs over DATASETS.TRAIN; STEPS are scaled, warm-up is at most a fifth.
 
     Raises:
-        ConfigError: fewer than one, or a dataset that is unknown or not there.
+        ConfigError: fewer than one epoch, or a dataset that is unknown or missing.
     """
     if epochs < 1:
         raise ConfigError(f"--epochs {epochs}: at least 1 is needed")

@@ -1,4 +1,4 @@
-"""Detectron2's default training with what topodet adds: strict weights, sparsity, a record of the edges."""
+"""Detectron2's default trainer with topodet's additions: strict weights, sparsity, a record of the edges."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .optim import set_edge_weight_decay
 
 
 class Trainer(DefaultTrainer):
-    """`DefaultTrainer` for a config with topodet's nodes; other backbones train as they do without topodet.
+    """`DefaultTrainer` for a config with topodet's nodes; other backbones train as without topodet.
 
     Raises:
         ConfigError: the detector does not fit its backbone's weights, or its datasets.
-        DataError: a dataset is not there.
+        DataError: a dataset is missing.
         WeightsError: weights that are damaged, unsafe or made for another network.
     """
 
@@ -50,7 +50,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Build the optimizer that SOLVER.OPTIMIZER names, with the edge weights' own weight decay.
+        """Build the optimizer that SOLVER.OPTIMIZER names, with a separate weight decay for edge weights.
 
         Raises:
             ConfigError: neither SGD nor AdamW.
@@ -73,17 +73,17 @@ class Trainer(DefaultTrainer):
         return COCOEvaluator(dataset_name, output_dir=output_folder or str(Path(cfg.OUTPUT_DIR) / "inference"))
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load the last checkpoint or `MODEL.WEIGHTS`, and when resuming go on in the sequence of images too.
+        """Load the last checkpoint or `MODEL.WEIGHTS`; when resuming, also continue the sequence of images.
 
-        Detectron2 begins its seeded sequence again, so that the images of the first iterations come twice. (What a
-        drawn flip or size makes of them is not repeated exactly.)
+        Detectron2 itself restarts its seeded sequence, so it uses the images of the first iterations twice. (Random
+        flips and sizes are not reproduced exactly.)
         """
         super().resume_or_load(resume)
         world_size = comm.get_world_size()
         skip_samples(self.data_loader, self.start_iter * (self.cfg.SOLVER.IMS_PER_BATCH // world_size))
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Return Detectron2's hooks, the checkpointer made strict, sparsity and the record of the edges added."""
+        """Return Detectron2's hooks with a strict checkpointer, sparsity and the record of the edges."""
         # The hooks below keep the checkpointer, and DefaultTrainer has no other place to choose it.
         self.checkpointer = TopoNetCheckpointer(
             self.model,

@@ -1,4 +1,4 @@
-"""Where a detector spends its multiply-adds, activations and parameters; counted by MMEngine."""
+"""Multiply-adds, activations and parameters of a detector, counted by MMEngine."""
 
 from __future__ import annotations
 
@@ -55,26 +55,26 @@ def analyze(
     num_inputs: int = 1,
     depth: int = 4,
 ) -> Analysis:
-    """Analyze what a detector is made of and what images cost it. A config needs neither a dataset nor weights.
+    """Analyze the structure and cost of a detector. A config needs neither a dataset nor weights.
 
-    Unlike MMDetection's get_flops.py, which counts all heads on all proposals, this counts what inference computes.
+    Unlike MMDetection's get_flops.py, which counts all heads on all proposals, this counts the operations of inference.
 
     Args:
-        source: .py config of a detector, or a published detector's file, as `weights.fetch` takes it.
-        opts: KEY=VALUE each over the config.
-        tasks: of "flop" (MMEngine's word for a multiply-add), "activation", "parameter" and "structure".
-        size: height and width of images of noise; of `inputs` the short side and the longest that the long side gets.
-        inputs: images in the place of noise, as paths or RGB [H, W, 3] uint8.
-        num_inputs: how many images of noise.
-        depth: of the modules that the tables list.
+        source: .py config of a detector, or a published detector's file in any form of `weights.fetch`.
+        opts: KEY=VALUE overrides of the config.
+        tasks: any of "flop" (MMEngine's word for a multiply-add), "activation", "parameter" and "structure".
+        size: height and width of noise images; for `inputs`, the short side and the maximum of the long side.
+        inputs: images instead of noise, as paths or RGB [H, W, 3] uint8.
+        num_inputs: number of noise images.
+        depth: depth of the modules in the tables.
 
     Returns:
         the counts; `.text()` has the tables.
 
     Raises:
-        ConfigError: no such config, or one of another kind; numbers that are not positive.
+        ConfigError: a missing config, or one of another kind; numbers that are not positive.
         DataError: an image that cannot be read.
-        WeightsError: what `load_detector` raises of a published file.
+        WeightsError: as `load_detector` for a published file.
     """
     pictures = costs.check_request(tasks, size=size, inputs=inputs, num_inputs=num_inputs, depth=depth)
     is_config = Path(source).suffix == ".py"
@@ -95,11 +95,11 @@ def build_detector(config: str | os.PathLike, opts: Sequence[str] = ()) -> nn.Mo
     """Build a detector from a .py config on the CPU with random weights, for inference.
 
     Args:
-        config: of the detector; it is run.
-        opts: KEY=VALUE each, over the config.
+        config: config of the detector; it is run.
+        opts: KEY=VALUE overrides of the config.
 
     Raises:
-        ConfigError: no such config, or one of another kind.
+        ConfigError: a missing config, or one of another kind.
     """
     content = read_config(config, opts)
     with DefaultScope.overwrite_default_scope("mmdet"):
@@ -107,7 +107,7 @@ def build_detector(config: str | os.PathLike, opts: Sequence[str] = ()) -> nn.Mo
 
 
 def prepare(image: np.ndarray, *, short_side: int, long_side: int) -> Tensor:
-    """Return an RGB image [H, W, 3] uint8 as MMDetection's pipelines give it: BGR, resized, float32 [3, h, w]."""
+    """Return an RGB image [H, W, 3] uint8 as from MMDetection's pipelines: BGR, resized, float32 [3, h, w]."""
     resized = mmcv.imrescale(image[:, :, ::-1], (long_side, short_side))
     return torch.from_numpy(resized.astype("float32").transpose(2, 0, 1).copy())
 

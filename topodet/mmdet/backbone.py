@@ -1,4 +1,4 @@
-"""The backbone that MMDetection's configs name `TopoNet`."""
+"""The backbone `TopoNet` of MMDetection configs."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from .base import TopodetBackbone, number_of_stages, resolve_init
 class TopoNet(Trunk, TopodetBackbone):
     """A TopoNet without classifier: [B, in_channels, H, W] to a tuple of feature maps at strides 4, 8, 16, 32.
 
-    Parameters are named as in the timm network, so a published file loads as it is. Stages after the last of
-    `out_indices` are not built, so that no parameter stays without gradient (DDP needs no `find_unused_parameters`).
+    Parameters are named as in the timm network, so a published file loads directly. Stages after the last of
+    `out_indices` are not built, so every parameter has a gradient (DDP needs no `find_unused_parameters`).
 
     Args:
         arch: name of a network, see `topodet.models.ARCHITECTURES`. Its hyper-parameters are the defaults of the next
-            six; "toponet50" is {14, 20, 26, 14} nodes, width 64, channels 128/256/512/1024. "pretrained" is the
-            network of the weights file, graphs and `output_stride` included, e.g. a pruned one.
+            six; "toponet50" is {14, 20, 26, 14} nodes, width 64, channels 128/256/512/1024. "pretrained" is the network
+            of the weights file, including graphs and `output_stride`, e.g. a pruned one.
         nodes, width, topology, edge_weights, seed, output_stride: see `topodet.models.build_blocks`. With an
             `output_stride` of 8 or 16 the last feature maps are larger, and the detector's strides must say so.
         in_channels: channels of the image.
         out_indices: stages whose feature maps are returned, ascending, 0 at stride 4.
-        frozen_stages: -1 trains everything, 0 freezes the stem, k the stem and the first k stages, edge weights
-            included; what is frozen also normalizes by its stored statistics.
-        norm_cfg: normalization in MMDetection's words, e.g. dict(type="SyncBN", requires_grad=True).
+        frozen_stages: -1 trains everything, 0 freezes the stem, k the stem and the first k stages, including edge
+            weights; frozen parts also normalize by their stored statistics.
+        norm_cfg: normalization in MMDetection's format, e.g. dict(type="SyncBN", requires_grad=True).
         norm_eval: keep every batch normalization at its stored statistics during training.
         pretrained: path, URL or hf-hub:USER/REPO of a weights file, loaded strictly by `init_weights`; True for the
             package's own weights of this network.
         init_cfg: as in every MMEngine module; dict(type="Pretrained", checkpoint=...), alone or in a list, is the same
             as `pretrained`, and as strict; with `prefix="backbone."` of a detector's checkpoint.
-        with_cp: recompute the inside of each node in the backward pass to save memory.
+        with_cp: recompute each node in the backward pass to save memory.
 
     Attributes:
-        card: of the weights file that was loaded; empty without one.
+        card: card of the loaded weights file; empty without one.
 
     Raises:
         ConfigError: unknown `arch`, or arguments that contradict each other.
         TopologyError: a topology that cannot be made.
-        WeightsError: the file that `arch` refers to is missing, damaged or no TopoNet's.
+        WeightsError: the file that `arch` refers to is missing, damaged or not a TopoNet's.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What MMDetection's backbones of topodet have in common, whatever network they are."""
+"""Base class of topodet's backbones for MMDetection."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class TopodetBackbone(BaseModule):
     """A trunk (`Trunk`, `TimmTrunk`) as a backbone; subclasses inherit the trunk too, and call `_set_up` at the end.
 
     Maps [B, in_channels, H, W] to a tuple of feature maps at strides 4, 8, 16, 32. The trunk has no stages after the
-    last of `out_indices`, so that no parameter stays without gradient (DDP needs no `find_unused_parameters`).
+    last of `out_indices`, so every parameter has a gradient (DDP needs no `find_unused_parameters`).
 
     Attributes:
-        card: of the weights file that was loaded; empty without one.
+        card: card of the loaded weights file; empty without one.
     """
 
     def _set_up(
@@ -60,7 +60,7 @@ class TopodetBackbone(BaseModule):
 
     @property
     def out_channels(self) -> tuple[int, ...]:
-        """Channels of the returned feature maps: what the neck's `in_channels` must be."""
+        """Channels of the returned feature maps, which must equal the neck's `in_channels`."""
         return tuple(self.stage_channels[k] for k in self.out_indices)
 
     def init_weights(self) -> None:
@@ -105,7 +105,7 @@ class TopodetBackbone(BaseModule):
         return tuple(x for k, x in enumerate(self.stage_features(x)) if k in self.out_indices)
 
     def train(self, mode: bool = True) -> TopodetBackbone:
-        """Set the mode, except where `frozen_stages` and `norm_eval` ask for stored statistics."""
+        """Set the mode, except where `frozen_stages` and `norm_eval` require stored statistics."""
         super().train(mode)
         for module in self.frozen_modules(self.frozen_stages):
             module.eval()
@@ -147,7 +147,7 @@ class TopodetBackbone(BaseModule):
 def resolve_init(
     pretrained: str | bool | None, init_cfg: dict[str, Any] | list[dict[str, Any]] | None
 ) -> tuple[str | bool | None, str, list[dict[str, Any]] | None]:
-    """Return the file that fills the backbone, the prefix of its names in that file, and what else `init_cfg` says.
+    """Return the file that fills the backbone, the prefix of its names in that file, and the rest of `init_cfg`.
 
     A Pretrained init, alone or in a list, is the same as `pretrained`: the file is read by topodet and not by MMEngine.
 
@@ -165,14 +165,14 @@ def resolve_init(
 
 
 def card_of_run(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the backbone's card that `TopoNetCheckHook` has put into a checkpoint; empty without."""
+    """Return the backbone's card that `TopoNetCheckHook` saved in a checkpoint; empty without one."""
     meta = checkpoint.get("meta")
     card = meta.get(CARD) if isinstance(meta, Mapping) else None
     return dict(card) if isinstance(card, Mapping) else {}
 
 
 def classes_of_run(checkpoint: Mapping[str, Any]) -> list[str]:
-    """Return the names of the classes that a checkpoint of MMDetection was trained on; empty if it does not tell."""
+    """Return the class names of an MMDetection checkpoint; empty if it has none."""
     meta = checkpoint.get("meta")
     found = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
     # The spelling of MMDetection 3 is lower case; checkpoints of its early days have upper case.
@@ -185,7 +185,7 @@ def number_of_stages(out_indices: Sequence[int], total: int) -> int:
     """Return how many of a network's stages `out_indices` needs.
 
     Raises:
-        ConfigError: it does not list, in ascending order, some of them.
+        ConfigError: it is empty, not ascending, or out of range.
     """
     indices = list(out_indices)
     if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= total:

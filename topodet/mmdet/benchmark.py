@@ -1,4 +1,4 @@
-"""A training iteration of MMDetection's Faster R-CNN on images and boxes of noise, for `topodet benchmark`."""
+"""A training iteration of MMDetection's Faster R-CNN on random images and boxes, for `topodet benchmark`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONFIGS = {
 
 
 def training_step(backbone: str, settings: Settings) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """Return the detector of a 1x config with random weights, and what computes its loss.
+    """Return the detector of a 1x config with random weights, and a function that computes its loss.
 
     Args:
         backbone: "toponet50" or "r50".

@@ -1,4 +1,4 @@
-"""Whether a detector is put together in a way that its backbone of topodet can work with."""
+"""Check that a detector fits its topodet backbone."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ HEAD = re.compile(r"(?:^|\.)(?!rpn_head)\w*head(?:\.\d+)?$")
 
 
 def check_detector(model: nn.Module) -> None:
-    """Refuse a detector whose neck or preprocessing does not fit its backbone of topodet; other backbones pass.
+    """Refuse a detector whose neck or preprocessing does not fit its topodet backbone; other backbones are accepted.
 
-    The neck's `in_channels` must be the backbone's `out_channels`, and the anchors' strides those of its maps. Where
-    the backbone knows its weights file's card (`pretrained`, or a checkpoint of a run with `TopoNetCheckHook`), mean,
-    std and channel order of the `data_preprocessor` must be those of the card. MMDetection loads images as BGR:
+    The neck's `in_channels` must be the backbone's `out_channels`, and the anchors' strides those of its maps. If the
+    backbone has its weights file's card (`pretrained`, or a checkpoint of a run with `TopoNetCheckHook`), mean, std and
+    channel order of the `data_preprocessor` must be those of the card. MMDetection loads images as BGR:
     `bgr_to_rgb=True` makes them RGB. Images of one channel are loaded by `LoadImageFromFile(color_type="grayscale")`
     and have one mean and one std.
 
@@ -39,14 +39,14 @@ def check_detector(model: nn.Module) -> None:
 
 
 def channel_order(preprocessor: nn.Module) -> str:
-    """Return "RGB", "BGR" or, where there is one mean for one channel, "L": what a `data_preprocessor` hands on."""
+    """Return the output format of a `data_preprocessor`: "RGB", "BGR" or, if there is one mean for one channel, "L"."""
     if preprocessor._enable_normalize and preprocessor.mean.numel() == 1:
         return "L"
     return "RGB" if preprocessor._channel_conversion else "BGR"
 
 
 def backbones(model: nn.Module) -> list[TopodetBackbone]:
-    """Return every backbone of topodet in a model."""
+    """Return every topodet backbone in a model."""
     return [module for module in model.modules() if isinstance(module, TopodetBackbone)]
 
 

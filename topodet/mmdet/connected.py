@@ -1,4 +1,4 @@
-"""What MMDetection's configs name `Connected`: any backbone of its registry, with learned wiring."""
+"""The backbone `Connected` of MMDetection configs: any backbone of its registry, with learned wiring."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def build_connected_backbone(
     edges: RunEdges | None = None,
     missing_ok: Sequence[str] = (),
 ) -> nn.Module:
-    """Build a backbone of MMDetection and connect it; it computes what it did until training changes an edge weight.
+    """Build an MMDetection backbone and connect it; its output stays the same until training changes an edge weight.
 
-    Parameters keep their names, so that the backbone's own `init_cfg`, `frozen_stages` and `norm_eval` work, and
-    `load_from` takes a detector that was trained without wiring, MMDetection's own or yours:
+    Parameters keep their names, so the backbone's own `init_cfg`, `frozen_stages` and `norm_eval` work, and `load_from`
+    accepts a detector that was trained without wiring, MMDetection's own or yours:
 
         model = dict(backbone=dict(type="Connected", backbone=dict(type="ResNet", depth=50, ...), nodes="auto"))
 
@@ -36,9 +36,10 @@ def build_connected_backbone(
             ("mmpretrain.ConvNeXt").
         nodes: "residuals", "blocks" or "auto", see `topodet.models.connect`.
         wiring: "learned", or "fixed" at the start.
-        leave_out: names of blocks, or of what contains them, to keep as they are.
-        edges: what pruning has left of runs, e.g. {"layer1.0.wiring": [[0, 1], [1, 2]]}.
-        missing_ok: patterns of tensors that a detector's checkpoint may lack beside the wiring's, e.g. "*conv_offset*".
+        leave_out: names of blocks, or of modules that contain them, to leave unchanged.
+        edges: remaining edges of pruned runs, e.g. {"layer1.0.wiring": [[0, 1], [1, 2]]}.
+        missing_ok: patterns of tensors that a detector's checkpoint may lack besides the wiring's, e.g.
+            "*conv_offset*".
 
     Raises:
         ConfigError: nothing to connect, with the reasons.

@@ -1,4 +1,4 @@
-"""The backbone that MMDetection's configs name `ConnectedTimm`."""
+"""The backbone `ConnectedTimm` of MMDetection configs."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from .base import TopodetBackbone, number_of_stages, resolve_init
 
 @MODELS.register_module()
 class ConnectedTimm(TimmTrunk, TopodetBackbone):
-    """A network of timm with learned connectivity: [B, in_channels, H, W] to a tuple of maps at strides 4, 8, 16, 32.
+    """A timm network with learned connectivity: [B, in_channels, H, W] to a tuple of maps at strides 4, 8, 16, 32.
 
-    It computes what timm's network does until training changes an edge weight, so that weights of the original are a
-    start: timm's published ones, or a file of `topodet publish`. See `TimmTrunk` for the networks that fit.
+    Its output equals timm's network until training changes an edge weight, so it can start from weights of the
+    original: timm's, or a file of `topodet publish`. See `TimmTrunk` for supported networks.
 
     Args:
-        name: of the network in timm, e.g. "convnextv2_nano", with or without the tag of its weights.
-        wiring: "learned", "fixed" (all weights as they were loaded), or "none": timm's network as it is, to compare.
-        connect_nodes: what the nodes of its runs are, "residuals", "blocks" (ResNets too) or "auto", see `connect`.
-        rewire: of a ResNet make the network of `topodet.models.rewire`; only weights trained as such fit.
+        name: name of the network in timm, e.g. "convnextv2_nano", with or without the tag of its weights.
+        wiring: "learned", "fixed" (all weights as loaded), or "none": timm's unchanged network, for comparison.
+        connect_nodes: kind of nodes, "residuals", "blocks" (for ResNets too) or "auto", see `connect`.
+        rewire: apply `topodet.models.rewire` to a ResNet; only weights of a rewired network fit.
         in_channels: channels of the image.
-        out_indices: stages whose feature maps are returned, ascending, 0 at stride 4. Later stages are cut off.
-        frozen_stages: -1 trains everything, 0 freezes what comes before stride 4, k that and the first k stages, edge
-            weights included; what is frozen also normalizes by its stored statistics and drops no path.
+        out_indices: stages whose feature maps are returned, ascending, 0 at stride 4. Later stages are removed.
+        frozen_stages: -1 trains everything, 0 freezes all before stride 4, k also the first k stages, including edge
+            weights; frozen parts also normalize by their stored statistics and have no drop path.
         norm_eval: keep every batch normalization at its stored statistics during training.
         pretrained: True for the weights that timm publishes under the name, or the path, URL or hf-hub:USER/REPO of a
             file, of the connected network or the original, loaded strictly by `init_weights`.
         init_cfg: as in every MMEngine module; dict(type="Pretrained", checkpoint=...), alone or in a list, is the same
             as `pretrained`, and as strict; with `prefix="backbone."` of a detector's checkpoint.
         with_cp: recompute blocks in the backward pass to save memory.
-        edges: what pruning has left of the network's runs, see `TimmTrunk`; "pretrained" for those of the file.
+        edges: remaining edges of the network's pruned runs, see `TimmTrunk`; "pretrained" for those of the file.
         options: further arguments of `timm.create_model`, e.g. dict(drop_path_rate=0.1).
 
     Attributes:
-        card: of the weights that were loaded; empty without them.
+        card: card of the loaded weights; empty without them.
 
     Raises:
         ConfigError: what `TimmTrunk` raises, or arguments that contradict each other.

@@ -1,4 +1,4 @@
-"""COCO sets before MMDetection reads them: how its config reads one, and the check of `topodet check-coco`."""
+"""COCO data sets in MMDetection: how a config reads them, and the check of `topodet check-coco` before that."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from .check import HEAD, class_counts
 class CheckedCocoDataset(CocoDataset):
     """MMDetection's `CocoDataset`, whose annotation file is checked before it is read.
 
-    `TopoNetCheckHook` checks every set in COCO format, but begins when MMDetection has read it. What its reader does
-    not survive (text in place of a number, say) ends there in a traceback, here in the table of `topodet check-coco`.
+    `TopoNetCheckHook` checks every data set in COCO format, but only after MMDetection has read it. A file that breaks
+    MMDetection's reader (for example, text instead of a number) ends there in a traceback, but here in the table of
+    `topodet check-coco`.
 
     Args:
-        allow: kinds of problem that are no error, see `check_coco`.
-        args, kwargs: of `CocoDataset`.
+        allow: kinds of problem that are not errors, see `check_coco`.
+        args, kwargs: arguments of `CocoDataset`.
 
     Raises:
         ConfigError: `metainfo` names other classes than the file.
-        DataError: what `check_coco` finds.
+        DataError: problems found by `check_coco`.
     """
 
     def __init__(self, *args: Any, allow: Collection[str] = (), **kwargs: Any):
@@ -50,16 +51,16 @@ class CheckedCocoDataset(CocoDataset):
 def check_datasets(runner: Runner, *, allow: Collection[str] = ()) -> None:
     """Refuse datasets that have other classes than the detector or their file, or that cannot be trained on.
 
-    Read are the datasets of the loops that the run has built. Those in COCO format are checked as `topodet check-coco`
-    does, by one process; every process raises what it finds. Of others the number of classes is compared.
+    This covers the datasets of the loops that the run has built. Those in COCO format are checked as by `topodet
+    check-coco`, in one process; every process raises the errors. For others, only the number of classes is compared.
 
     Args:
-        runner: with its loops, as a hook sees it before the run.
-        allow: kinds of problem that are no error, see `check_coco`.
+        runner: runner with its loops, as in a hook before the run.
+        allow: kinds of problem that are not errors, see `check_coco`.
 
     Raises:
         ConfigError: the classes of the config, the heads and the file differ in number, name or order.
-        DataError: what `check_coco` finds.
+        DataError: problems found by `check_coco`.
     """
     num_classes = class_counts(runner.model)
     for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
@@ -69,12 +70,12 @@ def check_datasets(runner: Runner, *, allow: Collection[str] = ()) -> None:
 
 
 def check_dataset(dataset: Any, *, num_classes: Mapping[str, int] | None = None, allow: Collection[str] = ()) -> None:
-    """Check one dataset that is not made of others; see `check_datasets`.
+    """Check one dataset, not a wrapper of others; see `check_datasets`.
 
     Args:
-        dataset: of MMDetection.
-        num_classes: of the detector's heads, by the keys of the config.
-        allow: kinds of problem that are no error, see `check_coco`.
+        dataset: an MMDetection dataset.
+        num_classes: number of classes of the detector's heads, by config key.
+        allow: kinds of problem that are not errors, see `check_coco`.
 
     Raises:
         ConfigError, DataError: as `check_datasets`.
@@ -91,10 +92,10 @@ def check_dataset(dataset: Any, *, num_classes: Mapping[str, int] | None = None,
 
 
 def reading_of(dataset: CocoDataset, *, num_classes: Mapping[str, int] | None = None) -> Reading:
-    """Return how a dataset, which need not have read its file, reads it.
+    """Return how a dataset reads its file; the file need not be loaded yet.
 
     Raises:
-        ConfigError: its classes are one text and not a list of texts.
+        ConfigError: its classes are a string, not a list of strings.
     """
     classes = dataset.metainfo["classes"]
     if isinstance(classes, str):
@@ -119,7 +120,7 @@ def reading_of_config(path: str | os.PathLike) -> Reading:
     """Return how the training set of an MMDetection config is read.
 
     Raises:
-        ConfigError: no config that can be read, or one that trains on no set in COCO format.
+        ConfigError: the config cannot be read, or has no training set in COCO format.
     """
     try:
         config = Config.fromfile(path, format_python_code=False)
@@ -149,7 +150,7 @@ def parts_of(dataset: Any) -> Iterator[Any]:
 
 
 def is_coco(dataset: Any) -> bool:
-    """Tell whether a dataset reads COCO's format; LVIS and panoptic sets have formats of their own."""
+    """Return whether a dataset reads COCO's format; LVIS and panoptic sets have other formats."""
     return isinstance(dataset, CocoDataset) and dataset.COCOAPI is CocoDataset.COCOAPI
 
 

@@ -14,16 +14,16 @@ from ..errors import ConfigError
 
 
 def coco_evaluation(runner: Runner) -> Callable[[nn.Module], dict[str, float]]:
-    """Return what evaluates a detector on a runner's validation set: {"bbox/AP": 41.0, ...}, in percent.
+    """Return a function that evaluates a detector on a runner's validation set: {"bbox/AP": 41.0, ...}, in percent.
 
         runner = Runner.from_cfg(config)  # with load_from=CHECKPOINT
         evaluate = coco_evaluation(runner)
         damage = connectivity.remove_nodes(runner.model, evaluate)
 
     Args:
-        runner: its checkpoint (`load_from`) is loaded now. What is evaluated is the model at hand, which may be another
-            one, e.g. a pruned copy of `runner.model`. A config with an EMAHook saves its average as the checkpoint's
-            weights, so that these are loaded and evaluated.
+        runner: its checkpoint (`load_from`) is loaded now. The function evaluates the model passed to it, which may be
+            another one, e.g. a pruned copy of `runner.model`. With an EMAHook, the checkpoint's weights are the
+            averaged ones, and these are loaded and evaluated.
 
     Raises:
         ConfigError: the config has no validation.

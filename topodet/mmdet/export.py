@@ -1,8 +1,8 @@
-"""Detectors for places without MMDetection: TorchScript and ONNX.
+"""Export detectors for use without MMDetection: TorchScript and ONNX.
 
-MMDetection's own inference cannot be traced: it branches on what an image happens to have, and mmcv's operators are in
-no other program. `TracedRCNN` and `TracedRetinaNet` are the same computation in torch's and torchvision's operators;
-what is written is compared with the detector itself.
+MMDetection's own inference cannot be traced: it branches on the content of an image, and mmcv's operators exist only in
+mmcv. `TracedRCNN` and `TracedRetinaNet` do the same computation with torch's and torchvision's operators; the exported
+file is compared with the detector itself.
 """
 
 from __future__ import annotations
@@ -49,26 +49,26 @@ def export_detector(
     format: Format = "torchscript",
     opset: int = 17,
 ) -> dict[str, Any]:
-    """Write a detector as TorchScript or ONNX, and a JSON beside it that says what goes in and comes out.
+    """Write a detector as TorchScript or ONNX, and a JSON file that describes inputs and outputs.
 
-    What is written takes one image, float32 [C, H, W] in 0..255, already resized, of any H and W; it returns boxes
-    [N, 4] at the scale of that image, labels [N], masks [N, 1, 28, 28] within their boxes, where the detector has any,
-    scores [N] and the image's size [2]. Score threshold and suppression are part of it. It gets its name when it finds
-    in the image, and in a smaller one, what the detector finds.
+    The exported model takes one image, float32 [C, H, W] in 0..255, already resized, of any H and W. It returns boxes
+    [N, 4] at the scale of that image, labels [N], masks [N, 1, 28, 28] within their boxes (if the detector has masks),
+    scores [N] and the image's size [2]. It includes score threshold and suppression. The file gets its final name only
+    after its detections match the detector's, on the image and on a smaller one.
 
     Args:
         detector: a Faster, Mask, Cascade R-CNN or RetinaNet, see `load_detector`.
         image: RGB, [H, W, 3] uint8; the detector must find something in it.
-        path: of the file; the JSON is NAME.ts.json or NAME.onnx.json.
+        path: path of the file; the JSON is NAME.ts.json or NAME.onnx.json.
         format: "torchscript" (read with torch and torchvision) or "onnx".
-        opset: of ONNX, 16 or later, which has RoIAlign as detectors compute it.
+        opset: ONNX opset, 16 or later, which has RoIAlign as detectors compute it.
 
     Returns:
         the content of the JSON.
 
     Raises:
         ConfigError: another format, opset or kind of detector, or a package is missing.
-        DataError: nothing is found in the image, or the result finds something else than the original.
+        DataError: no detections in the image, or different ones from the exported model.
         OSError: the file could not be written.
     """
     exported.check_format(format, opset)
@@ -99,10 +99,10 @@ def export_detector(
 
 
 def traceable(detector: nn.Module) -> Traced:
-    """Return a detector's inference in operators that a trace records; it shares the detector's parameters.
+    """Return a detector's inference in traceable operators; it shares the detector's parameters.
 
     Raises:
-        ConfigError: a detector with a part whose inference is another; names the part.
+        ConfigError: a detector with an unsupported part; names the part.
     """
     if isinstance(detector, TwoStageDetector):
         return TracedRCNN(detector).eval()
@@ -112,14 +112,14 @@ def traceable(detector: nn.Module) -> Traced:
 
 
 class Traced(nn.Module):
-    """What all detectors have in common."""
+    """Base class of traced detectors."""
 
     def __init__(self, detector: nn.Module):
         super().__init__()
         self.detector = detector
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Return the neck's maps of an image that is normalized, then padded to the right and below."""
+        """Normalize an image, pad it to the right and below, and return the neck's feature maps."""
         preprocessor = self.detector.data_preprocessor
         if preprocessor._enable_normalize:
             image = (image - preprocessor.mean) / preprocessor.std

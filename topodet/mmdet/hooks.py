@@ -1,4 +1,4 @@
-"""MMEngine hooks: check the detector, go on with the sparsity penalty, record the edge weights."""
+"""MMEngine hooks: check the detector, add the sparsity penalty in fine-tuning, record the edge weights."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from .training import training_problems
 
 @HOOKS.register_module()
 class TopoNetCheckHook(Hook):
-    """Stop before the first step, or the first tested image, if `check_detector` or `check_datasets` finds a fault.
+    """Stop before the first step, or the first test image, if `check_detector` or `check_datasets` finds an error.
 
-    Sets in COCO format are checked as `topodet check-coco --config` does, and their classes compared with `metainfo`
-    and the heads. Single boxes that MMDetection drops (at most one in a hundred of each kind) are a warning.
+    Data sets in COCO format are checked as by `topodet check-coco --config`, and their classes are compared with
+    `metainfo` and the heads. Single boxes that MMDetection drops (at most one in a hundred of each kind) are a warning.
 
-    What trains, but hardly as it is meant (weight decay on edge weights, a warm-up longer than the training), is a
-    warning at the start that says what to write.
+    Settings that are probably mistakes (weight decay on edge weights, a warm-up longer than the training) cause a
+    warning at the start, with the line to write.
 
-    The weights file's card goes into every checkpoint (under `meta`) and comes back with it, so that a test with other
-    preprocessing than the training's is refused as well, without the weights file. A test of a detector that nothing,
-    or not all of it, has filled is refused. Files that MMEngine loads are read by topodet first, see `guard_loading`.
+    The weights file's card is saved in every checkpoint (under `meta`) and loaded with it, so a test with other
+    preprocessing than in training is refused even without the weights file. A test of a detector with unfilled tensors
+    is refused. topodet checks the files that MMEngine loads first, see `guard_loading`.
 
-    A checkpoint names the classes that its head was trained on. A test or a resumed training on other ones is refused,
-    and so is a training that begins from it (`load_from`) with as many, which would take the head for its own.
+    A checkpoint contains the class names of its head. A test or a resumed training with other classes is refused. So is
+    training from it (`load_from`) with the same number of different classes, which would reuse the head.
 
     Args:
-        allow: kinds of problem in a set that are no error, see `check_coco`. "classes_differ" lets a training begin
-            from the head of other classes.
+        allow: kinds of problem in a data set that are not errors, see `check_coco`. "classes_differ" lets training
+            start from a head of other classes.
     """
 
     def __init__(self, allow: Sequence[str] = ()) -> None:
@@ -133,8 +133,8 @@ def _unfilled(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
 class SparsityHook(Hook):
     """Add `weight * connectivity.penalty(model, kind)` to the objective of fine-tuning (Eqs. 6-8).
 
-    The update is that of a penalty in the loss, also with mixed precision and gradient accumulation, except that
-    gradient clipping does not see it. Frozen edges do not count. The log shows `sparsity_penalty`.
+    The update is the same as for a penalty in the loss, also with mixed precision and gradient accumulation, except
+    that gradient clipping does not include it. Frozen edges do not count. The log shows `sparsity_penalty`.
 
     Args:
         kind: "uniform" or "adaptive".
@@ -179,15 +179,15 @@ class SparsityHook(Hook):
 class AlphaLogHook(Hook):
     """Record how sparse the edges are: before training, then every `interval` epochs.
 
-    In iteration-based training, which has no epochs, every `interval` times `val_interval` iterations.
+    In iteration-based training, which has no epochs, it records every `interval` times `val_interval` iterations.
 
     Writes scalars `edges/below_0.01`, ... (shares in [0, 1]) where the visualizer writes (TensorBoard, scalars.json),
     to TensorBoard a histogram `alpha/NAME` for each wiring and the image `adjacency` of heat maps, and pictures to
     WORK_DIR/alpha: `adjacency_*.png` (a heat map for each stage) and `alpha_*.png` (a histogram).
 
     Args:
-        interval: epochs from one record to the next.
-        thresholds: an edge counts as near zero when |alpha| is below.
+        interval: epochs between two records.
+        thresholds: an edge counts as near zero if its |alpha| is below.
     """
 
     # After CheckpointHook: a picture that cannot be written does not cost a checkpoint.

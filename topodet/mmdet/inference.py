@@ -1,4 +1,4 @@
-"""Detectors as files: load one, predict, draw, evaluate; publish a trained one."""
+"""Load, predict, draw and evaluate with a detector; publish a trained one."""
 
 from __future__ import annotations
 
@@ -60,25 +60,26 @@ def load_detector(
     device: str | None = None,
     opts: Sequence[str] = (),
 ) -> nn.Module:
-    """Load a published detector, or the checkpoint of a training; every tensor or an error.
+    """Load a published detector or a training checkpoint; every tensor is loaded, or an error is raised.
 
     Args:
-        source: path, URL or hf-hub:USER/REPO of a published file, whose hash is checked and in which nothing can run
-            code; or, with `config`, of a checkpoint, e.g. RUN/epoch_12.pth; or what `weights.read` returned.
+        source: path, URL or hf-hub:USER/REPO of a published file, whose hash is checked and which cannot run code; or,
+            with `config`, of a checkpoint, e.g. RUN/epoch_12.pth; or a result of `weights.read`.
         config: the .py config of the checkpoint, e.g. the one in the training's folder. It is run: use your own.
-        classes: names by index, or the path of COCO annotations with them; those that the file names when omitted.
-        score_threshold: below which the detector itself returns nothing, in 0..1; the config's, usually 0.05, when
-            omitted. `predict` has one of its own.
-        device: "cuda" or "cpu"; a GPU where there is one when omitted.
-        opts: KEY=VALUE each, over the config.
+        classes: names by index, or the path of COCO annotations with them; those in the file by default.
+        score_threshold: the detector's own threshold, in 0..1; the config's, usually 0.05, by default. `predict` has
+            another one.
+        device: "cuda" or "cpu"; a GPU by default if there is one.
+        opts: KEY=VALUE overrides of the config.
 
     Returns:
-        MMDetection's detector, for inference; `dataset_meta["classes"]` names its classes.
+        MMDetection's detector in inference mode; `dataset_meta["classes"]` has its class names.
 
     Raises:
-        ConfigError: no such config, an option of another form, another number of class names than the detector has.
-        WeightsError: a file that is damaged, unsafe, without class names, no published detector of MMDetection where no
-            config is given, or does not fill the model whole.
+        ConfigError: a missing config, an option of another form, a number of class names that differs from the
+            detector's.
+        WeightsError: a file that is damaged, unsafe, without class names, is not a published MMDetection detector
+            although no config is given, or does not fill the model completely.
     """
     if score_threshold is not None:
         check_threshold(score_threshold)
@@ -127,20 +128,21 @@ def _load(
 
 
 def class_names(detector: nn.Module) -> list[str]:
-    """Return the names of a detector's classes, by their labels."""
+    """Return a detector's class names, by label."""
     return list(detector.dataset_meta["classes"])
 
 
 def predict(detector: nn.Module, image: np.ndarray, *, score_threshold: float = 0.5) -> Detections:
-    """Return what a detector finds in an image.
+    """Return the detections in an image.
 
     Args:
-        detector: what `load_detector` returned.
+        detector: result of `load_detector`.
         image: RGB, uint8 [H, W, 3].
-        score_threshold: of the objects to return, in 0..1. None lie below the config's own (`score_thr`, 0.05).
+        score_threshold: threshold of the returned objects, in 0..1. None are below the config's own (`score_thr`,
+            0.05).
 
     Raises:
-        ConfigError: a threshold that cannot be.
+        ConfigError: an invalid threshold.
     """
     if channel_order(detector.data_preprocessor) == "L":
         pixels = to_grey(image)
@@ -153,12 +155,12 @@ def predict(detector: nn.Module, image: np.ndarray, *, score_threshold: float = 
 
 
 def draw(detector: nn.Module, image: np.ndarray, found: Detections) -> np.ndarray:
-    """Return the picture with boxes (and masks, where there are any), class names and scores, uint8 [H, W, 3].
+    """Return the image with boxes, masks (if any), class names and scores, uint8 [H, W, 3].
 
     Args:
-        detector: what `load_detector` returned.
+        detector: result of `load_detector`.
         image: RGB, uint8 [H, W, 3].
-        found: in this image.
+        found: detections in this image.
     """
     fields = {"bboxes": found.boxes, "scores": found.scores, "labels": found.labels}
     fields |= {} if found.masks is None else {"masks": found.masks}
@@ -187,17 +189,17 @@ def publish_detector(
     licence: str = "Apache-2.0",
     notes: str = "",
 ) -> Path:
-    """Turn a training's checkpoint and config into one file, which `load_detector` and MMDetection's tools take.
+    """Turn a training checkpoint and its config into one file for `load_detector` and MMDetection's tools.
 
-    `DetInferencer(weights=FILE)` and image_demo.py read the config and the class names that stand in it.
+    `DetInferencer(weights=FILE)` and image_demo.py read the config and the class names in it.
 
     Args:
         checkpoint: e.g. RUN/epoch_12.pth; only its model is published.
         config: the .py config that the training wrote into its folder.
-        folder: where the file goes.
-        name: stem before the hash; the name of the checkpoint's folder when omitted.
-        classes: names by index, or the path of COCO annotations with them; those in the checkpoint when omitted.
-        licence: of the weights, as SPDX identifier.
+        folder: folder for the file.
+        name: stem before the hash; the name of the checkpoint's folder by default.
+        classes: names by index, or the path of COCO annotations with them; those in the checkpoint by default.
+        licence: license of the weights, as SPDX identifier.
         notes: one line for the card, e.g. the data.
 
     Returns:
@@ -205,8 +207,8 @@ def publish_detector(
 
     Raises:
         ConfigError: what `load_detector` raises.
-        WeightsError: a checkpoint that is damaged, unsafe, or does not fill the config's model whole; a config that
-            nobody should take from a stranger.
+        WeightsError: a checkpoint that is damaged, unsafe, or does not fill the config's model completely; a config
+            that would be unsafe to load as an untrusted file.
     """
     file = weights.read_trained(checkpoint)
     model = load_detector(file, config=config, classes=classes, device="cpu")
@@ -261,10 +263,10 @@ def _visualizer() -> DetLocalVisualizer:
 
 
 def read_config(path: str | os.PathLike, opts: Sequence[str] = ()) -> Config:
-    """Return a .py config of a detector, which is run, with KEY=VALUE options over it.
+    """Run a detector's .py config and return it with KEY=VALUE overrides.
 
     Raises:
-        ConfigError: no such file, another kind of file, no config of a detector, or an option of another form.
+        ConfigError: a missing file, another kind of file, a config without a detector, or an option of another form.
     """
     path = Path(path)
     if not path.is_file():

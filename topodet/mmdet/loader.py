@@ -1,4 +1,4 @@
-"""MMEngine's loading of checkpoints, with topodet's reader before it."""
+"""MMEngine's checkpoint loading, preceded by topodet's reader."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ _OBJECTS = frozenset(
 
 
 def guard_loading() -> None:
-    """Let MMEngine read files, local or of http(s), only after topodet's reader has found nothing in them that runs.
+    """Let MMEngine read local and http(s) files only after topodet's reader has found no executable content in them.
 
-    MMEngine itself unpickles what `weights_only` refuses. The loaders are replaced for this process, by MMEngine's own
-    means (`CheckpointLoader.register_scheme`); those of other addresses (s3://, open-mmlab://, ...) stay as they are.
+    MMEngine itself unpickles what `weights_only` refuses. The loaders are replaced for this process through MMEngine's
+    own interface (`CheckpointLoader.register_scheme`); those of other addresses (s3://, open-mmlab://, ...) are not
+    changed.
     """
     CheckpointLoader.register_scheme(("", "http://", "https://"), load_from_checked_file, force=True)
 
 
 @CheckpointLoader.register_scheme(prefixes=weights.HUB, force=True)  # which MMEngine itself does not know
 def load_from_checked_file(filename: str | os.PathLike, map_location: Any = None) -> dict[str, Any]:
-    """Return what a checkpoint holds, its tensors on the CPU unless MMEngine has to open it for its log.
+    """Return the content of a checkpoint, with tensors on the CPU unless MMEngine has to open it for its log.
 
     Raises:
-        WeightsError: missing, damaged, or with objects that no checkpoint of MMEngine has.
+        WeightsError: missing, damaged, or with objects that MMEngine's checkpoints do not have.
     """
     path = weights.fetch(filename)
     if path.suffix.lower() == ".safetensors":
@@ -48,7 +49,7 @@ def load_from_checked_file(filename: str | os.PathLike, map_location: Any = None
 
 
 def refuse_strange_objects(path: Path, objects: frozenset[str]) -> None:
-    """Refuse a file with objects that no checkpoint of MMEngine has.
+    """Refuse a file with objects that MMEngine's checkpoints do not have.
 
     Raises:
         WeightsError: names them.

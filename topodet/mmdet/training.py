@@ -1,4 +1,4 @@
-"""What a training's config says that is hardly meant: said at the start, with the line to write."""
+"""Warnings at the start for settings of a training config that are probably mistakes, with the line to write."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ NO_DECAY = 'optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"wiring.alpha":
 
 
 def training_problems(runner: Runner) -> list[str]:
-    """Return a sentence for each setting that trains otherwise than its author will think.
+    """Return a sentence for each setting that is probably a mistake.
 
-    Weight decay on learned edge weights, which pulls them to 0 without any penalty; and a warm-up that is longer than
-    the training, which never reaches its learning rate. (A backbone that is frozen at random weights says so itself.)
+    These are weight decay on learned edge weights, which pulls them to 0 without any penalty, and a warm-up that is
+    longer than the training, which never reaches its learning rate. (A backbone that is frozen at random weights warns
+    itself.)
     """
     return [*_decayed_edges(runner), *_long_warmups(runner)]
 

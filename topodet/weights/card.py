@@ -1,4 +1,4 @@
-"""The card of a published file: plain types that say what the weights are, and what images they expect."""
+"""The card of a published file: plain types that describe the weights and the images they expect."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TYPES = {
 
 
 def check_card(card: Any) -> dict[str, Any]:
-    """Return a card whose entries have the types that they are read as.
+    """Return a card after checking the types of its entries.
 
     Raises:
-        WeightsError: names the entry that has another.
+        WeightsError: names the entry with another type.
     """
     if not isinstance(card, Mapping) or not all(isinstance(key, str) for key in card):
         raise WeightsError(f"its card is a {type(card).__name__}, not a dict of named entries; it is damaged")
@@ -45,9 +45,10 @@ def _are_numbers(values: Any) -> bool:
 
 
 def images(data_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return, in a card's words, what images a training's `data_config` has shown the network.
+    """Return the images of a training's `data_config` in the format of a card.
 
-    Images of one channel have one mean, one standard deviation and the channel order "L", as Pillow calls grey images.
+    Images of one channel have one mean, one standard deviation and the channel order "L", Pillow's name for grayscale
+    images.
     """
     size = plain(data_config.get("input_size"))
     channels = size[0] if isinstance(size, list) and size else 3
@@ -69,7 +70,7 @@ def _of_channels(values: Any, channels: int) -> Any:
 
 
 def card_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the card of a torch file's content: its own, or of a training checkpoint what its options tell."""
+    """Return the card of a torch file's content: its own or, for a training checkpoint, one made from its options."""
     if checkpoint.get("card") or not isinstance(checkpoint.get("data_config"), Mapping):
         return check_card(checkpoint.get("card") or {})
     options = checkpoint.get("args")
@@ -84,7 +85,7 @@ def card_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def backbone_card(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a file's card says of the backbone: all of a backbone's own card, little of a detector's."""
+    """Return the part of a file's card about the backbone: all of a backbone's own card, little of a detector's."""
     if card.get("kind") != "detector":
         return dict(card)
     known = {key: card.get(key) for key in OF_THE_BACKBONE} | {"name": card.get("backbone")}
@@ -97,8 +98,9 @@ def preprocessing_problems(
     """Compare a detector's preprocessing with the card; return a sentence for each disagreement.
 
     Args:
-        card: of the published backbone or detector. None for mean, std or channel_order: not known, nothing to compare.
-        mean, std: of the detector, in 0..255 and in the detector's channel order.
+        card: of the published backbone or detector. None for mean, std or channel_order means unknown, and is not
+            compared.
+        mean, std: values of the detector, in 0..255 and in the detector's channel order.
         channel_order: "RGB", "BGR" or "L" (one channel), as the network sees the image.
     """
     problems = []

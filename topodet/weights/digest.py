@@ -1,7 +1,7 @@
-"""Digests of what topodet writes: a tensor or a word of the card that changed is noticed, whatever the file's name.
+"""Digests of topodet's files, which detect any change of a tensor or of the card, whatever the file's name.
 
-A digest tells damage and mistakes from what was written. It is no signature: who changes a file on purpose can write
-another digest too.
+A digest detects damage and mistakes. It is not a signature: anyone who changes a file on purpose can also write a new
+digest.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ DIGESTS = "sha256"
 
 
 def with_digests(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a torch file is to hold with the SHA-256 of each entry beside it."""
+    """Return the content of a torch file with the SHA-256 of each entry added."""
     rest = {key: value for key, value in content.items() if key != DIGESTS}
     return {**rest, DIGESTS: _digests(rest)}
 
 
 def check_digests(content: Mapping[str, Any]) -> None:
-    """Compare each entry of a torch file with its digest; files without any pass, as those of earlier versions.
+    """Compare each entry of a torch file with its digest; files without digests, of earlier versions, are accepted.
 
     Raises:
         WeightsError: names the entry that differs or is missing.
@@ -49,7 +49,7 @@ def check_digests(content: Mapping[str, Any]) -> None:
 def digest(value: Any) -> str:
     """Return the SHA-256 over a value of tensors and plain types, as 64 hexadecimal digits.
 
-    Lists and tuples count as the same, as JSON has them; dicts keep their order.
+    Lists and tuples are equal, as in JSON; dicts keep their order.
     """
     return _digests({"": value})[""]
 

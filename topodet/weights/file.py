@@ -2,20 +2,20 @@
 
 A published backbone is three files of one stem, `NAME-<first 8 digits of the .pth's SHA-256>`:
 
-- `.pth`: a dict of tensors and plain types that loads with `weights_only=True`. The tensors stand under `model`
-  (where Detectron2 looks, with `matching_heuristics` and `__author__`) and `state_dict` (where MMDetection and timm
-  look), without the classifier; the card stands under `card`.
+- `.pth`: a dict of tensors and plain types that loads with `weights_only=True`. The tensors are under `model` (where
+  Detectron2 looks, with `matching_heuristics` and `__author__`) and `state_dict` (where MMDetection and timm look),
+  without the classifier; the card is under `card`.
 - `.safetensors`: the same tensors; the card and the digests of both in its metadata.
-- `.json`: the card by itself, with its digest and the hashes of both files.
+- `.json`: only the card, with its digest and the hashes of both files.
 
-Each states digests over its tensors and its card, as the checkpoints of `topodet.pretrain` do over all they hold; files
-of earlier versions have none, and read as before.
+Each has digests of its tensors and its card; checkpoints of `topodet.pretrain` have digests of everything. Files of
+earlier versions have none, and are read as before.
 
-A published detector is the `.pth` alone. Its card has `kind: detector`, the framework, the framework's config as text
-and the names of the classes, so that a picture and this file are all that a prediction needs.
+A published detector is only the `.pth`. Its card has `kind: detector`, the framework, the framework's config as text
+and the class names, so a prediction needs only an image and this file.
 
-Files of others are not trusted: nothing is unpickled that could run code, and every file is checked for damage,
-for non-finite values, and against the network it is loaded into.
+Files are not trusted: nothing that could run code is unpickled, and every file is checked for damage, for non-finite
+values, and against the network it is loaded into.
 """
 
 from __future__ import annotations
@@ -66,15 +66,15 @@ _ENTRIES = {
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a weights file holds.
+    """The content of a weights file.
 
     Attributes:
-        path: where it was read.
-        state_dict: the tensors, on the CPU; the averaged (EMA) ones where a training checkpoint has both.
-        card: what is known about them (see `publish`); empty for a checkpoint without.
-        checkpoint: everything else that a training checkpoint held.
-        prefix: of a wrapper, which was taken off all names ("module." of DDP, say); "" if there was none.
-        objects: types of what `read_trained` has passed over.
+        path: path of the file.
+        state_dict: the tensors, on the CPU; the averaged (EMA) ones if a training checkpoint has both.
+        card: description of the tensors (see `publish`); empty for a checkpoint without a card.
+        checkpoint: the other content of a training checkpoint.
+        prefix: prefix of a wrapper that was removed from all names (e.g. "module." of DDP); "" if there was none.
+        objects: types of the objects that `read_trained` skipped.
     """
 
     path: Path
@@ -86,7 +86,7 @@ class WeightsFile:
 
     @property
     def images_card(self) -> dict[str, Any]:
-        """The card; of a training checkpoint, which has none, what its options tell of the images it was shown."""
+        """The card or, for a training checkpoint, the image format from its options."""
         return self.card or card_of(self.checkpoint)
 
 
@@ -94,39 +94,39 @@ def read(source: str | os.PathLike, *, check_hash: bool = True) -> WeightsFile:
     """Read and verify a weights file: a published backbone, a training checkpoint or a bare state dict.
 
     Args:
-        source: of a .pth, .pth.tar or .safetensors, as `fetch` takes it.
-        check_hash: compare the bytes with the hash in a published file's name, and what it holds with its digests.
+        source: a .pth, .pth.tar or .safetensors, in any form of `fetch`.
+        check_hash: compare the bytes with the hash in a published file's name, and the content with its digests.
 
     Raises:
-        WeightsError: missing, truncated, a pickle that would run code, other bytes than its hash or digest says, no
-            tensors in it, a value that is not finite, or one that is no float or integer.
+        WeightsError: missing, truncated, a pickle that would run code, a mismatch with its hash or digest, no tensors,
+            a value that is not finite, or one that is not a float or integer.
     """
     return _read(source, check_hash)
 
 
 def read_trained(source: str | os.PathLike) -> WeightsFile:
-    """Read what `read` does, and checkpoints that hold more: MMEngine's log, for one, is left out unread.
+    """Like `read`, but also accept checkpoints with other objects, such as MMEngine's log, which are skipped.
 
     Raises:
-        WeightsError: what `read` raises.
+        WeightsError: as `read`.
     """
     return _read(source, True, skip_objects=True)
 
 
 def read_checkpoint(source: str | os.PathLike) -> dict[str, Any]:
-    """Return all that a .pth file holds, its hash and digests checked and nothing unpickled that could run code.
+    """Return the whole content of a .pth file, with hash and digests checked; nothing that could run code is unpickled.
 
     Raises:
-        WeightsError: missing, truncated, a pickle that would run code, or other bytes than its hash or digest says.
+        WeightsError: missing, truncated, a pickle that would run code, or a mismatch with its hash or digest.
     """
     return _read_torch(_fetch_checked(source, True), True)[0]
 
 
 def read_checkpoint_with_objects(source: str | os.PathLike) -> tuple[dict[str, Any], frozenset[str]]:
-    """Return what `read_checkpoint` does, and the types of the objects that were passed over.
+    """Return the result of `read_checkpoint`, and the types of the skipped objects.
 
     Raises:
-        WeightsError: what `read_checkpoint` raises, but for objects.
+        WeightsError: as `read_checkpoint`, except for objects.
     """
     return _read_torch(_fetch_checked(source, True), True, skip_objects=True)
 
@@ -158,11 +158,11 @@ def read_detector(source: str | os.PathLike | WeightsFile, framework: str = "") 
     """Read and verify a published detector.
 
     Args:
-        source: as `fetch` takes it, or what `read` returned.
-        framework: that the caller speaks for; any when empty.
+        source: in any form of `fetch`, or a result of `read`.
+        framework: the expected framework; any if empty.
 
     Raises:
-        WeightsError: what `read` raises; no published detector, or one for another framework.
+        WeightsError: as `read`; not a published detector, or one for another framework.
     """
     file = source if isinstance(source, WeightsFile) else read(source)
     card = file.card
@@ -287,7 +287,7 @@ def _check_tensors(state_dict: Mapping[str, Tensor]) -> None:
 
 
 def tensors_sha256(state_dict: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and bytes of tensors, in the order of their names."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes of tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(state_dict):
         tensor = state_dict[name].contiguous()
@@ -297,7 +297,7 @@ def tensors_sha256(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def of_detector(names: Collection[str]) -> bool:
-    """Whether tensors of these names are those of a whole detector, in either framework."""
+    """Whether these tensor names are of a whole detector, in either framework."""
     return any(name.startswith("backbone.") for name in names)
 
 

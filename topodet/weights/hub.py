@@ -21,10 +21,11 @@ _ARGUMENTS = ("nodes", "width", "topology", "edge_weights", "norm_layer", "outpu
 
 
 def timm_model(file: WeightsFile) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a published backbone as timm has it, and the arguments its name needs (empty for a named network as is).
+    """Return a published backbone as a timm model, and its `create_model` arguments (empty for an unchanged named one).
 
     Raises:
-        WeightsError: the file's architecture is no registered network, or a connected one, which timm cannot make.
+        WeightsError: the file's architecture is not a registered network, or is a connected one, which timm cannot
+            create.
     """
     name = file.card.get("architecture")
     wiring = file.card.get("wiring")
@@ -52,13 +53,13 @@ def timm_model(file: WeightsFile) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def push(files: PublishedFiles, repo: str, *, private: bool = False) -> str:
-    """Upload a published backbone for timm, and its three files beside that; return the repository's address.
+    """Upload a published backbone for timm, and its three files; return the repository's address.
 
     Needs a token of the hub: `hf auth login`, or the environment variable HF_TOKEN.
 
     Raises:
-        WeightsError: the file's architecture is no registered network.
-        OSError: the hub cannot be reached or refuses.
+        WeightsError: the file's architecture is not a registered network.
+        OSError: the hub cannot be reached or refuses the upload.
     """
     file = weights.read(files.pth)
     model, arguments = timm_model(file)

@@ -1,4 +1,4 @@
-"""Loading: a network is filled whole by a weights file, or the file is refused."""
+"""Loading: a weights file fills a network completely, or is refused."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .file import WeightsFile, of_detector, read
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How many of the network's tensors a file filled, and the file's card.
+    """The number of tensors that a file filled, and the file's card.
 
     Attributes:
-        loaded, total: tensors that the file filled, and that the network has.
-        left_out: what kept its initial values, by module.
-        card: of the file, or what the options of a training checkpoint tell.
-        prefix: of a wrapper, taken off the file's names.
+        loaded, total: number of tensors that the file filled, and of all tensors in the network.
+        left_out: modules that kept their initial values.
+        card: card of the file, or one made from the options of a training checkpoint.
+        prefix: prefix of a wrapper, removed from the file's names.
     """
 
     loaded: int
@@ -41,7 +41,7 @@ class LoadReport:
 
     @property
     def doubt(self) -> str:
-        """What the file leaves open about the images it was trained on, as a sentence; "" if it tells."""
+        """A sentence about missing information on the training images; "" if the file has all of it."""
         if self.card.get("mean") and self.card.get("std"):
             return ""
         return (
@@ -55,20 +55,20 @@ def load(
 ) -> LoadReport:
     """Load a weights file strictly into a network and print `N/N tensors`.
 
-    Every tensor of the backbone must be in the file with the same shape, and the file must have no other; stages
-    that the model was built without are passed over. The classifier is left alone unless `head` is set. A connected
-    network takes a file of the original as well, with the edge weights that it starts with. One that was made on the
-    meta device gets the file's tensors, on the CPU.
+    Every tensor of the backbone must be in the file with the same shape, and the file must have no other; stages that
+    the model was built without are skipped. The classifier is not changed unless `head` is set. A connected network
+    also accepts a file of the original, and keeps its initial edge weights. A network on the meta device gets the
+    file's tensors, on the CPU.
 
     Args:
-        model: a TopoNet, its `features_only` form, a network of timm, a detector's backbone, or with `head` a detector.
-        source: path, URL or hf-hub:USER/REPO, or what `read` returned.
+        model: a TopoNet, its `features_only` form, a timm network, a detector's backbone, or with `head` a detector.
+        source: path, URL or hf-hub:USER/REPO, or a result of `read`.
         head: load the classifier too; it must fit.
-        quiet: do not print (other processes than the first never do).
+        quiet: do not print (only the first process ever prints).
 
     Raises:
-        WeightsError: what `read` raises; a missing, unexpected or mis-shaped tensor; another topology; a whole
-            detector where a backbone is wanted.
+        WeightsError: as `read`; a missing or unexpected tensor, or one of another shape; another topology; a whole
+            detector instead of a backbone.
     """
     file = source if isinstance(source, WeightsFile) else read(source)
     network = model.network if isinstance(model, TimmTrunk) else model
@@ -126,20 +126,20 @@ def check_filled(
     optional: Collection[str] = (),
     remedy: str = "",
 ) -> tuple[int, int]:
-    """Refuse a state dict that does not fill a detector's backbone whole; for its `_load_from_state_dict`.
+    """Refuse a state dict that does not fill a detector's backbone completely; for its `_load_from_state_dict`.
 
-    Called there, it holds under every loader of a framework, also those that load with strict=False and log what is
-    missing. A wiring that has other edges in the file passes: it refuses them itself, edge by edge.
+    Called there, it applies to every loader of a framework, including those that load with strict=False and only log
+    missing tensors. Wirings with other edges are not checked here: they refuse them themselves, edge by edge.
 
     Args:
-        backbone: any; errors name its `arch`, or its class.
-        state_dict, prefix: as `_load_from_state_dict` gets them.
-        also: names, within the backbone, that the loader has put aside.
+        backbone: any backbone; errors name its `arch` or its class.
+        state_dict, prefix: arguments of `_load_from_state_dict`.
+        also: names, within the backbone, that the loader handles separately.
         optional: names, within the backbone, of tensors that may be absent.
-        remedy: what to do about it, in the framework's words.
+        remedy: what to do about it, in the framework's terms.
 
     Returns:
-        how many tensors of the backbone the state dict fills, and how many there are.
+        the number of the backbone's tensors that the state dict fills, and of all its tensors.
 
     Raises:
         WeightsError: names the tensors that are missing or have another shape or dtype.
@@ -170,7 +170,7 @@ def _fits(theirs: Any, ours: Tensor) -> bool:
 
 
 def other_network(model: nn.Module, card: Mapping[str, Any]) -> list[str]:
-    """Return, as a sentence, that a card's network computes something else than a backbone of the same tensors."""
+    """Return a sentence if a card's network differs in computation from a backbone with the same tensors."""
     differ = [
         (name, card[name], getattr(model, name))
         for name in ("rewire", "connect_nodes")
@@ -186,14 +186,14 @@ def other_network(model: nn.Module, card: Mapping[str, Any]) -> list[str]:
 
 
 def is_update_counter(name: str) -> bool:
-    """Whether a tensor only counts a batch normalization's updates, which frozen ones (Detectron2's) do not do."""
+    """Whether a tensor is a batch normalization's update counter, which frozen ones (Detectron2's) do not update."""
     return name.endswith(".num_batches_tracked")
 
 
 def missing_wiring_keys(network: nn.Module, names: Collection[str]) -> set[str]:
-    """Return the tensors of a connected network that a checkpoint of the original, which holds `names`, has not.
+    """Return the tensors of a connected network that a checkpoint of the original, with `names`, lacks.
 
-    None of a rewired or pruned network: with edge weights as at the start it still computes something else.
+    None for a rewired or pruned network, whose output differs from the original's even with initial edge weights.
     """
     pairs = []
     for name, blocks in runs(network).items():
@@ -253,14 +253,14 @@ def _other_architecture(model: nn.Module, card: Mapping[str, Any]) -> str:
 
 
 def ignored_by(model: nn.Module, head: bool) -> Callable[[str], bool]:
-    """Return which tensors are none of what `load` fills: the classifier, and what the model was built without."""
+    """Return the tensors that `load` does not fill: the classifier, and parts that the model was built without."""
     unbuilt = getattr(model, "ignores", lambda name: False)
     classifier = () if head else _classifier(model)
     return lambda name: name.startswith(classifier) or unbuilt(name)
 
 
 def has_classifier(model: nn.Module, names: Collection[str]) -> bool:
-    """Whether a file with tensors of these names has something of a network's classifier."""
+    """Whether these tensor names include parts of a network's classifier."""
     return any(name.startswith(_classifier(model)) for name in names)
 
 

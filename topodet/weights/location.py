@@ -1,4 +1,4 @@
-"""Where weights are: a path, a URL, or a repository of the Hugging Face hub; `fetch` makes a local path of each."""
+"""Locations of weights: a path, a URL or a Hugging Face repository; `fetch` returns a local path for each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HUB_FILE = "model.safetensors"  # as timm and transformers name it
 
 
 def fetch(source: str | os.PathLike) -> Path:
-    """Return a local path of a weights file; what is downloaded is kept.
+    """Return a local path of a weights file; downloads are cached.
 
     | source | |
     | --- | --- |
@@ -30,10 +30,10 @@ def fetch(source: str | os.PathLike) -> Path:
     | `http://`, `https://` | downloaded into torch's hub cache, the hash in a published file's name checked |
     | `hf-hub:USER/REPO[@revision]` | the repository's .pth, or its model.safetensors, in huggingface_hub's cache |
 
-    The hub's own settings hold: HF_HOME, HF_TOKEN, HF_HUB_OFFLINE.
+    The hub's own settings apply: HF_HOME, HF_TOKEN, HF_HUB_OFFLINE.
 
     Raises:
-        WeightsError: no such file, or the download failed.
+        WeightsError: a missing file, or a failed download.
     """
     text = os.fspath(source)
     if text.startswith(HUB):

@@ -1,4 +1,4 @@
-"""What a file of others may say of its network's making: a name that timm has, and options that only shape layers."""
+"""Allowed network descriptions in untrusted files: a timm name, and options that only shape layers."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _COUNTS = {"depth", "depths", "layers", "nodes"}
 
 
 def check_network(path: Path, name: Any, options: Any, state_dict: Sized) -> dict[str, Any]:
-    """Return the options of a network that a file describes, if nothing of it leads elsewhere or beyond the file.
+    """Return the options of the network in a file, if they are safe and in proportion to the file's size.
 
     Args:
-        path: of the file.
-        name: of the network.
-        options: of `timm.create_model`, as the file has them.
+        path: path of the file.
+        name: name of the network.
+        options: arguments of `timm.create_model` in the file.
         state_dict: the tensors of the file.
 
     Raises:
-        WeightsError: a name with a source ("hf-hub:..."), an option that is not of the allow-list, or more layers than
+        WeightsError: a name with a source ("hf-hub:..."), an option that is not on the allow-list, or more layers than
             the file has tensors.
     """
     if not isinstance(name, str) or ":" in name or "/" in name:
@@ -64,7 +64,7 @@ def check_network(path: Path, name: Any, options: Any, state_dict: Sized) -> dic
 
 
 def check_numbers(path: Path, content: Any, limit: float, what: str) -> None:
-    """Refuse a part of a file's config with a number that no detector has: sizes and counts are what it builds from.
+    """Refuse a part of a file's config with an implausibly large number, because sizes and counts determine memory.
 
     Raises:
         WeightsError: names the first number beyond `limit`, or one that is NaN.

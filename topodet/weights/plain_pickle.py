@@ -1,7 +1,7 @@
-"""A pickle machine that makes plain types and tensors, and cannot make anything else.
+"""An unpickler that can only create plain types and tensors.
 
-Python's own unpickler imports what a pickle names and calls it. This one carries out each opcode by a table, and calls
-the few functions by which `torch.save` describes tensors; it is for untrusted data.
+Python's own unpickler imports and calls what a pickle names. This one executes opcodes from a table, and calls only the
+few functions that `torch.save` uses for tensors, so it is safe for untrusted data.
 """
 
 from __future__ import annotations
@@ -53,28 +53,28 @@ _OTHER_KINDS = {
 
 
 class Skipped:
-    """In the place of an object that a file holds beside tensors and plain types; nothing of it was made."""
+    """Placeholder for an object in a file that is not a tensor or a plain type; the object was not created."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Bytes of the file, uint8 [N], and the dtype of their values; None where each tensor tells its own."""
+    """Bytes of the file, uint8 [N], and the dtype of their values; None if each tensor has its own."""
 
     data: Tensor
     dtype: torch.dtype | None
 
 
 def width(kind: str) -> int:
-    """Return the bytes of a value in a storage of a kind, "Float" say; 1 of one without a dtype."""
+    """Return the bytes per value in a kind of storage, e.g. "Float"; 1 for one without a dtype."""
     dtype = _DTYPES.get(kind)
     return 1 if dtype is None else dtype.itemsize
 
 
 def storage_of(kind: str, data: bytearray, numel: int) -> Storage:
-    """Return a storage of so many values.
+    """Return a storage with the given number of values.
 
     Raises:
-        WeightsError: the bytes are more or less.
+        WeightsError: the number of bytes differs.
     """
     if len(data) != numel * width(kind):
         raise WeightsError(
@@ -100,13 +100,13 @@ _MARK = object()
 
 
 class PlainUnpickler:
-    """Carries out pickles one after the other.
+    """Runs pickles one after the other.
 
     Args:
         storage: (kind, key, values) to the bytes of a tensor.
-        skip_objects: put `Skipped` in the place of other objects instead of refusing them; `skipped` has their names.
-        size: bytes of the file.
-        check_sizes: whether the storages have their bytes; else tensors are empty.
+        skip_objects: replace other objects by `Skipped` instead of refusing them; `skipped` has their names.
+        size: size of the file in bytes.
+        check_sizes: whether the storages have their bytes; otherwise tensors are empty.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class PlainUnpickler:
         self.steps = {name: getattr(self, f"_{name.lower()}") for name in _STEPS}
 
     def run(self, file: IO[bytes]) -> Any:
-        """Carry out one pickle and leave the file after it."""
+        """Run one pickle and leave the file position after it."""
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         begin = file.tell()
@@ -400,7 +400,7 @@ def _is_known(name: _Name) -> bool:
 
 
 def pickled_objects(what: str) -> str:
-    """Return the sentence for a pickle that asks for more than plain types."""
+    """Return the error sentence for a pickle with more than plain types."""
     return (
         f"it is no file of plain tensors: it holds pickled Python objects ({what}), and unpickling could run code. "
         "Nothing of it was executed. Ask for a published file or .safetensors"

@@ -1,4 +1,4 @@
-"""From a training's checkpoint to a published file, which is read back before it counts as one."""
+"""Publish a training checkpoint; the published file is read again as a check."""
 
 from __future__ import annotations
 
@@ -49,26 +49,26 @@ def publish(
     prune: Mapping[str, Any] | None = None,
     head: bool = False,
 ) -> PublishedFiles:
-    """Turn a training checkpoint into a published backbone, and verify it by loading it back.
+    """Turn a training checkpoint into a published backbone, and verify it by loading it again.
 
-    The averaged weights (EMA) are taken where there are any; the classifier is left out unless `head` is set. Edge
-    weights that the training left as they were (--freeze-alpha) are fixed ones in the card.
+    The averaged weights (EMA) are used if there are any; the classifier is left out unless `head` is set. Edge weights
+    that were frozen in training (--freeze-alpha) are marked as fixed in the card.
 
     Args:
-        checkpoint: what `topodet.pretrain` saved.
-        folder: where the three files go.
-        name: stem before the hash; the architecture's name when omitted.
-        architecture: name of the network; read from the checkpoint when omitted.
-        licence: of the weights, as SPDX identifier.
+        checkpoint: a checkpoint of `topodet.pretrain`.
+        folder: folder for the three files.
+        name: stem before the hash; the architecture's name by default.
+        architecture: name of the network; read from the checkpoint by default.
+        licence: license of the weights, as SPDX identifier.
         notes: one line for the card, e.g. the data.
-        prune: arguments of `connectivity.prune`, to publish what is left of the network without its weak edges. The
-            card has these and not the metrics, which are those of the whole network.
-        head: publish the classifier too. Detectors pass over it.
+        prune: arguments of `connectivity.prune`, to publish the network without its weak edges. The card has these
+            arguments, but not the metrics, which are those of the whole network.
+        head: publish the classifier too. Detectors ignore it.
 
     Raises:
-        WeightsError: what `read` and `load` raise; `head`, and the checkpoint does not tell its number of classes.
-        ConfigError: what `connectivity.prune` raises, or a name that is a path.
-        OSError: the files could not be written; nothing half-written is left.
+        WeightsError: as `read` and `load`; `head` is set, but the checkpoint has no number of classes.
+        ConfigError: as `connectivity.prune`, or a name that is a path.
+        OSError: the files could not be written; no partial files are left.
     """
     if name is not None:
         check_file_name(name, "the name to publish under", ConfigError)
@@ -123,26 +123,26 @@ def publish_detector(
     notes: str = "",
     more: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a trained detector as `NAME-<hash>.pth`, without what only its training needed, and read it back.
+    """Write a trained detector as `NAME-<hash>.pth`, without its training state, and read it again as a check.
 
     Args:
-        file: the checkpoint, its tensors known to fill the model that `config` describes.
-        folder: where the file goes.
+        file: the checkpoint, whose tensors must already be known to fill the model of `config`.
+        folder: folder for the file.
         name: stem before the hash.
-        framework: that `config` is for, e.g. "detectron2".
-        config: of the detector, as text.
+        framework: framework of `config`, e.g. "detectron2".
+        config: config of the detector, as text.
         classes: names, by index.
-        licence: of the weights, as SPDX identifier.
+        licence: license of the weights, as SPDX identifier.
         notes: one line for the card, e.g. the data.
-        more: further entries of the file, for the framework's own tools.
+        more: additional entries of the file, for the framework's own tools.
 
     Returns:
         the path of the file.
 
     Raises:
         ConfigError: a name that is a path.
-        WeightsError: the file does not read back as it was written.
-        OSError: it could not be written; nothing half-written is left.
+        WeightsError: the file differs when it is read again.
+        OSError: it could not be written; no partial files are left.
     """
     check_file_name(name, "the name to publish under", ConfigError)
     state_dict = {key: tensor.contiguous() for key, tensor in file.state_dict.items()}

@@ -1,4 +1,4 @@
-"""From a weights file to its network: what the tensors and the card tell, and nothing else is asked."""
+"""Rebuild a network from the tensors and the card of a weights file alone."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ _OF_TIMM = ("architecture", "wiring", "connect_nodes", "rewire", "options", "in_
 def build(
     source: str | os.PathLike | WeightsFile, *, num_classes: int = 0, quiet: bool = False, **overrides: Any
 ) -> nn.Module:
-    """Rebuild the network from a weights file alone, graphs included, and load it.
+    """Rebuild the network, including its graphs, from a weights file alone, and load it.
 
     Args:
-        source: path, URL or hf-hub:USER/REPO, or what `read` returned.
-        num_classes: size of a new classifier; 0 for none.
+        source: path, URL or hf-hub:USER/REPO, or a result of `read`.
+        num_classes: number of classes of a new classifier; 0 for none.
         quiet: see `load`.
-        overrides: further arguments of `TopoNet`, or of `timm.create_model`.
+        overrides: additional arguments of `TopoNet`, or of `timm.create_model`.
 
     Returns:
-        a `TopoNet`, or the network of timm that the file was trained as, connected where it was.
+        a `TopoNet`, or the timm network of the file, connected if it was trained so.
 
     Raises:
-        WeightsError: what `load` raises; a file that does not tell its network.
+        WeightsError: as `load`; a file that does not describe its network.
     """
     file = source if isinstance(source, WeightsFile) else read(source)
     model = build_network(file, network_design(file), num_classes=num_classes, **overrides)
@@ -61,7 +61,7 @@ def build(
 
 
 def backbone_arguments(arch: str, pretrained: str | os.PathLike | None, **overrides: Any) -> tuple[str, dict[str, Any]]:
-    """Return the name and the hyper-parameters of a detector's backbone, as `build_blocks` takes them.
+    """Return the name and the hyper-parameters of a detector's backbone, as arguments of `build_blocks`.
 
     Args:
         arch: a named network, or "pretrained" for that of the weights file, whatever graphs it has, e.g. a pruned one
@@ -71,7 +71,7 @@ def backbone_arguments(arch: str, pretrained: str | os.PathLike | None, **overri
 
     Raises:
         ConfigError: no such network, or "pretrained" without a file.
-        WeightsError: what `read` raises; the file holds no TopoNet.
+        WeightsError: as `read`; the file holds no TopoNet.
     """
     if arch != PRETRAINED:
         return arch, architecture_arguments(arch, **overrides)
@@ -87,10 +87,10 @@ def backbone_arguments(arch: str, pretrained: str | os.PathLike | None, **overri
 
 
 def infer_architecture(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the arguments of `TopoNet` (nodes, width, in_chans, topology) that the tensors tell.
+    """Return the arguments of `TopoNet` (nodes, width, in_chans, topology), inferred from the tensors.
 
     Raises:
-        WeightsError: no TopoNet's tensors.
+        WeightsError: the tensors are not a TopoNet's.
     """
     try:
         width, in_chans = state_dict[STEM].shape[:2]
@@ -108,12 +108,12 @@ def infer_architecture(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def run_edges(state_dict: Mapping[str, Tensor]) -> dict[str, list[Edge]]:
-    """Return the edges of a connected network's runs that its tensors tell, as `create_timm_network` takes them.
+    """Return the edges in the tensors of a connected network, in the format of `create_timm_network`.
 
-    The names are those of the network, also where the tensors are a whole detector's.
+    The names are those of the network, even if the tensors are a whole detector's.
 
     Raises:
-        WeightsError: edges that are no pairs.
+        WeightsError: edges that are not pairs.
     """
     edges = {name.removesuffix(".edges"): tensor for name, tensor in state_dict.items() if name.endswith(_RUN)}
     if of_detector(edges):
@@ -149,10 +149,10 @@ def _check_nodes(state_dict: Mapping[str, Tensor], stage: int, count: int, width
 
 
 def resolve_edges(edges: RunEdges | str | None, pretrained: str | os.PathLike | bool | None) -> RunEdges | None:
-    """Return `edges` as `TimmTrunk` takes them; those of the weights file for "pretrained".
+    """Return `edges` in the format of `TimmTrunk`; those of the weights file for "pretrained".
 
     Raises:
-        ConfigError: "pretrained" without a file, or another word.
+        ConfigError: "pretrained" without a file, or another string.
         WeightsError: what `read` raises.
     """
     if not isinstance(edges, str):
@@ -168,7 +168,7 @@ def resolve_edges(edges: RunEdges | str | None, pretrained: str | os.PathLike | 
 
 
 def extract_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a detector's TopoNet, by the names that a backbone's file has; none if there is none."""
+    """Return the tensors of a detector's TopoNet, with the names of a backbone's file; empty if there is none."""
     prefix = next((name.removesuffix(STEM) for name in state_dict if name.endswith(STEM)), None)
     if prefix is None:
         return {}
@@ -176,7 +176,7 @@ def extract_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def network_design(file: WeightsFile, architecture: str | None = None) -> dict[str, Any]:
-    """Return what a card says of a network's making, from the file's own card or, of a checkpoint, its options."""
+    """Return the network description of a card: the file's own or, for a checkpoint, one made from its options."""
     options = _options(file)
     architecture = architecture or file.card.get("architecture") or file.checkpoint.get("arch")
     if architecture in ARCHITECTURES or "stages.0.wiring.edges" in file.state_dict:
@@ -201,10 +201,10 @@ def network_design(file: WeightsFile, architecture: str | None = None) -> dict[s
 
 
 def build_network(file: WeightsFile, design: Mapping[str, Any], **arguments: Any) -> nn.Module:
-    """Build, without weights, the network of a card.
+    """Build the network of a card, without weights.
 
     Raises:
-        WeightsError: the card asks for more than a network, or for one that cannot be made here.
+        WeightsError: the card describes more than a network, or one that cannot be built here.
     """
     if "nodes" in design:
         try:
@@ -247,10 +247,10 @@ def check_size(file: WeightsFile, make: Callable[[], nn.Module]) -> None:
 
 @contextlib.contextmanager
 def described_by(file: WeightsFile, framework: str) -> Iterator[None]:
-    """Make one error of whatever a framework raises when it builds what a stranger's file describes.
+    """Turn any error that a framework raises while building an untrusted file's network into one error.
 
     Raises:
-        WeightsError: names the file and what the framework said; errors of topodet's are left as they are.
+        WeightsError: names the file and the framework's message; topodet's own errors are not changed.
     """
     try:
         with _at_most_modules(file):
@@ -321,11 +321,11 @@ def _in_chans(file: WeightsFile, options: Mapping[str, Any]) -> int:
 
 
 def from_timm(name: str, **options: Any) -> WeightsFile:
-    """Return the weights that timm publishes for one of its networks, with a card of what timm says of them.
+    """Return the weights that timm publishes for one of its networks, with a card of timm's metadata.
 
     Args:
-        name: of the network, with or without the tag of its weights.
-        options: further arguments of `timm.create_model`.
+        name: name of the network, with or without the tag of its weights.
+        options: additional arguments of `timm.create_model`.
 
     Raises:
         WeightsError: there are none, or they cannot be fetched.

@@ -1,8 +1,8 @@
-"""A reader of torch files that runs nothing of them: what they hold is tensors and plain types, or they are refused.
+"""A reader of torch files that runs no code: files with anything but tensors and plain types are refused.
 
-`torch.load(weights_only=True)` keeps code out, but trusts sizes: an expanded tensor asks for any memory, and a storage
-that states more than its bytes is read beyond them. Here each size is compared with the bytes that are there, and each
-byte of a zip archive with its checksum.
+`torch.load(weights_only=True)` runs no code, but trusts sizes: an expanded tensor can request any amount of memory, and
+a storage that claims more than its bytes is read beyond its end. Here each size is compared with the actual bytes, and
+each entry of a zip archive with its checksum.
 """
 
 from __future__ import annotations
@@ -28,22 +28,21 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of torch before 1.6
 
 @dataclass(frozen=True)
 class TorchFile:
-    """What a torch file holds, and the names of the types in it that were passed over."""
+    """The content of a torch file, and the names of the types that were skipped."""
 
     content: Any
     skipped: frozenset[str]
 
 
 def load_torch(path: str | os.PathLike, *, skip_objects: bool = False) -> TorchFile:
-    """Read a torch file without running anything of it. Tensors are on the CPU and share memory as they did.
+    """Read a torch file without running code from it. Tensors are on the CPU and share memory as when saved.
 
     Args:
-        path: what `torch.save` wrote, of any version but torch 0.1's.
-        skip_objects: pass over objects beside tensors and plain types (`Skipped` stands for them); else they are
-            refused.
+        path: a file of `torch.save`, of any version except torch 0.1.
+        skip_objects: replace objects other than tensors and plain types by `Skipped`; otherwise they are refused.
 
     Raises:
-        WeightsError: no torch file, a damaged one, objects in it, or one that asks for more than its bytes.
+        WeightsError: not a torch file, a damaged one, one with objects, or one that claims more than its bytes.
     """
     path = Path(path)
     try:
@@ -69,7 +68,7 @@ def load_torch(path: str | os.PathLike, *, skip_objects: bool = False) -> TorchF
 
 
 def check_extent(content: Any) -> None:
-    """Refuse content that cannot be walked through, written or printed; a shared part is counted each time.
+    """Refuse content that is too large or too deep, or cannot be printed; a shared part is counted each time.
 
     Raises:
         WeightsError: names the limit, or the text.
