@@ -65,6 +65,13 @@ def test_explicit_hyper_parameters_replace_the_archs():
         ({"frozen_stages": 5}, ConfigError, "frozen_stages=5, but this network has 4 stages"),
         ({"frozen_stages": 3, "out_indices": (0, 1)}, ConfigError, "has 2 stages"),
         ({"pretrained": "a.pth", "init_cfg": {"type": "Kaiming"}}, ConfigError, "both pretrained='a.pth' and init_cfg"),
+        ({"pretrained": 3}, ConfigError, "pretrained=3: give a path"),
+        ({"init_cfg": "a.pth"}, ConfigError, "init_cfg='a.pth': give a dict with a type"),
+        ({"init_cfg": {"checkpoint": "a.pth"}}, ConfigError, "give a dict with a type"),
+        ({"init_cfg": ["Pretrained"]}, ConfigError, "give a dict with a type"),
+        ({"init_cfg": {"type": "Pretrained"}}, ConfigError, "checkpoint=None and prefix=None: give the path"),
+        ({"init_cfg": {"type": "Pretrained", "checkpoint": "a", "prefix": 1}}, ConfigError, "the prefix as text"),
+        ({"init_cfg": {"type": "Pretrained", "checkpoint": "a", "prefx": "b"}}, ConfigError, "Did you mean 'prefix'"),
     ],
 )
 def test_refuses_what_makes_no_backbone(options, error, message):

@@ -1,20 +1,22 @@
 """A backbone is filled whole and by the right file, or the run stops: whatever loads it."""
 
+import importlib
 import pickle
 
 import pytest
 import timm
 import torch
+from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import load_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint, load_from_local
 
 from tests import hub
 from tests.detection import published
-from tests.mmdet.helpers import NANO, build, small_config
+from tests.mmdet.helpers import CONFIGS, NANO, build, small_config
 from topodet import weights
 from topodet.errors import ConfigError, WeightsError
-from topodet.mmdet import TopoNetCheckHook, check_detector
+from topodet.mmdet import TopoNetCheckHook, check_detector, loader
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "channel_order": "RGB"}
 # What of a file can be wrong, and what is said then.
@@ -67,6 +69,7 @@ def init(**more):
 WAYS = {
     "pretrained": lambda backbone, detector: {"pretrained": backbone},
     "init_cfg": lambda backbone, detector: {"init_cfg": init(checkpoint=backbone)},
+    "init_cfg scope": lambda backbone, detector: {"init_cfg": init(checkpoint=backbone, type="mmengine.Pretrained")},
     "init_cfg list": lambda backbone, detector: {
         "init_cfg": [{"type": "Constant", "layer": "Conv2d", "val": 0.0}, init(checkpoint=backbone)]
     },
@@ -183,6 +186,17 @@ def test_a_payload_is_refused_before_mmengine_opens_it(tmp_path, runner):
     for name in ("torch", "plain", "method"):
         with pytest.raises(WeightsError, match="could run code"):
             load_checkpoint(torch.nn.Linear(1, 1), str(tmp_path / f"{name}.pth"))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_an_inferencer_opens_nothing_before_topodet_has(tmp_path, monkeypatch):
+    """MMDetection's opens the weights before it builds the detector of the config."""
+    Payload.path = str(tmp_path / "executed")
+    torch.save({"state_dict": {}, "more": Payload()}, tmp_path / "a.pth")
+    monkeypatch.setattr(CheckpointLoader, "_schemes", {"": load_from_local})  # as MMEngine begins
+    importlib.reload(loader)
+    with pytest.raises(WeightsError, match="Nothing of it was executed"):
+        DetInferencer(str(CONFIGS / f"{NANO}.py"), str(tmp_path / "a.pth"), device="cpu")
     assert not (tmp_path / "executed").exists()
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import weights
-from ..errors import ConfigError, WeightsError
-from .loader import guard_loading, refuse_strange_objects
+from ..errors import ConfigError, WeightsError, show, unknown_name
+from .loader import refuse_strange_objects
 
 # Where a checkpoint of MMEngine has the backbone's card, under `meta`.
 CARD = "topodet_card"
@@ -41,7 +43,6 @@ class TopodetBackbone(BaseModule):
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None,
         with_cp: bool,
     ) -> None:
-        guard_loading()
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -152,16 +153,43 @@ def resolve_init(
     A Pretrained init, alone or in a list, is the same as `pretrained`: the file is read by topodet and not by MMEngine.
 
     Raises:
-        ConfigError: more than one file is given.
+        ConfigError: more than one file is given, or something that is none.
     """
-    given = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or ())
-    files = [each for each in given if each["type"] in ("Pretrained", PretrainedInit)]
+    if not isinstance(pretrained, str | os.PathLike | bool | None):
+        raise ConfigError(f"backbone has pretrained={show(pretrained)}: give a path, a URL, hf-hub:USER/REPO or True")
+    given = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg] if init_cfg else []
+    for each in given:
+        if not isinstance(each, Mapping) or "type" not in each:
+            raise ConfigError(
+                f"backbone has init_cfg={show(init_cfg)}: give a dict with a type, as dict(type='Pretrained', "
+                "checkpoint=PATH), or a list of such dicts"
+            )
+    files = [each for each in given if _is_pretrained(each["type"])]
+    for each in files:
+        _check_pretrained(each)
     if len(files) > 1 or (pretrained and given):
         raise ConfigError(f"backbone has both pretrained={pretrained!r} and init_cfg={init_cfg!r}; give one of them")
     rest = [each for each in given if each not in files] or None
     if files:
         return files[0]["checkpoint"], files[0].get("prefix") or "", rest
     return pretrained or None, "", rest
+
+
+def _is_pretrained(kind: Any) -> bool:
+    """Tell whether the type of an init is MMEngine's `PretrainedInit`, by whichever of its names."""
+    return kind is PretrainedInit or (isinstance(kind, str) and WEIGHT_INITIALIZERS.get(kind) is PretrainedInit)
+
+
+def _check_pretrained(init: Mapping[str, Any]) -> None:
+    unknown = [key for key in init if key not in ("type", "checkpoint", "prefix", "map_location")]
+    if unknown:
+        raise ConfigError(f"init_cfg of type Pretrained: {unknown_name('key', unknown[0], ('checkpoint', 'prefix'))}")
+    checkpoint, prefix = init.get("checkpoint"), init.get("prefix")
+    if not checkpoint or not isinstance(checkpoint, str | os.PathLike) or not isinstance(prefix, str | None):
+        raise ConfigError(
+            f"init_cfg of type Pretrained has checkpoint={show(checkpoint)} and prefix={show(prefix)}: give the path "
+            "or URL of a file, and the prefix as text or not at all"
+        )
 
 
 def card_of_run(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from ..visualization import adjacency_figure, figure_pixels, save_figures
 from .base import CARD, TopodetBackbone, card_of_run, classes_of_run
 from .check import backbones, check_detector
 from .data import check_datasets
-from .loader import guard_loading
 from .training import training_problems
 
 
@@ -38,7 +37,7 @@ class TopoNetCheckHook(Hook):
 
     The weights file's card is saved in every checkpoint (under `meta`) and loaded with it, so a test with other
     preprocessing than in training is refused even without the weights file. A test of a detector with unfilled tensors
-    is refused. topodet checks the files that MMEngine loads first, see `guard_loading`.
+    is refused. topodet checks the files that MMEngine loads first, see `mmdet.loader`.
 
     A checkpoint contains the class names of its head. A test or a resumed training with other classes is refused. So is
     training from it (`load_from`) with the same number of different classes, which would reuse the head.
@@ -49,7 +48,6 @@ class TopoNetCheckHook(Hook):
     """
 
     def __init__(self, allow: Sequence[str] = ()) -> None:
-        guard_loading()
         self.allow = tuple(allow)
         self.classes: list[str] = []  # of the checkpoint that was loaded
         self.unfilled: list[str] = []  # parameters that it lacks

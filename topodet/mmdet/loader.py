@@ -1,4 +1,10 @@
-"""MMEngine's checkpoint loading, preceded by topodet's reader."""
+"""MMEngine's checkpoint loading, preceded by topodet's reader.
+
+MMEngine itself unpickles what `weights_only` refuses. Once topodet.mmdet is imported, for example by `custom_imports` in a
+config, MMEngine opens local files and those from http(s) and the hub only after topodet's reader has found no
+executable content in them. The loaders are replaced for this process through MMEngine's own interface; those of other
+addresses (s3://, open-mmlab://, ...) are not changed.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +28,8 @@ _OBJECTS = frozenset(
 )
 
 
-def guard_loading() -> None:
-    """Let MMEngine read local and http(s) files only after topodet's reader has found no executable content in them.
-
-    MMEngine itself unpickles what `weights_only` refuses. The loaders are replaced for this process through MMEngine's
-    own interface (`CheckpointLoader.register_scheme`); those of other addresses (s3://, open-mmlab://, ...) are not
-    changed.
-    """
-    CheckpointLoader.register_scheme(("", "http://", "https://"), load_from_checked_file, force=True)
-
-
-@CheckpointLoader.register_scheme(prefixes=weights.HUB, force=True)  # which MMEngine itself does not know
+# MMEngine itself does not know the hub.
+@CheckpointLoader.register_scheme(prefixes=("", "http://", "https://", weights.HUB), force=True)
 def load_from_checked_file(filename: str | os.PathLike, map_location: Any = None) -> dict[str, Any]:
     """Return the content of a checkpoint, with tensors on the CPU unless MMEngine has to open it for its log.
 
