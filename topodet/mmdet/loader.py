@@ -1,7 +1,7 @@
 """MMEngine's checkpoint loading, preceded by topodet's reader.
 
-MMEngine itself unpickles what `weights_only` refuses. Once topodet.mmdet is imported, for example by `custom_imports` in a
-config, MMEngine opens local files and those from http(s) and the hub only after topodet's reader has found no
+MMEngine itself unpickles what `weights_only` refuses. Once topodet.mmdet is imported, as by `custom_imports` in
+a config, MMEngine opens local files and those from http(s) and the hub only after topodet's reader has found no
 executable content in them. The loaders are replaced for this process through MMEngine's own interface; those of other
 addresses (s3://, open-mmlab://, ...) are not changed.
 """
