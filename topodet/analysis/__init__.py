@@ -1,1 +1,1 @@
-"""Looking at networks: the report of a wiring, and what becomes of a network as its edges go."""
+"""Analysis of networks: wiring reports, and accuracy as edges are removed."""

@@ -1,4 +1,4 @@
-"""A census of timm: what `connect(nodes="auto")` makes of every registered network, and whether that is exact."""
+"""A census of timm: the result of `connect(nodes="auto")` for every registered network, and whether it is exact."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ SECONDS = 240
 
 
 def in_order(names: Collection[str]) -> list[str]:
-    """Return names so that any beginning of them is a broad sample: of each family the smallest, then the next ones.
+    """Order names so that any prefix is a broad sample: the smallest of each family first, then the next ones.
 
-    A family is a module of timm. Sizes are read from the names, so that nothing has to be built for it.
+    A family is a timm module. Sizes are read from the names, so no network needs to be built.
     """
     families: dict[str, list[str]] = {}
     for name in sorted(names, key=_size):
@@ -45,7 +45,7 @@ def in_order(names: Collection[str]) -> list[str]:
 
 
 def family(name: str) -> str:
-    """Return the module of timm that a network is defined in."""
+    """Return the timm module that a network is defined in."""
     return timm.models._registry._model_to_module[name]
 
 
@@ -60,14 +60,14 @@ def survey(name: str, *, parameters: int = PARAMETERS, seconds: float = SECONDS,
 
     Args:
         name: of the network in timm.
-        parameters, seconds: a network that has more, or takes more of a processor, is named as not measured.
-        options: of `timm.create_model`, which make it smaller.
+        parameters, seconds: limits; a network that exceeds one is listed as not measured.
+        options: arguments of `timm.create_model` that make it smaller.
 
     Returns:
         {"name", "family", "parameters", "input": sizes, "blocks": whether two blocks of one class follow each other
         that keep their shape, "forms", "runs", "edges", "difference" and "gradient": the largest difference of the
         outputs, and of the gradients of the input, as shares of the largest value, "reason" if it was not measured or
-        not connected}; what was not reached is missing.
+        not connected}; steps that were not reached are missing.
     """
     row: Row = {"name": name, "family": family(name)}
     try:
@@ -103,7 +103,7 @@ def compare(model: nn.Module, sample: Sample) -> Row:
         "forms", "runs", "edges", "difference" and "gradient", see `survey`.
 
     Raises:
-        ConfigError: nothing of it can be connected.
+        ConfigError: no part of it can be connected.
     """
     connected = connect(model, nodes="auto", sample=sample)
     firsts = [next(iter(blocks.values())) for blocks in runs(connected).values()]
@@ -119,7 +119,7 @@ def compare(model: nn.Module, sample: Sample) -> Row:
 
 @torch.no_grad()
 def randomize(model: nn.Module) -> nn.Module:
-    """Move a network's parameters and statistics, in place, away from where initialization makes branches be 0."""
+    """Change a network's parameters and statistics, in place, so that no branch is 0 as after initialization."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             spread = parameter.std().nan_to_num() if parameter.ndim > 1 else 1.0
@@ -134,7 +134,7 @@ def randomize(model: nn.Module) -> nn.Module:
 def has_two_blocks(call: Call) -> bool:
     """Whether one module calls two others of one class in a row, made of several, that keep the shape of their input.
 
-    A wider question than the one that `connect` asks: not whether the second reads the very tensor of the first.
+    This is weaker than the condition of `connect`: the second need not read the exact tensor of the first.
     """
 
     def keeps(one: Call) -> tuple | None:
@@ -183,13 +183,13 @@ def _limit(seconds: float) -> Iterator[None]:
 def take(
     names: Sequence[str], done: Mapping[str, Row], keep: Callable[[Row], None], *, minutes: float, **limits: Any
 ) -> None:
-    """Survey networks one after the other, those that are done already left out, until the time is over.
+    """Survey networks one by one, except those already done, until the time is over.
 
     Args:
         names: in the order in which they are taken.
         done: rows of an earlier census, by name.
-        keep: is given each row as it is found.
-        minutes: after which no further network is begun.
+        keep: called with each new row.
+        minutes: time after which no further network is started.
         limits: see `survey`.
     """
     end = time.monotonic() + 60 * minutes
@@ -218,7 +218,7 @@ def totals(rows: Collection[Row]) -> dict[str, Any]:
 
 
 def update_page(page: str, record: Mapping[str, Any]) -> str:
-    """Return docs/census.md with its measured part made anew from the record.
+    """Return docs/census.md with its measured part regenerated from the record.
 
     Args:
         page: the text, with the markers of `replace_measured`.

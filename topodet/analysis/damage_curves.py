@@ -22,13 +22,13 @@ _LABELS = {"top1": "top-1 accuracy, %", "top5": "top-5 accuracy, %"}
 
 
 def node_figure(damage: Damage, score: str = "", title: str = "", top: float | None = None) -> Figure:
-    """Draw the score without each node, a panel for each wiring, beside the whole network's.
+    """Draw the score without each node, a panel for each wiring, next to the whole network's.
 
     Args:
-        damage: what `connectivity.remove_nodes` returned.
-        score: its name; the first one when omitted.
-        title: of the picture.
-        top: end of the axis of the score, which begins at 0; give the figures of a series the same.
+        damage: result of `connectivity.remove_nodes`.
+        score: name of the score; the first one by default.
+        title: title of the picture.
+        top: upper end of the score axis, which starts at 0; use the same for all figures of a series.
     """
     score = score or next(iter(damage.whole))
     panels = {name: list(rows) for name, rows in groupby(damage.rows, key=lambda row: row["wiring"])}
@@ -59,12 +59,12 @@ def edge_figure(
     """Draw the score over the share of the edges removed, before and after retraining.
 
     Args:
-        damage: what `connectivity.remove_edges` returned.
-        score: its name; the first one when omitted.
+        damage: result of `connectivity.remove_edges`.
+        score: name of the score; the first one by default.
         retrained: {"removed": share, "start": "its weights" or "random weights", score: value} of networks that were
             pruned and then trained.
-        title: of the picture.
-        top: end of the axis of the score, which begins at 0; give the figures of a series the same.
+        title: title of the picture.
+        top: upper end of the score axis, which starts at 0; use the same for all figures of a series.
     """
     score = score or next(iter(damage.whole))
     figure = new_figure(width=5.2, height=3.8)
@@ -101,7 +101,7 @@ def _legend(figure: Figure, axis: Axes) -> None:
 
 
 def tables(record: Record) -> str:
-    """Return the tables of a record of `records.record_damage` as Markdown that can be read as it is."""
+    """Return the tables of a record of `records.record_damage` as readable Markdown."""
     blocks = []
     if "nodes" in record:
         blocks.append(_node_table(record["nodes"]))
@@ -150,7 +150,7 @@ def _top(series: Sequence[Record]) -> float:
 
 
 def update_page(page: str, records: Iterable[Record]) -> str:
-    """Return docs/topology_damage.md with what stands between the markers made again from the records.
+    """Return docs/topology_damage.md with the part between the markers regenerated from the records.
 
     Raises:
         DataError: the page lacks a marker.

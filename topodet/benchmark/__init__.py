@@ -1,7 +1,7 @@
-"""How fast a TopoNet is, and how much memory it takes, beside what bounds it: `topodet benchmark`.
+"""Time and memory of a TopoNet, compared with lower bounds: `topodet benchmark`.
 
-`settings` says what is measured, `contestants` builds what takes part, `measure` takes time and memory, `run` makes the
-results of one measurement, `report` makes tables and pictures of them.
+`settings` defines a benchmark, `contestants` builds its contestants, `measure` measures time and memory, `run` returns
+the results, `report` makes tables and pictures of them.
 """
 
 from .run import benchmark

@@ -1,4 +1,4 @@
-"""What takes part in a benchmark, and what one step of it is."""
+"""The contestants of a benchmark, and their steps."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _BACKBONES = ("toponet50", "r50")
 
 @dataclass(frozen=True)
 class Contestant:
-    """A module with the two things that are timed; None where it has no such step.
+    """A module with the two timed steps; None for a step that it lacks.
 
     Attributes:
-        module: its parameters, and what switches between training and evaluation.
+        module: module with the parameters and the training mode.
         loss: computes a scalar from the module's output.
         predict: computes the module's output.
         inputs: tensors with a gradient of their own.
@@ -53,12 +53,12 @@ class Contestant:
 
     @property
     def edges(self) -> int | None:
-        """Number of edges that are summed over, None for a network without a wiring."""
+        """Number of edges in the sums, None for a network without a wiring."""
         fused = sum(len(stage.edges) for stage in self.module.modules() if isinstance(stage, FusedStage))
         return fused or sum(wiring.topology.num_edges for wiring in wirings(self.module).values()) or None
 
     def step(self, mode: str) -> None:
-        """Do what is timed: drop the gradients, forward and backward ("train"), or forward alone ("eval").
+        """Run the timed step: drop the gradients, forward and backward ("train"), or forward only ("eval").
 
         The module must be in that mode.
         """
@@ -100,7 +100,7 @@ def build(settings: Settings, name: str) -> Contestant:
     """Build a contestant on its device; all start from the same seed, so that the same nodes have the same weights.
 
     Raises:
-        ConfigError: a module or a choice of edges that cannot be made, or an output of another shape.
+        ConfigError: a module or choice of edges that cannot be built, or an output of another shape.
     """
     torch.manual_seed(settings.seed)
     if settings.what == "detector":

@@ -1,4 +1,4 @@
-"""Time, interleaved; and peak memory, each contestant on its own."""
+"""Interleaved timing, and peak memory of each contestant alone."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Return the milliseconds of each step of each contestant that has steps of `mode`.
 
-    A round is one step of each: what slows the machine for a while slows all of them. Every other round goes the other
-    way, so that nobody always follows the same one.
+    A round is one step of each, so a temporary slowdown of the machine affects all of them. Every other round is in
+    reverse order, so that no contestant always follows the same one.
 
     Args:
         contestants: by name.
@@ -51,10 +51,10 @@ def interleaved(
 
 
 def keep_freed_memory() -> bool:
-    """Let this process's malloc keep what is freed, where it is glibc's; return whether it is.
+    """Let this process's malloc keep freed memory, if it is glibc's; return whether it is.
 
-    By default glibc gives the end of its heap back to the system, now and then, and takes it anew page by page: by what
-    lies there by chance, a training step of the stage of 26 nodes has up to 30,000 page faults or none.
+    By default, glibc sometimes returns the end of its heap to the system and takes it back page by page: depending on
+    what happens to lie there, a training step of the stage of 26 nodes has up to 30,000 page faults or none.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
@@ -73,7 +73,7 @@ def summary(durations: list[float]) -> dict[str, float]:
 
 
 def gpu_memory(contestant: Contestant, before: int) -> Megabytes:
-    """Return the peak of the memory that a contestant's steps allocate, its parameters and inputs with it.
+    """Return the peak memory allocated by a contestant's steps, including its parameters and inputs.
 
     Args:
         contestant: on a GPU.
@@ -94,16 +94,16 @@ def gpu_memory(contestant: Contestant, before: int) -> Megabytes:
 
 
 def process_memory(settings: Settings, name: str) -> Megabytes:
-    """Return the peak of the memory of a whole fresh process that does nothing but a contestant's steps.
+    """Return the peak memory of a new process that only runs a contestant's steps.
 
-    Where malloc puts what makes that peak vary by a tenth: it is the median of `settings.memory_runs` processes.
+    Memory layout makes the peak vary by a tenth, so it is the median of `settings.memory_runs` processes.
 
     Returns:
         in MB of 2**20 bytes: "baseline_mb" after the imports, before anything is built; "eval_peak_mb" after
         evaluation, "train_peak_mb" after training steps.
 
     Raises:
-        ConfigError: the process died, most likely for want of memory.
+        ConfigError: the process died, most likely because of lack of memory.
     """
     runs = [_of_a_process(settings, name) for _ in range(settings.memory_runs)]
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}

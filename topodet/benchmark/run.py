@@ -1,4 +1,4 @@
-"""From settings to the results of one benchmark."""
+"""Run one benchmark, from settings to results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Results = dict[str, Any]
 
 
 def benchmark(settings: Settings, say: Callable[[str], None] = lambda _: None) -> Results:
-    """Measure all that `settings` asks for.
+    """Measure everything in `settings`.
 
     Returns:
         what a record holds beside its circumstances: "settings", "contestants" (see `compare`), the ratios of the model
@@ -119,9 +119,9 @@ def floor(rows: dict[str, Results]) -> dict[str, Results]:
 
 
 def keep_results(rows: dict[str, Results]) -> Results:
-    """Return what fewer edges bring, beside what the removed work promises.
+    """Return the measured gain of fewer edges, and the expected one.
 
-    The promise: what a step takes beyond the chain shrinks with the number of edges, the nodes cost what they did.
+    Expected: the time beyond the chain's shrinks with the number of edges, and the cost of the nodes stays the same.
     """
     rows = rows | floor(rows)
     share = rows["pruned"]["edges"] / rows["model"]["edges"]
@@ -133,9 +133,9 @@ def keep_results(rows: dict[str, Results]) -> Results:
 
 
 def bandwidth_results(rows: dict[str, Results], settings: Settings) -> Results:
-    """Return which share of the memory's bandwidth aggregation reaches, and with which kernel.
+    """Return the share of memory bandwidth that aggregation reaches, and its kernel.
 
-    The share is None where the chain was not faster.
+    The share is None if the chain was not faster.
 
     Bytes that must move, in feature maps, for N nodes and E edges. Forward: E reads, N - 1 sums written. Backward: E
     reads of a sum's gradient, and every node but the last read once (for the gradient of alpha) and its gradient

@@ -1,4 +1,4 @@
-"""Images and boxes of noise for the detectors' training iterations."""
+"""Random images and boxes for the detectors' training iterations."""
 
 from __future__ import annotations
 

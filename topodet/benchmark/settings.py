@@ -1,4 +1,4 @@
-"""What a benchmark measures, checked before anything is built."""
+"""The settings of a benchmark, checked before anything is built."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ class Settings:
     Attributes:
         what: "stage", "network" or "detector".
         arch: name of the network ("network"); the detectors are those of configs/.
-        nodes, in_chs, out_chs, topology: of the stage ("stage").
-        keep: share of the edges that the pruned contestant keeps, in (0, 1]; 1 is no such contestant.
+        nodes, in_chs, out_chs, topology: parameters of the stage ("stage").
+        keep: share of the edges that the pruned contestant keeps, in (0, 1]; 1 for no such contestant.
         growth: numbers of nodes to repeat the stage with, for the growth table; () for none.
-        batch: images a step.
+        batch: images per step.
         size: height and width of the input in pixels; a detector's images are `size` high and 4/3 as wide.
-        device: of torch.
-        dtype: "float32", or what autocast computes in.
+        device: torch device.
+        dtype: "float32", or the dtype of autocast.
         memory_format: of the input and the weights, "contiguous" or "channels_last"; the chain is in both.
         compile: every contestant goes through `torch.compile`.
         rounds: timed steps of each contestant.
         warmup: steps of each contestant before that.
-        threads: torch's; 0 leaves its choice.
-        malloc: "steady" lets glibc keep what is freed while steps are timed on a CPU, "default" leaves it as it is;
-            without glibc there is only that.
+        threads: torch threads; 0 for torch's default.
+        malloc: "steady" lets glibc keep freed memory while steps are timed on a CPU, "default" does not change it;
+            without glibc there is only "default".
         memory: whether peak memory is measured.
         memory_runs: number of processes whose median the peak memory is, on a CPU.
         module: "PATH.py:FUNCTION" of one more contestant, "" for none.
-        contestants: the names of those that take part; () for all.
-        frameworks: of the detectors; () for those that are installed.
+        contestants: names of the contestants; () for all.
+        frameworks: frameworks of the detectors; () for those that are installed.
         seed: of weights, inputs and the choice of edges.
     """
 
@@ -100,10 +100,10 @@ class Settings:
 
 
 def make_settings(preset: str = "", **options: Any) -> Settings:
-    """Return the settings of a preset with `options` that are not None in the place of its own.
+    """Return the settings of a preset, replaced by the `options` that are not None.
 
     Raises:
-        ConfigError: an unknown name, a number that makes no benchmark, or a device that is not there.
+        ConfigError: an unknown name, an invalid number, or a missing device.
     """
     if preset and preset not in PRESETS:
         raise ConfigError(unknown_name("--preset", preset, PRESETS))

@@ -1,6 +1,6 @@
-"""The same nodes put together in other ways: what bounds a stage from below, and what it must not be slower than.
+"""The same nodes combined in other ways: lower and upper bounds for the time of a stage.
 
-Nothing here computes with code of topodet.models or topodet.ops, so that it stays what it is when these change.
+Nothing here uses code of topodet.models or topodet.ops, so it stays the same when these change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def plain_node(node: Node) -> nn.Sequential:
 
 
 class Chain(nn.Module):
-    """The floor: each node of a stage reads the one before it as it is, and nothing is summed.
+    """The lower bound: each node of a stage reads the previous one directly, and nothing is summed.
 
     Args:
         stage: whose nodes are used.
@@ -38,7 +38,7 @@ class Chain(nn.Module):
 
 
 class PlainLoop(nn.Module):
-    """A stage as one would write it down: `y = y + alpha * x`, edge by edge.
+    """The naive form of a stage: `y = y + alpha * x`, edge by edge.
 
     Args:
         stage: whose nodes and edges are used.
@@ -66,7 +66,7 @@ class PlainLoop(nn.Module):
 def rebuilt(model: TopoStage | TopoNet, kind: type[Chain] | type[PlainLoop]) -> nn.Module:
     """Return a stage as `kind`, or a network with each of its stages as `kind`; parameters have the same names.
 
-    They are called one after the other as they are, in the memory format that is given.
+    They are called in sequence, in the given memory format.
     """
     if isinstance(model, TopoStage):
         return kind(model)

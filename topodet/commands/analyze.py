@@ -1,4 +1,4 @@
-"""Look at the wiring of a trained network: tables here, and a report as one HTML file.
+"""Analyze the wiring of a trained network: tables in the terminal, and a report as one HTML file.
 
 topodet analyze runs/pretrain/NAME --html report.html
 topodet analyze published/NAME-1a2b3c4d.pth --against published/OTHER-1a2b3c4d.pth --json numbers.json

@@ -1,11 +1,11 @@
-"""Count what a detector with a TopoNet costs, by layer, in either framework. Neither a dataset nor weights are needed.
+"""Count the cost of a detector with a TopoNet by layer, in either framework. No dataset or weights are needed.
 
     topodet analyze-model --config CONFIG.yaml --tasks flop activation parameter structure
     topodet analyze-model --config CONFIG.py --tasks flop --size 800 1333 --opts model.backbone.out_channels=128
     topodet analyze-model --weights DETECTOR-hash.pth --tasks flop --input image.jpg
 
 "flop" is the frameworks' word for a multiply-add. Batch normalization, activation functions and a TopoNet's weighted
-sums are not in it, as in the paper's tables; the sums are told apart.
+sums are not included, as in the paper's tables; the sums are listed separately.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Time a TopoNet and measure its memory, beside a chain of the same nodes, the plain loop, ResNet-50 and others.
+"""Measure time and memory of a TopoNet, compared with a chain of the same nodes, the plain loop, ResNet-50 and others.
 
     topodet benchmark --preset stage26 --json stage26.json
     topodet benchmark --preset toponet50_gpu --keep 0.2 --record toponet50_gpu

@@ -2,8 +2,8 @@
 
 topodet check-coco data/train.json data/images --config CONFIG.py --json findings.json
 
-Says what is wrong, entry by entry, and what MMDetection and Detectron2 would train on, drop and leave out. With the
-config of a training, only what that reads, and whether its classes are those of the file.
+Lists all problems by entry, and what MMDetection and Detectron2 would train on, drop and leave out. With a training
+config, only problems that affect it are listed, and its classes are compared with the file's.
 """
 
 from __future__ import annotations

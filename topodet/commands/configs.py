@@ -37,6 +37,6 @@ def main(words: Sequence[str]) -> None:
 
 
 def configs_folder() -> Path:
-    """Return the folder with the configs: in the installed package, or in a clone beside it."""
+    """Return the folder with the configs: in the installed package, or next to it in a clone."""
     package = Path(__file__).resolve().parents[1]
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())

@@ -1,12 +1,12 @@
-"""Draw what a detector finds on images: Detectron2's and MMDetection's through one entry.
+"""Draw the detections on images, for Detectron2 and MMDetection.
 
     topodet demo --weights DETECTOR-hash.pth --input images/ --output drawn/
     topodet demo --weights RUN/model_final.pth --config RUN/config.yaml --classes a b c --input a.jpg ...
     topodet demo --weights RUN/epoch_12.pth --config RUN/CONFIG.py --input a.jpg ...
 
-A published detector (`topodet publish --detector`) says which framework it is for; a .yaml config is Detectron2's,
-a .py config MMDetection's. Beside the pictures, predictions.json lists the boxes as COCO's results do:
-[x, y, width, height] in pixels, with file and class names.
+A published detector (`topodet publish --detector`) contains its framework; a .yaml config is Detectron2's, a .py config
+MMDetection's. In addition to the pictures, predictions.json lists the boxes in COCO's result format: [x, y, width,
+height] in pixels, with file and class names.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def find_images(inputs: Sequence[Path], output: Path) -> dict[Path, Path]:
     """Return the images of files and folders (with their subfolders), and where each is drawn.
 
     Raises:
-        DataError: nothing there, a file that is no image by its name, or two that would be drawn to one place.
+        DataError: a missing file or folder, a file that is not an image by its name, or two with the same output path.
     """
     from topodet.datasets import images
 
@@ -111,7 +111,7 @@ def find_images(inputs: Sequence[Path], output: Path) -> dict[Path, Path]:
 
 
 def predictions(found: Detections, number: int, path: Path, classes: list[str]) -> list[dict]:
-    """Return boxes as COCO's results have them, with names."""
+    """Return boxes in COCO's result format, with names."""
     rows = []
     for row in found.as_coco(number, range(len(classes))):
         box, score = [round(value, 2) for value in row["bbox"]], round(row["score"], 4)

@@ -1,4 +1,4 @@
-"""The options that name a detector of either framework, and the detector that they name."""
+"""The options for a detector of either framework, and loading it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from topodet.frameworks import framework_of_config, import_framework, require_fr
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add --config, --classes and --opts, which a training's checkpoint needs and a published detector does not."""
+    """Add --config, --classes and --opts, which a training checkpoint needs but a published detector does not."""
     add = parser.add_argument
     add("--config", type=Path, help="of a training's checkpoint: .yaml (Detectron2) or .py (MMDetection)")
     known = "names by index, or the COCO annotations .json (default: those in the checkpoint)"
@@ -30,7 +30,7 @@ def open_detector(
         args: with the options of `add_config`.
         source: published detector, or a checkpoint with --config.
         draws: whether pictures will be drawn, which Detectron2 needs OpenCV for.
-        options: further ones of `load_detector`.
+        options: additional arguments of `load_detector`.
 
     Returns:
         `topodet.mmdet` or `topodet.detectron2`, and what its `load_detector` returns.
@@ -54,10 +54,10 @@ def config_framework(config: Path, *, lazy: bool = False) -> ModuleType:
 
     Args:
         config: .yaml or .py.
-        lazy: take a LazyConfig as well. It can call any function when it is built.
+        lazy: accept a LazyConfig too. It can call any function when it is built.
 
     Raises:
-        ConfigError: a file of another kind, a LazyConfig that is not taken, or a framework that is not installed.
+        ConfigError: a file of another kind, a LazyConfig that is not accepted, or a framework that is not installed.
     """
     name = framework_of_config(config)
     if name == "detectron2" and config.suffix == ".py" and not lazy:

@@ -1,9 +1,9 @@
-"""Write a detector with a TopoNet as TorchScript or ONNX, for places without its framework and topodet.
+"""Export a detector with a TopoNet as TorchScript or ONNX, for use without its framework and topodet.
 
     topodet export --weights DETECTOR-hash.pth --format onnx --sample image.jpg --output exported/
 
-The file gets its name only when it finds on the sample image, and on that image made smaller, the boxes and scores that
-the original finds (to 1e-4). A .json beside it says what goes in and what comes out.
+The file gets its final name only if its boxes and scores equal the original's (to 1e-4) on the sample image and on a
+smaller copy of it. A .json file describes inputs and outputs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Give an mmcv without compiled operators those that MMDetection needs, by torchvision; needs no compiler.
+"""Add the operators that MMDetection needs to an mmcv without compiled ones, by torchvision; needs no compiler.
 
 topodet install-mmcv-ops
 """
@@ -45,7 +45,7 @@ def install() -> str:
     """Write `_ext.py` into the mmcv of this Python, unless it has compiled operators; return what was done.
 
     Raises:
-        ConfigError: there is no mmcv, one without the Python side of its operators, or one with an `_ext.py` of others.
+        ConfigError: there is no mmcv, or one without the Python part of its operators, or one with another `_ext.py`.
     """
     spec = importlib.util.find_spec("mmcv")
     if spec is None or spec.origin is None:

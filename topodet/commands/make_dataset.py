@@ -1,4 +1,4 @@
-"""Write a dataset that recipes and studies name, from its public source.
+"""Create a dataset of the recipes and studies from its public source.
 
 topodet make-dataset tiny_imagenet75 --output data/tiny_imagenet75         folders of images
 topodet make-dataset tiny_imagenet75_npz --output data/tiny_imagenet75_npz arrays
@@ -6,7 +6,7 @@ topodet make-dataset tiny_imagenet_npz --output data/tiny_imagenet_npz arrays of
 topodet make-dataset cifar100 --output data/cifar100                       arrays; validation is its test set
 topodet make-dataset cifar100 --size 64 --images-per-class 100 --output data/cifar100_64
 
-What is downloaded stays in --cache. BCCD, whose boxes are Pascal VOC's XML, is made by topodet voc-to-coco.
+Downloads are kept in --cache. For BCCD, whose boxes are Pascal VOC's XML, use topodet voc-to-coco.
 """
 
 from __future__ import annotations

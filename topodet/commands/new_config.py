@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def start(framework: str, config: Path, args: argparse.Namespace) -> str:
-    """Return the command that trains with a config that was written, as a line of a shell."""
+    """Return the shell command that trains with a new config."""
     if framework == "mmdet":
         mmdet = importlib.util.find_spec("mmdet")
         tool = ["python", str(Path(mmdet.origin).parent / ".mim" / "tools" / "train.py")] if mmdet else ["mim", "train"]

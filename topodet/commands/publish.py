@@ -3,8 +3,8 @@
     topodet publish runs/pretrain/NAME/model_best.pth.tar --output published
     topodet publish --detector RUN/model_final.pth
 
-Of a backbone: NAME-<hash>.pth, its .safetensors twin and a .json card. Of a detector (either framework):
-NAME-<hash>.pth with its config and class names, which `topodet demo` and `load_detector` take as it is.
+For a backbone: NAME-<hash>.pth, a matching .safetensors and a .json card. For a detector (either framework):
+NAME-<hash>.pth with its config and class names, which `topodet demo` and `load_detector` read.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def publish_detector(
 
 
 def config_beside(checkpoint: Path) -> Path:
-    """Return the config that a training left beside its checkpoint: config.yaml, or the only .py.
+    """Return the config that a training run left next to its checkpoint: config.yaml, or the only .py.
 
     Raises:
         ConfigError: there is none, or more than one.

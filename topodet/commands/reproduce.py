@@ -1,4 +1,4 @@
-"""Reproduce a table or figure of the paper: run what is missing, record it, make its page.
+"""Reproduce a table or figure of the paper: run what is missing, record it, and make its page.
 
 A study runs in a checkout of topodet's repository, whose configs it uses and whose records and docs it writes.
 

@@ -1,7 +1,8 @@
-"""Train a detector with Detectron2, as its own train_net.py does, from a config with a backbone of topodet.
+"""Train a detector with Detectron2, like its own train_net.py, from a config with a topodet backbone.
 
-The command line is Detectron2's: --config-file, --num-gpus, --num-machines, --dist-url, --resume, --eval-only and
-KEY VALUE pairs at the end. In addition --dataset registers a COCO-format dataset of your own, --epochs counts in these.
+The command line is Detectron2's: --config-file, --num-gpus, --num-machines, --dist-url, --resume, --eval-only and KEY
+VALUE pairs at the end. In addition, --dataset registers your own COCO-format dataset, and --epochs sets the training
+length in epochs.
 
 topodet train-net --config-file CONFIG.yaml --dataset mine_train train.json images/ --dataset mine_val val.json images/
 """

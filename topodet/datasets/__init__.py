@@ -1,1 +1,1 @@
-"""Data for the quickstart and checks of data for detection: `digits` writes small real sets, `coco` checks a file."""
+"""Data for the quickstart and checks of detection data: `digits` writes small real data sets, `coco` checks a file."""

@@ -1,8 +1,8 @@
-"""Small sets of real handwritten digits, for classification and for detection, without a download.
+"""Small data sets of real handwritten digits, for classification and for detection, without a download.
 
-Both are drawn from the 1797 scans of 8x8 pixels that come with scikit-learn. `split_digits` divides the scans once;
-the classification folders and the detection scenes use that same division whatever their seed, so that a network
-pretrained on the folders and tested on the val scenes has seen none of the val scans.
+Both are drawn from the 1797 scans of 8x8 pixels that come with scikit-learn. `split_digits` divides the scans once; the
+classification folders and the detection scenes use the same division for any seed, so a network pretrained on the
+folders and tested on the val scenes has not seen any val scan.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def split_digits(seed: int = 0, val_share: float = 0.25) -> tuple[np.ndarray, np
     """Divide scikit-learn's digits, class by class, into two disjoint sets.
 
     Args:
-        seed: of the shuffle; the same seed gives the same sets.
+        seed: seed of the shuffle; the same seed gives the same sets.
         val_share: share of each class that goes to val, between 0 and 1, rounded to whole samples.
 
     Returns:
@@ -84,11 +84,11 @@ def split_digits(seed: int = 0, val_share: float = 0.25) -> tuple[np.ndarray, np
 
 
 class Digits:
-    """scikit-learn's digits as tensors, divided by `split_digits` as everywhere here.
+    """scikit-learn's digits as tensors, divided by `split_digits`.
 
     Attributes:
         train, val: images, float32 [N, 8, 8] in [0, 1], and classes, int64 [N].
-        description: of the data, in words.
+        description: description of the data.
 
     Raises:
         DataError: scikit-learn is not installed.
@@ -232,15 +232,15 @@ def _written_once(root: Path, settings: dict[str, Any]) -> Iterator[Path | None]
 
 
 def write_digit_folders(root: str | Path, size: int = 32, seed: int = 0, copies: int = 3) -> Path:
-    """Write the digits as an ImageFolder tree, `root/{train,val}/{0..9}/*.png`, to pretrain a backbone on.
+    """Write the digits as an ImageFolder tree, `root/{train,val}/{0..9}/*.png`, for pretraining.
 
-    Each image is one scan, slightly turned and shifted, on a piece of the backgrounds that the detection scenes have.
+    Each image is one scan, slightly rotated and shifted, on a piece of the detection scenes' backgrounds.
 
     Args:
-        root: folder to make. If it is there with the same settings, nothing is written.
+        root: folder to create. If it exists with the same settings, nothing is written.
         size: width and height of the images in pixels, at least 16.
-        seed: of the drawing. Which scans are train and which are val does not depend on it (see `split_digits`).
-        copies: images of each train scan, each on a background of its own; 3 make about 4000. A val scan has one.
+        seed: seed of the drawing. The split into train and val scans does not depend on it (see `split_digits`).
+        copies: images of each train scan, each on a different background; 3 make about 4000. A val scan has one.
 
     Returns:
         `root`.
@@ -286,19 +286,19 @@ def write_digit_scenes(
     digit_px: tuple[int, int] = (24, 88),
     seed: int = 0,
 ) -> Path:
-    """Write a detection set in COCO format: digits of varied size, color and tilt on cluttered backgrounds.
+    """Write a detection data set in COCO format: digits of varied size, color and rotation on cluttered backgrounds.
 
     `root/{train,val}.json` describe `root/{train,val}/*.jpg`. Categories 1..10 are named '0'..'9'. A box is the extent
     of a digit's ink; digits do not touch, and their boxes overlap by less than IoU 0.1. Train and val scenes show
     disjoint scans; an annotation's `sample` is the index of its scan in `load_digits()`.
 
     Args:
-        root: folder to make. If it is there with the same settings, nothing is written.
+        root: folder to create. If it exists with the same settings, nothing is written.
         num_train, num_val: number of scenes.
         size: width and height of a scene in pixels.
         digits_per_scene: fewest and most digits of a scene.
         digit_px: smallest and largest side in pixels of an (upright) scan; small ones are more frequent.
-        seed: of the drawing. Which scans are train and which are val does not depend on it (see `split_digits`).
+        seed: seed of the drawing. The split into train and val scans does not depend on it (see `split_digits`).
 
     Returns:
         `root`.

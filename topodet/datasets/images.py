@@ -1,4 +1,4 @@
-"""Reading and writing pictures, and finding them in folders."""
+"""Reading and writing images, and finding them in folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _QUARTER_TURNS = (5, 6, 7, 8)
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Return an image as RGB [H, W, 3] uint8, upright as its camera says; 16 bits as their upper 8.
+    """Return an image as RGB [H, W, 3] uint8, with EXIF orientation applied; of 16 bits, the upper 8.
 
     Raises:
         DataError: it cannot be read, or has pixels of 32 bits.
@@ -35,12 +35,12 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:
-    """Return an image of 16 bits as OpenCV reads it, its upper 8 bits; one of 8 bits as it is.
+    """Return the upper 8 bits of a 16-bit image, as in OpenCV; an 8-bit image is returned unchanged.
 
-    Pillow's own `convert` cuts off at 255, which leaves them white.
+    Pillow's own `convert` clips at 255, which makes them white.
 
     Raises:
-        DataError: 32 bits or floats, whose range nobody knows.
+        DataError: 32 bits or floats, whose range is unknown.
     """
     # Older Pillows read a PNG of 16 bits as 32, which PNG does not have.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
@@ -52,7 +52,7 @@ def in_8_bits(image: Image.Image) -> Image.Image:
 
 
 def header(path: str | os.PathLike) -> tuple[int, int, str]:
-    """Return width and height of an image as it is seen, and Pillow's name of its mode, without reading its pixels.
+    """Return width and height of an image after EXIF orientation, and Pillow's mode, without reading its pixels.
 
     Raises:
         DataError: it cannot be opened.
@@ -72,13 +72,13 @@ def to_grey(image: np.ndarray) -> np.ndarray:
 
 
 def write_image(picture: np.ndarray, path: str | os.PathLike) -> None:
-    """Write an RGB image [H, W, 3] uint8 whole or not at all, in the format that the name's suffix says."""
+    """Write an RGB image [H, W, 3] uint8 atomically, in the format of the name's suffix."""
     with atomic_path(path) as temporary:
         Image.fromarray(picture).save(temporary, format=Image.registered_extensions()[Path(path).suffix.lower()])
 
 
 def leads_outside(file_name: str) -> bool:
-    """Tell whether a name from a file of others leads out of the folder that it is relative to."""
+    """Return whether a name from an untrusted file leads out of the folder that it is relative to."""
     if ".." not in file_name and not file_name.startswith(("/", "\\")) and ":" not in file_name:
         return False
     path = PurePath(file_name)
@@ -89,7 +89,7 @@ def image_path(root: str | os.PathLike, file_name: str) -> Path:
     """Return the path of an image that an annotation file names.
 
     Raises:
-        DataError: it is no name of a file within `root`.
+        DataError: it is not the name of a file within `root`.
     """
     if not isinstance(file_name, str) or leads_outside(file_name):
         raise DataError(f"file_name {show(file_name)} does not lie in the image folder {root}; nothing else is opened")
@@ -101,9 +101,9 @@ class ImageFolder:
     """The images of a folder and its subfolders.
 
     Attributes:
-        images: their paths, in the order of their names.
-        other_files: number of files that are no images by their suffix, by suffix.
-        hidden: names of hidden files and folders, which begin with a dot.
+        images: paths, sorted by name.
+        other_files: number of files with other suffixes, by suffix.
+        hidden: names of hidden files and folders, which start with a dot.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -111,7 +111,7 @@ class ImageFolder:
     hidden: list[str] = field(default_factory=list)
 
     def skipped(self) -> str:
-        """Return what is no image, in words; "" for nothing."""
+        """Describe the skipped files; "" for none."""
         parts = []
         if self.other_files:
             kinds = ", ".join(f"{suffix or 'no suffix'}: {count}" for suffix, count in self.other_files.most_common(5))
@@ -123,7 +123,7 @@ class ImageFolder:
 
 
 def find_images(folder: str | os.PathLike) -> ImageFolder:
-    """Find the images in a folder and its subfolders by their suffixes; hidden files and folders are left out."""
+    """Find the images in a folder and its subfolders by their suffixes; hidden files and folders are skipped."""
     found = ImageFolder()
     for place, files in _walk(Path(folder), found.hidden):
         for name in files:

@@ -1,4 +1,4 @@
-"""Arrays of `.npz` files of others: nothing is unpickled, and no array is larger than its bytes."""
+"""Arrays of untrusted `.npz` files: nothing is unpickled, and no array is larger than its bytes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MAX_RATIO = 200
 def read_npz(
     path: str | os.PathLike, required: Sequence[str], optional: Sequence[str] = (), *, expected: str = ""
 ) -> dict[str, np.ndarray]:
-    """Return arrays of a file that `numpy.savez` or `numpy.savez_compressed` wrote.
+    """Return arrays of a file from `numpy.savez` or `numpy.savez_compressed`.
 
     Args:
         path: the file.
         required, optional: names of the arrays to read.
-        expected: what the file should hold, in words, for the error.
+        expected: description of the expected content, for the error.
 
     Raises:
-        DataError: no such file, no `.npz`, a missing array, or one that states another size than its bytes, more than
-            `MAX_RATIO` times its compressed bytes, or Python objects.
+        DataError: a missing file, not an `.npz`, a missing array, or one whose stated size differs from its bytes or is
+            more than `MAX_RATIO` times its compressed bytes, or with Python objects.
     """
     path = Path(path)
     remedy = f": {expected}" if expected else ""

@@ -1,4 +1,4 @@
-"""The datasets that recipes and studies name, made from their public sources."""
+"""The datasets of the recipes and studies, made from their public sources."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ _IMAGE = re.compile(r"\w+\.JPEG")
 def write_tiny_imagenet(
     archive: str | Path, folder: str | Path, *, classes: Sequence[str] | None = None, arrays: bool = False
 ) -> dict[str, int]:
-    """Write Tiny ImageNet as `folder`/{train,val}/CLASS/*.JPEG, byte for byte as the images are in the archive.
+    """Write Tiny ImageNet as `folder`/{train,val}/CLASS/*.JPEG, with the exact image files of the archive.
 
     Args:
         archive: tiny-imagenet-200.zip.
-        folder: where they go.
-        classes: WordNet ids of the classes to write. Default: all that the archive's wnids.txt names, sorted.
+        folder: output folder.
+        classes: WordNet ids of the classes to write. Default: all in the archive's wnids.txt, sorted.
         arrays: write train.npz and validation.npz instead, the pixels decoded.
 
     Returns:
         the number of images of each split.
 
     Raises:
-        DataError: no such archive, it is damaged, or it lacks a class.
+        DataError: the archive is missing or damaged, or lacks a class.
     """
     try:
         with zipfile.ZipFile(archive) as file:
@@ -77,7 +77,7 @@ def write_cifar100(
     """Write CIFAR-100 as train.npz and validation.npz, its test set, through torchvision, which checks the download.
 
     Args:
-        folder: where they go.
+        folder: output folder.
         cache: folder of torchvision's download.
         size, images_per_class: see `write_part`; all test images are written.
 
@@ -85,7 +85,7 @@ def write_cifar100(
         the number of images of each split.
 
     Raises:
-        DataError: it could not be downloaded, or is damaged, or has not so many images of a class.
+        DataError: it could not be downloaded, is damaged, or has fewer images of a class.
     """
     from torchvision.datasets import CIFAR100
 
@@ -112,8 +112,8 @@ def write_part(
 ) -> int:
     """Write images, resized or only a part of them, as an .npz file for `topodet pretrain`; return how many.
 
-    Of each class those are taken whose pixels have the smallest SHA-256, in that order: a choice that does not depend
-    on the order in which a source has them.
+    Of each class, the images with the smallest SHA-256 of their pixels are used, in that order, so the choice does not
+    depend on the order in the source.
 
     Args:
         path: of the file.
@@ -121,7 +121,7 @@ def write_part(
         labels: of each image, from 0.
         names: of the classes.
         size: height and width to write, bicubic.
-        images_per_class: how many of each class; all, in the source's order, when omitted.
+        images_per_class: number of images per class; all, in the source's order, by default.
 
     Raises:
         DataError: a class has fewer images.
@@ -147,10 +147,10 @@ def write_part(
 
 
 def download(url: str, path: Path) -> Path:
-    """Download a file unless it is there; return its path.
+    """Download a file unless it exists; return its path.
 
     Raises:
-        DataError: it could not be downloaded; nothing half-written is left.
+        DataError: it could not be downloaded; no partial file is left.
     """
     if path.exists():
         return path

@@ -32,7 +32,7 @@ def voc_to_coco(
 ) -> tuple[CocoReport, CocoReport]:
     """Write train.json and val.json in COCO format from a folder of Pascal VOC's XML files, and check them.
 
-    An XML file belongs to the image of the same name, before the suffix. Categories are in alphabetical order. An
+    An XML file belongs to the image with the same name before the suffix. Categories are in alphabetical order. An
     object marked `difficult` becomes a crowd region (`iscrowd` 1), which is neither learned nor counted as missed.
     Objects within objects (`part`) are left out.
 
@@ -41,17 +41,17 @@ def voc_to_coco(
         images: folder of the images; they stay where they are.
         output: folder to write to.
         split: share of the images to train on, drawn at random, in 0..1.
-        train_names: names to train on, without suffix, in place of `split`; the others are for evaluation.
-        seed: of the draw.
-        zero_based: the corners are coordinates that count from 0, as some labeling tools write them, and not VOC's
-            pixels that count from 1 and belong to the box on both sides.
-        allow: kinds of problem that are no error, see `check_coco`.
+        train_names: names to train on, without suffix, instead of `split`; the others are for evaluation.
+        seed: seed of the random split.
+        zero_based: corner coordinates start at 0, as from some labeling tools, instead of VOC's pixels, which start at
+            1 and are inclusive on both sides.
+        allow: kinds of problem that are not errors, see `check_coco`.
 
     Returns:
-        what `check_coco` says of both files.
+        the results of `check_coco` for both files.
 
     Raises:
-        ConfigError: a share that leaves nothing to train on or to evaluate, or names that are not there.
+        ConfigError: a share that leaves nothing to train on or to evaluate, or missing names.
         DataError: no XML files, files that cannot be read as VOC's (all of them are named), or without an image.
     """
     annotations, images, output = Path(annotations), Path(images), Path(output)

@@ -1,4 +1,4 @@
-"""A config to start from for a dataset of one's own, in either framework."""
+"""A first config for your own dataset, in either framework."""
 
 from .schedule import Schedule, make_schedule
 from .write import FRAMEWORKS, new_config

@@ -1,4 +1,4 @@
-"""How long to train on a set of so many images, and when to do what."""
+"""Training length and schedule for a data set of a given size."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _LONGEST_WARMUP = 500
 
 @dataclass(frozen=True)
 class Schedule:
-    """A 1x schedule for a set of any size.
+    """A 1x schedule for a data set of any size.
 
     Attributes:
-        batch: images a step, on all devices together.
-        epochs: passes over the set.
-        epoch_iterations: steps of a pass; the last one may have fewer images.
-        warmup: iterations in which the learning rate rises: 500, and on small sets a fifth of the training.
-        steps: iterations after which it falls to a tenth: 2/3 and 11/12 of all.
-        eval_epochs: epochs from one evaluation and checkpoint to the next, about twelve in all.
+        batch: images per step, on all devices together.
+        epochs: passes over the data set.
+        epoch_iterations: steps per pass; the last one may have fewer images.
+        warmup: iterations in which the learning rate rises: 500, or a fifth of the training for small data sets.
+        steps: iterations after which it drops to a tenth: 2/3 and 11/12 of all.
+        eval_epochs: epochs between two evaluations and checkpoints, about twelve in all.
     """
 
     batch: int
@@ -42,12 +42,12 @@ class Schedule:
 
 
 def make_schedule(num_images: int, *, batch: int, epochs: int | None = None) -> Schedule:
-    """Return the schedule for a set.
+    """Return the schedule for a data set.
 
     Args:
-        num_images: that are trained on.
-        batch: images a step.
-        epochs: of the training; when omitted twelve, or as many as make 1000 iterations.
+        num_images: number of training images.
+        batch: images per step.
+        epochs: number of epochs; by default twelve, or as many as make 1000 iterations.
 
     Raises:
         ConfigError: a number that is not positive.

@@ -1,4 +1,4 @@
-"""Fill a framework's template with what a dataset, a backbone and its weights say."""
+"""Fill a framework's template from a dataset, a backbone and its weights."""
 
 from __future__ import annotations
 
@@ -74,26 +74,26 @@ def new_config(
     Args:
         framework: "mmdet" or "detectron2".
         train: annotations in COCO format.
-        val: those to evaluate on, with the same categories.
+        val: annotations for evaluation, with the same categories.
         images: folder that the file names in `train` are relative to.
-        val_images: likewise for `val`; `images` when omitted.
-        backbone: a TopoNet (`topodet list`), or a network of timm, whose residual blocks are connected; when omitted
-            that of the weights file, or toponet_nano.
-        weights_file: path, URL or hf-hub:USER/REPO of a published backbone; "timm" for those that timm publishes;
-            "topodet" for those in the package; "none" for random ones, with which nothing is frozen. When omitted those
-            in the package where it has any of this backbone, else random ones.
-        batch: images a step.
-        epochs: of the training; when omitted twelve, or as many as make 1000 iterations.
-        short_side: pixels to which images are resized; when omitted the median of the set, at most 800.
-        output: the file; when omitted BACKBONE_FOLDER.py (.yaml) here, by the folder that `train` lies in.
-        allow: kinds of problem in the data that are no error, see `check_coco`.
+        val_images: likewise for `val`; `images` by default.
+        backbone: a TopoNet (`topodet list`), or a timm network, whose residual blocks are connected; by default that of
+            the weights file, or toponet_nano.
+        weights_file: path, URL or hf-hub:USER/REPO of a published backbone; "timm" for timm's weights; "topodet" for
+            those in the package; "none" for random ones, with which nothing is frozen. By default those in the package
+            if it has any for this backbone, otherwise random ones.
+        batch: images per step.
+        epochs: number of epochs; by default twelve, or as many as make 1000 iterations.
+        short_side: pixels to which images are resized; by default the median of the data set, at most 800.
+        output: the file; by default BACKBONE_FOLDER.py (.yaml) in the working folder, by the folder of `train`.
+        allow: kinds of problem in the data that are not errors, see `check_coco`.
 
     Returns:
         the file, and the schedule in it.
 
     Raises:
-        ConfigError: another framework, a name or a number that cannot be, or a file that is there already.
-        DataError: what `check_coco` finds, or two files with different categories.
+        ConfigError: an unknown framework, an invalid name or number, or a file that already exists.
+        DataError: problems found by `check_coco`, or two files with different categories.
         WeightsError: weights that are damaged, unsafe or of another network.
     """
     if framework not in FRAMEWORKS:

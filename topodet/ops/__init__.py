@@ -1,6 +1,6 @@
 """Weighted sums of feature maps, the kernels that compute them, and the memory format of a network.
 
-Everything that depends on a device lies behind this package; the modules that use it are plain torch.
+All device-dependent code is in this package; the modules that use it are plain torch.
 """
 
 from .dispatch import Kernel, kernel, use_kernel

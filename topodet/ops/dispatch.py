@@ -1,4 +1,4 @@
-"""Which kernel computes a weighted sum, by device and by what records the computation."""
+"""Choice of the kernel for a weighted sum, by device and by tracing mode."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _tried: dict[tuple[torch.device, torch.dtype], bool] = {}
 
 
 def kernel(x: Tensor) -> Kernel:
-    """Return the name of the kernel that sums tensors like `x` here and now.
+    """Return the name of the kernel that currently sums tensors like `x`.
 
     - `fused`, on a CPU: one pass over the terms of a sum, see `weighted_sum`.
     - `triton`, on GPUs: the same passes as one kernel each, see `ops.triton`.
-    - `torch`, on other devices and where the Triton kernel does not work: the same passes of torch's operators.
-    - `plain`: edge by edge, for what records operators and cannot follow functions: tracing, export, functorch,
-      forward-mode differentiation; and torch.compile on a CPU, which makes loops over many edges of it.
+    - `torch`, on other devices and where the Triton kernel does not work: the same passes in torch operators.
+    - `plain`: edge by edge, for tracing, export, functorch and forward-mode differentiation, which record operators and
+      cannot follow functions, and for torch.compile on a CPU, which compiles it into loops over many edges.
     """
     if is_traced(x):
         return "plain"
@@ -47,12 +47,12 @@ def kernel(x: Tensor) -> Kernel:
 
 @contextmanager
 def use_kernel(name: Kernel) -> Iterator[None]:
-    """Use a kernel where not only "plain" can be used, e.g. to compare; in all threads.
+    """Use a given kernel wherever "plain" is not required, e.g. for comparison, in all threads.
 
-    "fused" is for the CPU and "triton" for GPUs: elsewhere they leave the choice as it is.
+    "fused" is for the CPU and "triton" for GPUs; on other devices they have no effect.
 
     Raises:
-        ConfigError: no such kernel.
+        ConfigError: an unknown kernel.
     """
     global _forced
     if name not in get_args(Kernel):
@@ -65,9 +65,9 @@ def use_kernel(name: Kernel) -> Iterator[None]:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Tell whether something other than torch.compile and autograd records what is computed with `x`.
+    """Return whether something other than torch.compile and autograd records operations on `x`.
 
-    It does not understand our operators, and what we choose by one tensor's size would hold for every size.
+    It does not support our operators, and a choice made by one tensor's size would apply to every size.
     """
     return (
         _is_exporting()
@@ -86,7 +86,7 @@ def _is_exporting() -> bool:
 
 
 def triton_works(x: Tensor) -> bool:
-    """Tell whether the Triton kernel can be used for tensors like `x`; it is tried once for a GPU and a dtype."""
+    """Return whether the Triton kernel can be used for tensors like `x`; it is tested once per GPU and dtype."""
     key = (x.device, x.dtype)
     if key not in _tried:
         if torch.cuda.is_current_stream_capturing():

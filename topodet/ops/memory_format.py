@@ -1,4 +1,4 @@
-"""The memory format that a CPU convolves fastest in, inside of a model that is called with another."""
+"""The fastest memory format for convolutions on a CPU, within a model that is called with another one."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _has_onednn = onednn.is_available()  # asked once: a compiler does not follow th
 
 
 def to_fast_format(x: Tensor) -> Tensor:
-    """Return a feature map or image, [B, C, H, W], in the memory format in which convolutions take least time.
+    """Return a feature map or image, [B, C, H, W], in the fastest memory format for convolutions.
 
-    That is channels_last where oneDNN computes them: it would bring every other format into one of its own, and the
-    result back, at each convolution; torch's compiler makes the same choice. Elsewhere `x` itself is returned: on GPUs,
-    in float64, where something traces.
+    This is channels_last where oneDNN computes them: it would convert every other format to its own, and the result
+    back, at each convolution; torch's compiler makes the same choice. Otherwise `x` itself is returned: on GPUs, in
+    float64, and in tracing.
     """
     return x.contiguous(memory_format=torch.channels_last) if _has_slow_format(x) else x
 
 
 def from_fast_format(x: Tensor, given: Tensor) -> Tensor:
-    """Return a feature map that was computed of `to_fast_format(given)`: in torch's own format where `given` has it."""
+    """Return a feature map computed from `to_fast_format(given)`, in torch's default format if `given` has it."""
     return _FromFastFormat.apply(x) if _has_slow_format(given) else x
 
 

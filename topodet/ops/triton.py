@@ -1,17 +1,18 @@
 """The operators of `weighted_sum` on a GPU: one Triton kernel that reads every term once.
 
-A program sums one block of elements over all terms, so that a sum of n terms moves n reads and a write, whatever n is:
+A program sums one block of elements over all terms, so a sum of n terms takes n reads and one write for any n:
 
     total[e] = sum_k weights[k] * terms[k][e]        partial[k, b] = sum_{e in block b} terms[k][e] * feature[e]
 
-The products of a term with the feature are the sums of `partial` over the blocks: two passes in a fixed order and no
-atomics, so that the same input gives the same bits. Sums are accumulated in float32, those of float64 in float64.
+The products of a term with the feature are the sums of `partial` over the blocks: two passes in a fixed order and
+without atomics, so the same input gives bitwise equal results. Sums are accumulated in float32, those of float64 in
+float64.
 
-The terms go in as a tuple of pointers, arguments of the launch. A table of pointers on the GPU would need a copy from
-the host at every call, and a CUDA graph would replay it with addresses that are no longer true. The weights stay on the
-GPU: nothing here waits for it.
+The terms are passed as a tuple of pointers in the launch arguments. A table of pointers on the GPU would need a copy
+from the host at every call, and a CUDA graph would replay it with outdated addresses. The weights stay on the GPU, so
+there is no synchronization.
 
-Importing this needs Triton, which torch brings along for GPUs on Linux.
+Importing this needs Triton, which torch installs for GPUs on Linux.
 """
 
 from __future__ import annotations
@@ -94,10 +95,10 @@ def add_up_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) ->
 
 
 def check(device: torch.device, dtype: torch.dtype) -> None:
-    """Compile the kernel for a GPU and a dtype and compare it with numbers that are known.
+    """Compile the kernel for a GPU and a dtype and compare it with known numbers.
 
     Raises:
-        RuntimeError: other numbers came out. What the compiler raises passes as well.
+        RuntimeError: the results differ. Errors of the compiler are passed on.
     """
     # Small integers: exact in every dtype. Several blocks, the last one part of one, and a term that is not read.
     x = torch.arange(SUM["BLOCK"] + 16, device=device).remainder(5).to(dtype)

@@ -1,13 +1,13 @@
-"""The weighted sums of a stage (the inner sum of Eq. 1), forward and backward, at the price of reading their terms.
+"""The weighted sums of a stage (the inner sum of Eq. 1), forward and backward, in one pass over their terms.
 
-Edge by edge, as `y = y + alpha * x`, autograd would multiply, add and write once an edge and direction. Here a sum is
-one pass over its terms, and so is the gradient of a feature: `_Read` gives every reader a view of its own, so that
-the readers' gradients arrive together instead of being added up one by one as they come. They are the gradients g_i of
-the whole sums; from them `_Read` computes `sum_i alpha_ji * g_i` and, with the feature at hand, the gradients
-`<g_i, x_j>` of the weights of all edges that leave it. Only the features are kept for the backward pass.
+Edge by edge, as `y = y + alpha * x`, autograd would multiply, add and write once per edge and direction. Here a sum is
+one pass over its terms, and so is the gradient of a feature: `_Read` gives every reader its own view, so that the
+readers' gradients arrive together instead of being added one by one. They are the gradients g_i of the whole sums; from
+them `_Read` computes `sum_i alpha_ji * g_i` and, with the feature, the gradients `<g_i, x_j>` of the weights of all
+edges that leave it. Only the features are saved for the backward pass.
 
-`dispatch.kernel` chooses what computes these passes. All kernels accumulate in float32 or wider and are deterministic;
-`plain` adds up the gradients of a feature in its own type.
+`dispatch.kernel` chooses the implementation of these passes. All kernels accumulate in float32 or wider and are
+deterministic; `plain` adds the gradients of a feature in the feature's dtype.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Graph:
 
     Args:
         predecessors: for each node, in topological order, the nodes that it reads, ascending. Edges are in this order.
-        alternate: let every other node read its terms in descending order: it begins with those that the node before
-            it read last, which may still be in the processor's cache.
+        alternate: let every other node read its terms in descending order, starting with those that the previous node
+            read last, which may still be in the processor's cache.
 
     Attributes:
-        predecessors: as given.
-        sources: for each node the nodes that it reads, in the order in which it does.
-        readers: for each node those that read it, in the order in which its gradient does.
-        order: two lists of indices of edges, by target as `sources` has them and by source as `readers` has them.
+        predecessors: the given predecessors.
+        sources: for each node the nodes that it reads, in reading order.
+        readers: for each node the nodes that read it, in the order of its gradient's terms.
+        order: two lists of edge indices, by target in the order of `sources` and by source in the order of `readers`.
     """
 
     def __init__(self, predecessors: Neighbors, *, alternate: bool = True):
@@ -53,10 +53,10 @@ class Graph:
 
 
 class WeightedSums:
-    """The weighted sums of one pass through a stage. Every node's feature is put in before a later node reads.
+    """The weighted sums of one pass through a stage. Every node's feature must be put in before a later node reads.
 
     Args:
-        graph: of the stage.
+        graph: graph of the stage.
         alpha: [E], the weights of its edges.
         order: [2, E] int64, `graph.order` on the device of `alpha`.
         like: a feature; all have its dtype and device, and those that one node reads have one shape.
@@ -80,7 +80,7 @@ class WeightedSums:
         self.outgoing = alpha[order[1]].split([len(row) for row in self.readers]) if self.backward else None
 
     def fork(self) -> WeightedSums:
-        """Return the sums of the pass so far, which go on by themselves."""
+        """Return an independent copy of the sums of the pass so far."""
         twin = WeightedSums.__new__(WeightedSums)  # one by one: a compiler does not follow `copy.copy`
         twin.sources, twin.readers, twin.kernel, twin.backward = self.sources, self.readers, self.kernel, self.backward
         twin.graph, twin.alpha, twin.recorded = self.graph, self.alpha, self.recorded
@@ -98,7 +98,7 @@ class WeightedSums:
             self.views[i][j] = view
 
     def read(self, i: int) -> Tensor:
-        """Return the sum that node i reads, in a tensor of its own; nothing else refers to it."""
+        """Return the sum that node i reads, in a new tensor that nothing else refers to."""
         terms = [self.views[i][j] for j in self.sources[i]]
         if not torch.is_grad_enabled():
             self.views[i].clear()  # a feature goes with its last reader
@@ -147,12 +147,12 @@ class _Read(torch.autograd.Function):
 
 @fx.wrap
 def recorded_sum(terms: Sequence[Tensor], alpha: Tensor, start: int, descending: bool) -> Tensor:
-    """Return the sum of one node in a graph of torch.fx: it records this call, and the kernel is chosen when it runs.
+    """Return the sum of one node in a torch.fx graph, which records this call; the kernel is chosen at run time.
 
     Args:
-        terms: what the node reads.
-        alpha: [E]; the weights of the terms begin at `start`.
-        descending: whether the terms come in the order opposite to that of their weights.
+        terms: inputs of the node.
+        alpha: [E]; the weights of the terms start at `start`.
+        descending: whether the terms are in reverse order of their weights.
     """
     weights = alpha[start : start + len(terms)]
     weights = weights.flip(0) if descending else weights
@@ -162,7 +162,7 @@ def recorded_sum(terms: Sequence[Tensor], alpha: Tensor, start: int, descending:
 
 
 def weighted_sum(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return `sum_j weights[j] * terms[j]`, by operators that everything in torch can follow.
+    """Return `sum_j weights[j] * terms[j]`, with operators that all of torch's tracers support.
 
     Args:
         terms: at least one tensor, all of one shape and dtype.

@@ -1,4 +1,4 @@
-"""One page about a trained wiring: `open_subject` finds the network, `measure` takes the numbers, `page` shows them."""
+"""A report of a trained wiring: `open_subject` finds the network, `measure` computes the numbers, `page` shows them."""
 
 from .measure import measure
 from .page import page

@@ -1,4 +1,4 @@
-"""The pictures of a report as SVG text. Colours are classes, so that the page's style decides for light and dark."""
+"""The pictures of a report as SVG text. Colors are CSS classes, so the page's style controls light and dark."""
 
 from __future__ import annotations
 

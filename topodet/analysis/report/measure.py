@@ -1,4 +1,4 @@
-"""The numbers of a report, as plain types: what `--json` writes, and all that the page and the terminal show."""
+"""The numbers of a report, as plain types: the content of `--json`, of the page and of the terminal output."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ Numbers = dict[str, Any]
 
 
 def measure(subject: Subject, *, thresholds: Sequence[float] | None = None, against: Subject | None = None) -> Numbers:
-    """Return what a report says of a network's wiring, in types that JSON has; a number that does not exist is None.
+    """Return the content of a wiring report, in JSON types; missing numbers are None.
 
     Args:
         subject: the network.
-        thresholds: at which to prune, each in the measures that it makes sense in (`connectivity.plan_pruning`); those
-            that take every fiftieth part of the edges when omitted.
+        thresholds: pruning thresholds, each with the measures it is valid for (`connectivity.plan_pruning`); by
+            default, steps of a fiftieth of the edges.
         against: another network with as many wirings of the same sizes.
 
     Returns:
-        "stages": for each wiring its graph, "alpha", degrees, histograms and small-world-ness;
-        "cuts": for each measure of strength (`per`) what is left at each threshold, as `connectivity.prune(...,
-        on_disconnected="repair")` gives it, "kept" with a digit an edge: 0 gone, 1 left, 2 left as the only way;
-        "network", "nn_mass", "evolution", "nnstd": as their functions below say.
+        "stages": for each wiring its graph, "alpha", degrees, histograms and small-world-ness; "cuts": for each measure
+        of strength (`per`) the remaining graph at each threshold, as from `connectivity.prune(...,
+        on_disconnected="repair")`, "kept" with a digit per edge: 0 removed, 1 kept, 2 kept as the only path; "network",
+        "nn_mass", "evolution", "nnstd": as their functions below say.
 
     Raises:
         ConfigError: a threshold out of range; networks that cannot be compared.

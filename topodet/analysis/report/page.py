@@ -1,6 +1,6 @@
-"""A report as one HTML file: no network, no library, the pictures as SVG that a small script shows and hides parts of.
+"""A report as one HTML file, without network access or libraries: SVG pictures, and a small script to show parts.
 
-Whatever comes from a file is text to this page: it is escaped, and the page's own policy lets no other script run.
+Everything from a file is plain text in this page: it is escaped, and the page's policy allows no other script.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .text import digits, size, span
 
 
 def page(numbers: Numbers) -> str:
-    """Return what `measure` found as an HTML document.
+    """Return the result of `measure` as an HTML document.
 
-    `#per=node&threshold=0.3` after its address opens it at that cut.
+    `#per=node&threshold=0.3` at the end of its address opens it at that cut.
     """
     style, script = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     policy = f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}"

@@ -1,4 +1,4 @@
-"""The network that a report is about: of a file, of a run of `topodet pretrain`, or one of timm by its name."""
+"""The network of a report: from a file, a run of `topodet pretrain`, or a timm network by name."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class Subject:
     """A network with a wiring, and what is known about it.
 
     Attributes:
-        source: as it was given.
-        kind: what that is, in words.
-        architecture: its name, "" where a file does not tell.
-        model: the network; wirings alone where a file does not tell what they belong to.
-        input_size: (C, H, W) of the images it is made for.
-        facts: what else its file says: epoch, which weights, licence and so on.
-        snapshots: of the epochs whose checkpoints a run has kept.
-        history: one row an epoch of a run, by the names in summary.csv; None for a number that is not there.
+        source: the given source.
+        kind: description of the source.
+        architecture: its name, "" if the file does not tell.
+        model: the network; only the wirings if the file does not tell their network.
+        input_size: (C, H, W) of its images.
+        facts: other information in its file: epoch, which weights, license and so on.
+        snapshots: edge weights of the epochs with saved checkpoints.
+        history: one row per epoch of a run, by the names in summary.csv; None for missing numbers.
         notes: what was left out, and why.
     """
 
@@ -66,12 +66,12 @@ class Subject:
 
     @property
     def whole(self) -> bool:
-        """Whether the network is there, and not its wirings alone."""
+        """Whether the whole network is available, not only its wirings."""
         return not isinstance(self.model, Wirings)
 
 
 class Wirings(nn.Module):
-    """The wirings of a state dict whose network is not known; computes nothing."""
+    """The wirings of a state dict whose network is unknown; has no forward pass."""
 
     def __init__(self, state_dict: Mapping[str, Tensor]):
         super().__init__()
@@ -96,8 +96,8 @@ def open_subject(source: str) -> Subject:
     """Return the network of a checkpoint, a published file, a folder of `topodet pretrain`, or of timm.
 
     Args:
-        source: a file as `topodet.weights.fetch` takes it, path of a run, or a name for
-            `timm.create_model`, whose weights are as they start.
+        source: a file in any form of `topodet.weights.fetch`, path of a run, or a name for `timm.create_model`, with
+            initial weights.
 
     Raises:
         WeightsError: a file that is missing, damaged or unsafe, or has no wiring; a run without a checkpoint.

@@ -12,7 +12,7 @@ _REMOVED = (0.2, 0.4, 0.6, 0.8)
 
 
 def text(numbers: Numbers) -> str:
-    """Return what `measure` found as tables, without what only a picture can show."""
+    """Return the result of `measure` as tables."""
     blocks = [f"{headline(numbers)}\n{size(numbers)}", _stages(numbers)]
     blocks += [_cuts(numbers, per) for per in ("network", "node")]
     if numbers["nnstd"]:
@@ -22,7 +22,7 @@ def text(numbers: Numbers) -> str:
 
 
 def headline(numbers: Numbers) -> str:
-    """Return what the report is about, in a line."""
+    """Return the subject of the report in one line."""
     facts = numbers["facts"]
     words = [numbers["source"], numbers["kind"], numbers["architecture"]]
     words += [f"{name} {facts[name]}" for name in ("epoch", "weights", "sparsity") if name in facts]
@@ -30,7 +30,7 @@ def headline(numbers: Numbers) -> str:
 
 
 def size(numbers: Numbers) -> str:
-    """Return how large the network is, in a line."""
+    """Return the size of the network in one line."""
     network, mass = numbers["network"], numbers["nn_mass"]
     edges = sum(len(stage["edges"]) for stage in numbers["stages"])
     words = [f"{edges:,} edges"]
@@ -49,7 +49,7 @@ def digits(value: float | None) -> str:
 
 
 def plain(text: str) -> str:
-    """Return text of which no character moves the cursor or changes the terminal: names in files are anybody's."""
+    """Return text without characters that move the cursor or change the terminal: names in files are untrusted."""
     return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 

@@ -1,8 +1,8 @@
-"""A check of detection sets in COCO format, to be run before hours of training and not to be met in the middle of them.
+"""A check of detection data in COCO format, before training.
 
-Frameworks differ in what they do with a bad annotation (skip it, crash on the batch that holds it, train on it); here
-everything is counted and named at once. `report` is what a check finds, `check` finds it, `reading` knows what each
-framework does with a set, `classes` compares the classes, `segmentation` looks at masks and keypoints.
+Frameworks handle bad annotations differently (skip them, crash on their batch, train on them); here all of them are
+counted and reported at once. `check` runs the check, `report` holds its findings, `reading` describes how each
+framework reads a data set, `classes` compares the classes, `segmentation` checks masks and keypoints.
 """
 
 from .check import check_before_use, check_coco, load_annotations

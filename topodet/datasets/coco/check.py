@@ -1,4 +1,4 @@
-"""The check itself: an annotation file, its images, and a config that is to read them."""
+"""The check of an annotation file, its images, and the config that will read them."""
 
 from __future__ import annotations
 
@@ -66,19 +66,18 @@ def check_coco(
 
     Args:
         annotation_file: JSON with `images`, `annotations` and `categories`.
-        image_root: folder that the images' `file_name` is relative to. No image outside of it is looked at.
-        read_images: open each image's header (not its pixels) and compare its size; a number reads so many of them. An
-            image that its EXIF orientation turns counts as it is seen, because that is how MMDetection and Detectron2
-            load it.
-        allow: kinds of problem to be noted only. COCO's own train2017 holds two boxes of zero height, which the
+        image_root: folder that the images' `file_name` is relative to. Images outside of it are never opened.
+        read_images: read each image's header (not its pixels) and compare its size; a number limits how many are read.
+            EXIF orientation is applied, as MMDetection and Detectron2 do when loading.
+        allow: kinds of problem that are only notes. COCO's own train2017 has two boxes of zero height, which the
             frameworks skip: `allow=("empty_boxes",)`.
-        readings: how the frameworks read the set. The default is both of them, for boxes.
+        readings: how the frameworks read the data set. The default is both frameworks, for boxes.
 
     Returns:
-        All problems at once. Structural ones (no JSON, a missing list) end the check where they are found.
+        All problems at once. Structural ones (invalid JSON, a missing list) end the check immediately.
 
     Raises:
-        ConfigError: `allow` holds an unknown kind.
+        ConfigError: `allow` has an unknown kind.
     """
     for kind in allow:
         if kind not in TITLES:
@@ -105,15 +104,15 @@ def check_before_use(
     allow: Collection[str] = (),
     warn: Callable[[str], object],
 ) -> None:
-    """Check a set before a framework reads it, with a part of the images' headers.
+    """Check a data set before a framework reads it, with some of the images' headers.
 
     Args:
         annotation_file, image_root, allow: as for `check_coco`.
-        reading: of the framework, with its config.
-        warn: told of single boxes that the framework drops or clips, at most one in a hundred of each kind.
+        reading: how the framework reads it, according to its config.
+        warn: called if the framework drops or clips single boxes, at most one in a hundred of each kind.
 
     Raises:
-        ConfigError: the config's classes are not the file's.
+        ConfigError: the config's classes differ from the file's.
         DataError: every other error that `check_coco` finds, as its table.
     """
     report = check_coco(annotation_file, image_root, read_images=_SAMPLE, allow=allow, readings=[reading])
@@ -127,10 +126,10 @@ def check_before_use(
 
 
 def load_annotations(annotation_file: str | os.PathLike) -> dict[str, Any]:
-    """Return the content of an annotation file, an object with whatever is in it.
+    """Return the content of an annotation file, any JSON object.
 
     Raises:
-        DataError: it cannot be read, is no JSON or holds no object.
+        DataError: it cannot be read, is not JSON or not an object.
     """
     try:
         with _without_collection():

@@ -1,4 +1,4 @@
-"""Whether the classes of a detector's config are those of an annotation file, in number, name and order."""
+"""Compare the classes of a detector's config with an annotation file's, in number, name and order."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ _ORDER = {
 def class_names(categories: Sequence[Mapping[str, Any]], framework: str) -> list[str]:
     """Return the names of a file's categories in the order in which a framework numbers them.
 
-    MMDetection takes them as they stand in the file, whatever the order of `metainfo.classes`; Detectron2 sorts them by
-    their ids.
+    MMDetection uses the file order, whatever the order of `metainfo.classes`; Detectron2 sorts them by their ids.
     """
     if framework == "Detectron2":
         categories = sorted(categories, key=lambda category: category["id"])
@@ -28,12 +27,12 @@ def class_names(categories: Sequence[Mapping[str, Any]], framework: str) -> list
 
 
 def check_classes(categories: Sequence[Mapping[str, Any]], reading: Reading, place: str) -> None:
-    """Refuse a config whose classes are not the file's.
+    """Refuse a config whose classes differ from the file's.
 
     Args:
         categories: the file's, with `id` and `name`.
-        reading: its `num_classes` and `classes`.
-        place: of the categories, for the message: the file or the dataset.
+        reading: with the config's `num_classes` and `classes`.
+        place: source of the categories, for the message: the file or the dataset.
 
     Raises:
         ConfigError: what differs, both lists, and what to set.
@@ -63,13 +62,13 @@ def check_classes(categories: Sequence[Mapping[str, Any]], reading: Reading, pla
 
 
 def check_checkpoint_classes(theirs: Sequence[str], ours: Sequence[str], *, whole: bool, remedy: str) -> None:
-    """Refuse a detector's checkpoint whose head was trained on other classes than those of the data set.
+    """Refuse a detector's checkpoint whose head was trained on other classes than the data set's.
 
     Args:
-        theirs, ours: names by index, of the checkpoint and of the set.
-        whole: whether the head's weights are used as they are, as in a test or a resumed training. A training that
-            begins from a checkpoint may have another number of classes: it gets a new head.
-        remedy: what to do about it, in the framework's words.
+        theirs, ours: class names by index, of the checkpoint and of the data set.
+        whole: whether the head's weights are used unchanged, as in a test or a resumed training. Training that starts
+            from a checkpoint may have another number of classes: it gets a new head.
+        remedy: what to do about it, in the framework's terms.
 
     Raises:
         ConfigError: both lists, and the first place where they differ.

@@ -1,4 +1,4 @@
-"""What MMDetection and Detectron2 do with the boxes and images of a COCO set: which they train on, which they drop."""
+"""How MMDetection and Detectron2 read a COCO data set: which boxes and images they train on, and which they drop."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _SMALLEST = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How a framework reads a set, as its config says; the defaults are the frameworks' own for boxes.
+    """How a framework reads a data set, according to its config; the defaults are the frameworks' own for boxes.
 
     Attributes:
-        framework: the one that reads.
-        training: whether the set is trained on; otherwise it is evaluated on, where nothing is dropped.
-        num_classes: of the detector's heads, by the key of the config that holds it; empty where it is not known.
-        classes: names that the config gives, by index; None where it gives none.
-        masks: what a mask head is trained on, "" without one. MMDetection's `poly2mask` is "bitmask".
-        num_keypoints: of a keypoint head; 0 without one.
+        framework: name of the framework.
+        training: whether the data set is for training; in evaluation, nothing is dropped.
+        num_classes: number of classes of the detector's heads, by config key; empty if unknown.
+        classes: names in the config, by index; None if it has none.
+        masks: format of masks for a mask head, "" without one. MMDetection's `poly2mask` is "bitmask".
+        num_keypoints: number of keypoints of a keypoint head; 0 without one.
         min_keypoints: images with fewer labeled points are left out.
         drops_empty: whether images without annotations are left out (`filter_empty_gt`, FILTER_EMPTY_ANNOTATIONS).
         min_size: images with a shorter side are left out, in pixels.
@@ -47,14 +47,15 @@ DEFAULTS = (Reading(framework="MMDetection"), Reading(framework="Detectron2"))
 
 @dataclass(frozen=True)
 class Usage:
-    """What a framework does with the boxes and images of a set.
+    """The number of boxes and images that a framework uses and drops.
 
     Attributes:
-        boxes: trained on.
-        crowds: boxes of crowds: regions without loss in MMDetection, dropped in Detectron2.
-        dropped: number of boxes by reason, each box under the first that holds; those of images left out do not count.
-        images: trained on, those without any box included.
-        images_without_boxes: of these, the ones that have no box to train on.
+        boxes: number of boxes trained on.
+        crowds: number of crowd boxes: regions without loss in MMDetection, dropped in Detectron2.
+        dropped: number of boxes by reason, each box under the first that applies; boxes of images left out do not
+            count.
+        images: number of images trained on, including those without boxes.
+        images_without_boxes: number of these without a box to train on.
         images_left_out: number of images by reason.
     """
 
@@ -82,18 +83,18 @@ _CROWDS = {"MMDetection": "are regions without loss", "Detectron2": "are dropped
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """The annotations of a set as arrays, N of them, and its M images.
+    """The N annotations of a data set as arrays, and its M images.
 
     Attributes:
-        boxes: float64 [N, 4], x, y, width and height in pixels; NaN in rows that are no four numbers.
+        boxes: float64 [N, 4], x, y, width and height in pixels; NaN in rows that are not four numbers.
         areas: float64 [N].
         crowd: bool [N].
         ignored: bool [N], those with "ignore".
-        image: int64 [N], index of each one's image; -1 for an unknown one.
+        image: int64 [N], index of each annotation's image; -1 for an unknown one.
         category: list of N category ids.
         segmentation: int8 [N], values of `Segmentation`.
         visible: int64 [N], labeled keypoints.
-        sizes: float64 [M, 2], width and height; NaN where they are not known.
+        sizes: float64 [M, 2], width and height; NaN if unknown.
     """
 
     boxes: np.ndarray
@@ -108,11 +109,11 @@ class Columns:
 
 
 def usage(columns: Columns, reading: Reading, categories: Mapping[int | str, str]) -> Usage:
-    """Return what a framework does with a set.
+    """Return how a framework uses a data set.
 
     Args:
-        columns: of the set.
-        reading: of the framework.
+        columns: annotations of the data set.
+        reading: how the framework reads it.
         categories: the file's, name by id.
     """
     known = columns.image >= 0

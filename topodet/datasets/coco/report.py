@@ -1,4 +1,4 @@
-"""What a check of a COCO set finds, as text and as JSON."""
+"""The findings of a COCO check, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class Finding:
     Attributes:
         kind: its name, a key of `CocoReport.findings`.
         ids: ids of everything concerned (image, annotation or category ids; `images[3]` for what has no id).
-        details: what is known beyond the id, in the order of `ids`; empty strings where nothing is.
-        is_error: False for a note, which does not stand in the way of training.
+        details: additional information, in the order of `ids`; empty strings if there is none.
+        is_error: False for a note, which does not prevent training.
     """
 
     kind: str
@@ -84,22 +84,22 @@ class Finding:
 
     @property
     def count(self) -> int:
-        """How often the problem was found."""
+        """Number of occurrences of the problem."""
         return len(self.ids)
 
     @property
     def title(self) -> str:
-        """What is wrong, in words."""
+        """Description of the problem."""
         return TITLES[self.kind]
 
 
 @dataclass(frozen=True)
 class CocoReport:
-    """What `check_coco` found.
+    """The result of `check_coco`.
 
     Attributes:
-        findings: by kind, only what was found; notes are among them.
-        usage: what each framework does with the boxes and images; empty where the file is too damaged to tell.
+        findings: problems found, by kind, including notes.
+        usage: how each framework uses the boxes and images; empty if the file is too damaged to tell.
     """
 
     annotation_file: Path
@@ -117,14 +117,14 @@ class CocoReport:
 
     @property
     def trainable(self) -> bool:
-        """Whether training can begin: there are no errors but single boxes that the frameworks drop or clip."""
+        """Whether training can start: there are no errors except single boxes that the frameworks drop or clip."""
         return all(not finding.is_error or self._costs_little(finding) for finding in self.findings.values())
 
     def _costs_little(self, finding: Finding) -> bool:
         return finding.kind in _COST_BOXES and finding.count <= _TOLERATED_SHARE * self.num_annotations
 
     def text(self) -> str:
-        """Return a table of the findings with the first ids of each, and what each framework does with the set."""
+        """Return a table of the findings with the first ids of each, and how each framework uses the data set."""
         lines = [
             f"{self.annotation_file}: {self.num_images} images, {self.num_annotations} annotations, "
             f"{self.num_categories} categories; images in {self.image_root}"
@@ -144,7 +144,7 @@ class CocoReport:
         return "\n".join(map(_printable, lines))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON has it, every id included."""
+        """Return everything as JSON types, with all ids."""
         findings = [
             {
                 "kind": finding.kind,

@@ -1,4 +1,4 @@
-"""What COCO annotations hold as segmentation and keypoints, told of whole columns at once."""
+"""Check the segmentations and keypoints of COCO annotations, whole columns at a time."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class Segmentation(IntEnum):
 def classify(
     values: Sequence[Any], sizes: np.ndarray, *, truth_values: bool = True
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Tell the kinds of segmentations.
+    """Return the kinds of segmentations.
 
     Args:
-        values: what the annotations hold, N of them; None where they hold nothing.
-        sizes: width and height of each one's image, float [N, 2]; NaN where they are not known.
-        truth_values: whether there can be any in `values`; it takes half as long where there are none.
+        values: N values of the annotations; None if missing.
+        sizes: width and height of each annotation's image, float [N, 2]; NaN if unknown.
+        truth_values: whether `values` may contain booleans; without them the check takes half the time.
 
     Returns:
-        `Segmentation` as int8 [N], and what is wrong with those that are MALFORMED or NO_POLYGON, by row.
+        `Segmentation` as int8 [N], and the problems of those that are MALFORMED or NO_POLYGON, by row.
     """
     kinds = np.full(len(values), Segmentation.MALFORMED, dtype=np.int8)
     problems: dict[int, str] = {}
@@ -59,13 +59,13 @@ def classify(
 
 
 def polygon_extents(values: Sequence[Any], kinds: np.ndarray) -> np.ndarray:
-    """Return the least and the greatest x and y of polygons.
+    """Return the minimum and maximum x and y of polygons.
 
     Args:
-        values, kinds: N segmentations, and what `classify` says of them.
+        values, kinds: N segmentations, and their kinds from `classify`.
 
     Returns:
-        x and y of the upper left, x and y of the lower right corner, float64 [N, 4]; NaN where there are no polygons.
+        x and y of the upper left, x and y of the lower right corner, float64 [N, 4]; NaN without polygons.
     """
     found = np.full((len(values), 4), np.nan)
     rows = np.flatnonzero(kinds == Segmentation.POLYGONS)
@@ -81,14 +81,14 @@ def polygon_extents(values: Sequence[Any], kinds: np.ndarray) -> np.ndarray:
 
 
 def keypoint_problems(values: Sequence[Any], lengths: Sequence[int | None]) -> dict[int, str]:
-    """Tell what is wrong with keypoints.
+    """Return the problems of keypoints.
 
     Args:
-        values: what the annotations hold, N of them; None where they hold nothing.
-        lengths: how many points there are to be in each; None for any number.
+        values: N values of the annotations; None if missing.
+        lengths: expected number of points in each; None for any number.
 
     Returns:
-        The problem by row. No keypoints at all are none.
+        The problems by row. Missing keypoints are not a problem.
     """
     rows = [row for row, value in enumerate(values) if value is not None and value != []]
     if all(type(values[row]) is list for row in rows):
