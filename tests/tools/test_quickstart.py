@@ -3,6 +3,7 @@ import re
 import signal
 import sys
 import threading
+import time
 
 import pytest
 
@@ -128,13 +129,22 @@ def test_steps_that_are_done_are_remembered(tmp_path):
     assert again.seconds > 0
 
 
+@pytest.fixture
+def default_sigint():
+    """Ctrl-C as in a terminal: a shell starts what it puts into the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_sigint")
 def test_ctrl_c_ends_what_runs(tmp_path):
     runs = {"one": quickstart.Logged([sys.executable, "-c", WAIT], tmp_path / "log", ITERATIONS, environment={})}
     process = runs["one"].process
 
     def press():
         while "iter" not in (tmp_path / "log").read_text():
-            pass
+            time.sleep(0.01)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     threading.Thread(target=press).start()
