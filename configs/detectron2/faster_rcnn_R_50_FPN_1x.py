@@ -1,4 +1,4 @@
-# Table 5, ResNet-50, which the TopoNets are compared with. Detectron2's 1x.
+# Table 5, ResNet-50, the baseline of the TopoNets. Detectron2's 1x.
 from topodet.detectron2 import common_config
 
 from .common.coco import dataloader, lr_multiplier, train

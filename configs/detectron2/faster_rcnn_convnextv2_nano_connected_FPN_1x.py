@@ -1,5 +1,5 @@
-# ConvNeXt V2 Nano from timm's ImageNet weights, its blocks connected, wiring learned with adaptive sparsity while the
-# detector is fine-tuned. Detectron2's 1x with AdamW; nothing is frozen.
+# ConvNeXt V2 Nano from timm's ImageNet weights, its blocks connected, wiring learned with adaptive sparsity in
+# fine-tuning. Detectron2's 1x with AdamW; nothing is frozen.
 from .common.coco import dataloader, lr_multiplier, train
 from .common.connected_timm import use_connected_timm
 from .common.faster_rcnn import model

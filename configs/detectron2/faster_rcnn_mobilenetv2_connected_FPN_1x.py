@@ -1,5 +1,5 @@
-# MobileNetV2 from timm's ImageNet weights, its residual blocks connected, wiring learned with adaptive sparsity while the
-# detector is fine-tuned. Detectron2's 1x.
+# MobileNetV2 from timm's ImageNet weights, its residual blocks connected, wiring learned with adaptive sparsity in
+# fine-tuning. Detectron2's 1x.
 from .common.coco import dataloader, lr_multiplier, train
 from .common.connected_timm import use_connected_timm
 from .common.faster_rcnn import model

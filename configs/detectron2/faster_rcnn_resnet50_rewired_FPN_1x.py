@@ -1,5 +1,5 @@
-# ResNet-50 rewired (topodet.models.rewire), which the paper does to ResNets of BasicBlocks only: another network than
-# ResNet-50, which must be pretrained as such (topodet pretrain). Adaptive sparsity. Detectron2's 1x.
+# A rewired ResNet-50 (topodet.models.rewire); the paper rewires only ResNets with BasicBlocks. It is a different
+# network from ResNet-50 and must be pretrained itself (topodet pretrain). Adaptive sparsity. Detectron2's 1x.
 from .common.coco import dataloader, lr_multiplier, train
 from .common.connected_timm import use_connected_timm
 from .common.faster_rcnn import model

@@ -1,4 +1,4 @@
-# Mask R-CNN with Detectron2's ResNet-50, connected; its wiring is learned while the detector is fine-tuned. Detectron2's 1x.
+# Mask R-CNN with Detectron2's ResNet-50, connected; its wiring is learned in fine-tuning. Detectron2's 1x.
 from topodet.detectron2 import common_config
 
 from .common.coco import dataloader, lr_multiplier, train

@@ -1,4 +1,4 @@
-# RetinaNet with the adaptive backbone. Detectron2's 1x, with the learning rate that it gives RetinaNet.
+# RetinaNet with the adaptive backbone. Detectron2's 1x, with its learning rate for RetinaNet.
 from topodet.detectron2 import common_config
 
 from .common.coco import dataloader, lr_multiplier, train

@@ -1,5 +1,5 @@
-# ConvNeXt V2 Nano from timm's ImageNet weights, its blocks connected, wiring learned with adaptive sparsity while the
-# detector is fine-tuned. MMDetection's 1x, with the optimizer and the warm-up that it gives Swin in 1x; nothing is frozen.
+# ConvNeXt V2 Nano from timm's ImageNet weights, its blocks connected, wiring learned with adaptive sparsity in
+# fine-tuning. MMDetection's 1x, with its optimizer and warm-up for Swin in 1x; nothing is frozen.
 _base_ = [
     "mmdet::_base_/models/faster-rcnn_r50_fpn.py",
     "mmdet::_base_/datasets/coco_detection.py",

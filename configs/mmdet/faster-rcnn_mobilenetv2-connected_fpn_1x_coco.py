@@ -1,5 +1,5 @@
-# MobileNetV2 from timm's ImageNet weights, its residual blocks connected, wiring learned with adaptive sparsity while the
-# detector is fine-tuned. MMDetection's 1x.
+# MobileNetV2 from timm's ImageNet weights, its residual blocks connected, wiring learned with adaptive sparsity in
+# fine-tuning. MMDetection's 1x.
 _base_ = [
     "mmdet::_base_/models/faster-rcnn_r50_fpn.py",
     "mmdet::_base_/datasets/coco_detection.py",

@@ -1,5 +1,5 @@
-# faster-rcnn_toponet-nano_fpn_bccd.py with MobileNetV2 of half width, whose residual blocks are connected: all edge
-# weights 1 at the start, where it computes what MobileNetV2 does, and learned with the adaptive penalty from then on.
+# faster-rcnn_toponet-nano_fpn_bccd.py with MobileNetV2 of half width and connected residual blocks. All edge weights
+# start at 1, where the output equals MobileNetV2's, and are learned with the adaptive penalty.
 # faster-rcnn_mobilenetv2_fpn_bccd.py is the same without edges.
 _base_ = "./faster-rcnn_toponet-nano_fpn_bccd.py"
 

@@ -1,5 +1,4 @@
-# faster-rcnn_mobilenetv2-connected_fpn_bccd.py without edges: MobileNetV2 of half width as timm makes it, from the same
-# weights.
+# faster-rcnn_mobilenetv2-connected_fpn_bccd.py without edges: timm's MobileNetV2 of half width, from the same weights.
 _base_ = "./faster-rcnn_mobilenetv2-connected_fpn_bccd.py"
 
 model = dict(backbone=dict(wiring="none"))

@@ -1,6 +1,6 @@
-# MMDetection's ResNet-50, connected: the blocks of a stage are the nodes of a graph that starts as the chain they are, and
-# learn their wiring with adaptive sparsity while the detector is fine-tuned. MMDetection's 1x.
-# From a detector that was trained without wiring: --cfg-options load_from=PATH
+# MMDetection's ResNet-50, connected: the blocks of a stage are the nodes of a graph that starts as the original
+# chain. Its wiring is learned with adaptive sparsity in fine-tuning. MMDetection's 1x. To start from a detector that
+# was trained without wiring: --cfg-options load_from=PATH
 _base_ = [
     "mmdet::_base_/models/faster-rcnn_r50_fpn.py",
     "mmdet::_base_/datasets/coco_detection.py",

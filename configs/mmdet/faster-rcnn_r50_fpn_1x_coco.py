@@ -1,2 +1,2 @@
-# Table 5, ResNet-50, which the TopoNets are compared with: MMDetection's own config (AP 37.4 there).
+# Table 5, ResNet-50, the baseline of the TopoNets: MMDetection's own config (AP 37.4 there).
 _base_ = "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"

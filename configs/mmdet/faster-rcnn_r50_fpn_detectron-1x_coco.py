@@ -1,4 +1,4 @@
-# Table 5, ResNet-50, which the TopoNets are compared with. The paper's schedule, Detectron's 1x.
+# Table 5, ResNet-50, the baseline of the TopoNets. The paper's schedule, Detectron's 1x.
 _base_ = [
     "mmdet::_base_/models/faster-rcnn_r50_fpn.py",
     "./_base_/coco_detection_endless.py",

@@ -1,5 +1,5 @@
-# ResNet-50 rewired (topodet.models.rewire), which the paper does to ResNets of BasicBlocks only: another network than
-# ResNet-50, which must be pretrained as such (topodet pretrain). Adaptive sparsity. MMDetection's 1x.
+# A rewired ResNet-50 (topodet.models.rewire); the paper rewires only ResNets with BasicBlocks. It is a different
+# network from ResNet-50 and must be pretrained itself (topodet pretrain). Adaptive sparsity. MMDetection's 1x.
 _base_ = [
     "mmdet::_base_/models/faster-rcnn_r50_fpn.py",
     "mmdet::_base_/datasets/coco_detection.py",

@@ -1,4 +1,4 @@
-# RetinaNet with the adaptive backbone. MMDetection's 1x, with the learning rate that it gives RetinaNet.
+# RetinaNet with the adaptive backbone. MMDetection's 1x, with its learning rate for RetinaNet.
 _base_ = [
     "./_base_/retinanet_toponet50_fpn.py",
     "mmdet::_base_/datasets/coco_detection.py",

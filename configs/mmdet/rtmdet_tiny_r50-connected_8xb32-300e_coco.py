@@ -1,4 +1,4 @@
-# RTMDet-tiny with ResNet-50, connected, in the place of its backbone, and adaptive sparsity. MMDetection's 300 epochs.
+# RTMDet-tiny with a connected ResNet-50 as backbone and adaptive sparsity. MMDetection's 300 epochs.
 _base_ = "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"
 
 # As _base_/toponet_hooks_adaptive.py; RTMDet has hooks of its own.

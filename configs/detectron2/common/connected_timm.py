@@ -1,4 +1,4 @@
-"""Base-RCNN-ConnectedTimm-FPN.yaml for LazyConfigs: a network of timm, connected, under a detector's FPN."""
+"""Base-RCNN-ConnectedTimm-FPN.yaml for LazyConfigs: a connected timm network under a detector's FPN."""
 
 from detectron2.config import LazyCall as L
 from omegaconf import DictConfig

@@ -1,4 +1,4 @@
-"""Detectron2's Mask R-CNN without masks, which LazyConfigs have no model of."""
+"""Detectron2's Mask R-CNN without masks: its LazyConfigs have no Faster R-CNN."""
 
 from omegaconf import DictConfig
 

@@ -1,4 +1,4 @@
-"""common/toponet50.yaml for LazyConfigs: the paper's backbone for any detector, as Detectron2 treats ResNet-50."""
+"""common/toponet50.yaml for LazyConfigs: the paper's backbone for any detector, set up like Detectron2's ResNet-50."""
 
 from detectron2.config import LazyCall as L
 from detectron2.solver.build import get_default_optimizer_params

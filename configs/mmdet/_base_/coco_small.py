@@ -1,6 +1,6 @@
-# A small set in COCO format: train.json and val.json under its data_root, eight images a batch. The
-# configs that inherit it give data_root, metainfo, image folders and pipelines. The annotation files are checked as
-# `topodet check-coco` does before they are read.
+# A small data set in COCO format: train.json and val.json under its data_root, eight images per batch. Configs that
+# inherit it set data_root, metainfo, image folders and pipelines. The annotation files are checked as by `topodet
+# check-coco` before they are read.
 _base_ = "mmdet::_base_/datasets/coco_detection.py"
 
 dataset_type = "CheckedCocoDataset"

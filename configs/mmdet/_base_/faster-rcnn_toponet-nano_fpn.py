@@ -1,5 +1,5 @@
 # A small Faster R-CNN with FPN for images of a few hundred pixels and machines without a GPU. Everything is trained,
-# statistics of batch normalization too: small data look unlike what the backbone was pretrained on, and the same config
+# including batch normalization statistics: small data sets differ from the pretraining data, and the same config
 # trains from random initialization (pretrained=None).
 _base_ = "mmdet::_base_/models/faster-rcnn_r50_fpn.py"
 

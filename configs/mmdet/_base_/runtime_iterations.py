@@ -1,4 +1,4 @@
-# runtime.py for schedules that count iterations.
+# runtime.py for schedules in iterations.
 _base_ = "./runtime.py"
 
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=10000))

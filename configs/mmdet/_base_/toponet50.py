@@ -1,5 +1,5 @@
-# The paper's backbone for any detector, treated as MMDetection treats ResNet-50: stem and first stage frozen, batch
-# normalization at its stored statistics.
+# The paper's backbone for any detector, set up like MMDetection's ResNet-50: stem and first stage frozen, batch
+# normalization with stored statistics.
 toponet50 = dict(
     _delete_=True,
     type="TopoNet",
