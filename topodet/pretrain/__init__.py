@@ -1,4 +1,4 @@
-"""Pretraining of classification networks: timm's parts, a penalty on the edges, and runs that survive a kill."""
+"""Pretraining of classification networks with timm, a penalty on the edges, and exact resume after interruptions."""
 
 from topodet.pretrain.run import main
 

@@ -1,4 +1,4 @@
-"""Images that are arrays: `.npz` files of images and classes, and torchvision datasets that keep theirs in memory."""
+"""Images as arrays: `.npz` files of images and classes, and torchvision datasets in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FORMAT = "expected are images uint8 [N, H, W, C] with C 1 or 3, labels integer 
 
 
 class ArrayDataset(Dataset):
-    """The images of one split, from a file that `numpy.savez` or `numpy.savez_compressed` wrote.
+    """The images of one split, from a file of `numpy.savez` or `numpy.savez_compressed`.
 
     | array | |
     | --- | --- |
@@ -24,15 +24,15 @@ class ArrayDataset(Dataset):
     | `labels` | integer [N], classes from 0 |
     | `class_names` | text [K], optional: the name of each class |
 
-    Nothing in the file is unpickled. Attributes are named as torchvision's datasets name theirs: `data` uint8
-    [N, H, W, C], `targets` int64 [N], and `class_to_idx`, which is empty where the file has no names.
+    Nothing in the file is unpickled. Attributes are named as in torchvision's datasets: `data` uint8 [N, H, W, C],
+    `targets` int64 [N], and `class_to_idx`, which is empty if the file has no names.
 
     Args:
         path: the file.
-        mode: PIL mode of the images that indexing gives.
+        mode: PIL mode of the images that indexing returns.
 
     Raises:
-        DataError: no such file, no `.npz`, a missing array or a wrong dtype, shape, length or label.
+        DataError: a missing file, not an `.npz`, a missing array or a wrong dtype, shape, length or label.
     """
 
     def __init__(self, path: str | Path, mode: str = "RGB") -> None:
@@ -54,7 +54,7 @@ class ArrayDataset(Dataset):
         return image.convert(self.mode), int(self.targets[index])
 
     def check_classes(self, num_classes: int, source: str) -> None:
-        """Refuse labels beyond the number of classes that `source` tells.
+        """Refuse labels beyond the number of classes in `source`.
 
         Raises:
             DataError: names the first of them.
@@ -68,9 +68,9 @@ class ArrayDataset(Dataset):
 
 
 def in_memory(dataset: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the images uint8 [N, H, W, C] and classes int64 [N] of a dataset that holds them, else None.
+    """Return the images uint8 [N, H, W, C] and classes int64 [N] of an in-memory dataset, otherwise None.
 
-    `ArrayDataset` does, and so do torchvision's CIFAR and MNIST families.
+    In memory are `ArrayDataset` and torchvision's CIFAR and MNIST families.
     """
     if not hasattr(dataset, "data") or not hasattr(dataset, "targets"):
         return None

@@ -1,4 +1,4 @@
-"""What a run trains with, made as the options say: model, optimizer, loss, schedule."""
+"""Build the parts of a run from its options: model, optimizer, loss, schedule."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def create_model(
     group: Group,
     trained: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """Return the network on its device, with the weights it is to start from.
+    """Return the network on its device, with its initial weights.
 
     Args:
-        trained: what the caller will load into it; it has the graphs that pruning left, and no other file is read.
+        trained: state that the caller will load into it; its graphs are used, pruned or not, and no other file is read.
 
     Raises:
-        ConfigError: arguments it does not take, blocks that cannot be connected, a penalty on edges it does not learn,
-            or pruning that is impossible.
+        ConfigError: arguments that it does not accept, blocks that cannot be connected, a penalty on edges that are not
+            learned, or pruning that is impossible.
         WeightsError: --initial-checkpoint or --edges-from is missing or does not fit.
     """
     source = trained
@@ -87,10 +87,10 @@ def create_network(
     *,
     pretrained: bool = False,
 ) -> nn.Module:
-    """Return the network that the options describe, with the graphs of the tensors in `source`, as timm makes it.
+    """Return the network of the options as timm creates it, with the graphs of the tensors in `source`.
 
     Raises:
-        ConfigError: arguments it does not take, or blocks that cannot be connected.
+        ConfigError: arguments that it does not accept, or blocks that cannot be connected.
     """
     try:
         return create_timm_network(
@@ -182,7 +182,7 @@ def _edges_and_nodes(model: nn.Module) -> str:
 
 
 def prepare(options: Options, group: Group, model: nn.Module, loader: Loader, num_classes: int) -> tuple[Training, int]:
-    """Return all that trains the model, and the number of epochs."""
+    """Return everything that trains the model, and the number of epochs."""
     device = group.device
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -241,10 +241,10 @@ def prepare(options: Options, group: Group, model: nn.Module, loader: Loader, nu
 def create_optimizer(
     options: OptimizerOptions, alpha_weight_decay: float, model: nn.Module, lr: float
 ) -> torch.optim.Optimizer:
-    """Return timm's optimizer over weights, vectors and edge weights with their own weight decay.
+    """Return timm's optimizer over weights, vectors and edge weights, with a separate weight decay for edge weights.
 
     Raises:
-        ConfigError: an unknown name, or arguments it does not take.
+        ConfigError: an unknown name, or arguments that it does not accept.
     """
     given = {"eps": options.opt_eps, "betas": options.opt_betas}
     try:

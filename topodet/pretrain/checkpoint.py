@@ -1,4 +1,4 @@
-"""A trained classifier and the images it was validated on, from its checkpoint."""
+"""A trained classifier and its validation images, from its checkpoint."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from topodet.pretrain.group import join
 def open_checkpoint(checkpoint: str | os.PathLike, argv: Sequence[str] = ()) -> Iterator[tuple[nn.Module, data.Loader]]:
     """Yield the network of a checkpoint of `topodet.pretrain`, in evaluation mode, and its validation batches.
 
-    The averaged weights (EMA) are taken where there are any, and the graphs from the file, pruned or not. What the file
-    says of its network and the size of its images holds too; which data is opened, and how, does not come from it.
+    The averaged weights (EMA) are used if there are any. Graphs, pruned or not, network and image size come from the
+    file; which data is opened, and how, does not.
 
     Args:
         checkpoint: e.g. RUN/model_best.pth.tar.
-        argv: options of `topodet pretrain`, ["--data-dir", "DIR"] at the least; they go before those of the file.
+        argv: options of `topodet pretrain`, at least ["--data-dir", "DIR"]; they override those of the file.
 
     Raises:
-        WeightsError: the file is damaged or unsafe, or has no classifier, as a published backbone.
-        ConfigError, DataError: options that do not exist, images that are not there or have other classes, or more than
-            one process, each of which would see a part of the images.
+        WeightsError: the file is damaged or unsafe, or has no classifier, like a published backbone.
+        ConfigError, DataError: unknown options, images that are missing or have other classes, or more than one
+            process, each of which would read only a part of the images.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: start this as one process, without torchrun")

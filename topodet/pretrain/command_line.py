@@ -1,6 +1,6 @@
 """The command line of a pretraining run, made from the fields of `pretrain.options`.
 
-A YAML file (`-c FILE`) gives values for any of them by name; the command line goes before the file.
+A YAML file (`-c FILE`) sets any of them by name; the command line overrides the file.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ def _optional(kind: Any) -> bool:
 
 
 def parse(argv: Sequence[str] | None = None) -> Options:
-    """Read the options from `argv` (None: the command line) and the YAML file it names.
+    """Read the options from `argv` (None: the command line) and its YAML file.
 
     Raises:
-        ConfigError: an option or key that does not exist, a value of the wrong type, or two that contradict.
+        ConfigError: an unknown option or key, a value of the wrong type, or two that contradict.
     """
     parser = build_parser()
     chooser = _Parser(add_help=False, allow_abbrev=False)
@@ -126,12 +126,12 @@ _OF_A_CHECKPOINT = (
 
 
 def parse_over(saved: Mapping[str, object], argv: Sequence[str], place: str = "the checkpoint") -> Options:
-    """Read the options from `argv`, over what a checkpoint (its "args") may say of its network.
+    """Read the options from `argv`, as overrides of a checkpoint's network options (its "args").
 
     Args:
-        saved: options of the training.
-        argv: of the command line.
-        place: of the checkpoint, for the error.
+        saved: options of the training run.
+        argv: words of the command line.
+        place: path of the checkpoint, for the error.
 
     Raises:
         ConfigError: see `parse`.
@@ -219,16 +219,16 @@ def _literal(value: object) -> str:
 
 
 def command_line(values: Mapping[str, object]) -> list[str]:
-    """Return the words that give these values on the command line, without those that are the defaults."""
+    """Return the command-line words for these values, without defaults."""
     defaults = Options().flat()
     return option_words({name: value for name, value in values.items() if value != defaults.get(name, value)})
 
 
 def option_words(values: Mapping[str, object]) -> list[str]:
-    """Return the words that give these values on the command line, over those of a YAML file.
+    """Return the command-line words for these values, as overrides of a YAML file.
 
     Raises:
-        ConfigError: an option that does not exist.
+        ConfigError: an unknown option.
     """
     defaults = Options().flat()
     words = []
@@ -245,7 +245,7 @@ def check(options: Options) -> None:
     """Refuse values out of range and options that contradict each other.
 
     Raises:
-        ConfigError: names the option, its value and the remedy.
+        ConfigError: names the option, its value and the fix.
     """
     values = options.flat()
     for name in ("batch_size", "grad_accum_steps", "epochs", "log_interval", "val_interval", "checkpoint_hist"):

@@ -1,4 +1,4 @@
-"""The datasets and loaders of a run, made by timm, and the look at the data before anything slow begins."""
+"""The datasets and loaders of a run, made by timm, and the check of the data before anything slow starts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "eval
 
 @dataclass(frozen=True)
 class Datasets:
-    """The images of a run: `val` is None where there is no validation, `class_names` where the data does not tell."""
+    """The images of a run: `val` is None without validation, `class_names` if unknown."""
 
     train: Dataset
     val: Dataset | None
@@ -48,17 +48,17 @@ class Datasets:
 
     @property
     def counts(self) -> dict[str, int | None]:
-        """How many train_images, val_images and classes there are; None for images that are streamed."""
+        """The numbers of train_images, val_images and classes; None for streamed images."""
         val_images = 0 if self.val is None else _count(self.val)
         return {"train_images": _count(self.train), "val_images": val_images, "classes": self.num_classes}
 
 
 def open_datasets(options: Options, group: Group, channels: int) -> Datasets:
-    """Open the datasets that the options name, look through them, and wrap them in `SkipUnreadable`.
+    """Open and check the datasets of the options, and wrap them in `SkipUnreadable`.
 
     Raises:
-        DataError: no such folder, no images, one class, or splits that disagree on the classes.
-        ConfigError: an unknown kind of dataset, or a number of classes that is not the data's.
+        DataError: a missing folder, no images, only one class, or splits with different classes.
+        ConfigError: an unknown kind of dataset, or a number of classes that differs from the data's.
     """
     kind = _kind(options.data.dataset)
     if kind in _STREAMED and options.data.on_bad_image == "stop":
@@ -222,16 +222,16 @@ def _count(dataset: Dataset) -> int | None:
 
 
 def preprocessing(options: Options, model: nn.Module, channels: int) -> dict[str, Any]:
-    """Return timm's data config of a network and the options, with a mean and standard deviation for each channel.
+    """Return timm's data config for a network and the options, with a mean and standard deviation for each channel.
 
-    timm's own config of an architecture has three, whatever the images; a network of one channel sees their mean.
+    timm's own config of an architecture always has three; a network with one channel gets their mean.
     """
     found = resolve_data_config({**options.flat(), "in_chans": channels}, model=model)
     return {**found, **{key: adapt_to_chs(found[key], channels) for key in ("mean", "std")}}
 
 
 class TimmLoader(Loader):
-    """A loader of timm with the number of batches to take of it."""
+    """A timm loader with the number of batches to use."""
 
     def __init__(self, loader: DataLoader | PrefetchLoader, dataset: Dataset, batch_size: int, batches: int) -> None:
         self.loader = loader
@@ -258,7 +258,7 @@ class TimmLoader(Loader):
     def bad_images(self, group: Group) -> int:
         """Return how many images of this epoch could not be read, over all processes.
 
-        An image may come to several processes, since the sampler gives each of them as many, and counts once.
+        An image may go to several processes, because the sampler gives each of them equally many, but counts once.
         """
         if not isinstance(self.dataset, SkipUnreadable):
             return 0
@@ -268,11 +268,11 @@ class TimmLoader(Loader):
 def train_loader(options: Options, dataset: Dataset, num_classes: int, data_config: Mapping, group: Group) -> Loader:
     """Return the loader of training batches: images [B, C, H, W] and classes [B], or class shares [B, classes].
 
-    Any number of processes together sees the same images in each update as one process with their joint batch.
+    Any number of processes together reads the same images in each update as one process with the total batch.
 
     Raises:
-        DataError: there are fewer images than one update takes.
-        ConfigError: --on-device for images that it does not take.
+        DataError: there are fewer images than one update needs.
+        ConfigError: --on-device for images that it does not support.
     """
     if options.data.on_device:
         kinds = {
@@ -380,10 +380,10 @@ def _stored(options: Options, dataset: Dataset, data_config: Mapping) -> tuple[n
 
 
 def val_loader(options: Options, dataset: Dataset, data_config: Mapping, group: Group) -> Loader:
-    """Return the loader of validation batches, in the dataset's order, process r of n taking images r, r + n, ...
+    """Return the loader of validation batches, in the dataset's order; process r of n reads images r, r + n, ...
 
     Raises:
-        ConfigError: --on-device for images that it does not take.
+        ConfigError: --on-device for images that it does not support.
     """
     batch_size = options.optimizer.validation_batch_size or options.optimizer.batch_size
     if options.data.on_device:
@@ -436,6 +436,6 @@ def mixup_arguments(options: AugmentationOptions, num_classes: int) -> dict:
 
 
 def batch_mixup(options: Options, num_classes: int) -> Mixup | None:
-    """Return timm's mixup for whole batches, where the loader does not do it already."""
+    """Return timm's mixup for whole batches, if the loader does not already apply it."""
     whole = options.data.no_prefetcher or options.data.on_device
     return Mixup(**mixup_arguments(options.augmentation, num_classes)) if options.augmentation.mixes and whole else None

@@ -28,16 +28,16 @@ from topodet.pretrain.unreadable import NO_TARGET
 
 
 class DivergedError(TopodetError, ArithmeticError):
-    """The loss or a weight is no finite number any more."""
+    """The loss or a weight is no longer finite."""
 
 
 @dataclass
 class Training:
-    """Everything that one run trains with.
+    """The training state of a run.
 
     Attributes:
-        model: the bare network, which is saved.
-        forward: the same network as it is called: compiled, if asked.
+        model: the unwrapped network, which is saved.
+        forward: the same network, compiled if requested.
         parallel: `forward` with the gradients averaged over the processes.
         loss: task loss of (logits [B, classes], targets).
         autocast: context of the forward pass.
@@ -68,11 +68,11 @@ class Training:
 
     @property
     def updates_per_epoch(self) -> int:
-        """Optimiser steps of an epoch."""
+        """Optimizer steps per epoch."""
         return self.loader.batches // self.grad_accum_steps
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a run needs to go on exactly after an epoch, under the keys of timm's checkpoints."""
+        """Return everything needed to resume exactly after an epoch, under the keys of timm's checkpoints."""
         state = {"state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.model_ema is not None:
             state["state_dict_ema"] = self.model_ema.module.state_dict()
@@ -81,7 +81,7 @@ class Training:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the state of `state_dict`; other entries are passed over. The schedule follows from the epoch.
+        """Load the state of `state_dict`; other entries are ignored. The schedule follows from the epoch.
 
         Raises:
             WeightsError: it does not fit the model or the optimizer.
@@ -108,21 +108,21 @@ def seed_all(*numbers: int) -> None:
 def autocast_context(
     device: torch.device, dtype: torch.dtype | None
 ) -> Callable[[], contextlib.AbstractContextManager]:
-    """Return what the forward pass runs in: autocast to `dtype`, or nothing for None."""
+    """Return the context of the forward pass: autocast to `dtype`, or nothing for None."""
     if dtype is None:
         return contextlib.nullcontext
     return partial(torch.autocast, device_type=device.type, dtype=dtype)
 
 
 def train_epoch(training: Training, epoch: int, progress: Progress, run_logger: RunLogger | None) -> dict[str, float]:
-    """Train one epoch, which depends on the weights, the seed and `epoch` alone.
+    """Train one epoch, which depends only on the weights, the seed and `epoch`.
 
     Returns:
         train_loss, penalty (already weighted), train_top1 in percent, lr of the last update, images_per_s, bad_images.
 
     Raises:
-        DivergedError: the loss is no finite number; names the update.
-        DataError: an image cannot be read and the run is to stop then.
+        DivergedError: the loss is not finite; names the update.
+        DataError: an image cannot be read, and the run should stop then.
     """
     seed_all(training.seed, epoch, training.group.rank)
     training.loader.set_epoch(epoch)
@@ -237,8 +237,8 @@ def _backward(training: Training, loss: Tensor, step: bool) -> None:
 def clipped_parameters(model: nn.Module, mode: str) -> list[nn.Parameter]:
     """Return the parameters whose gradients are clipped.
 
-    Adaptive clipping bounds a gradient by its weights and leaves the classifier out, as its authors do and timm does:
-    a bias begins at 0.
+    Adaptive clipping bounds a gradient by its weights and excludes the classifier, as its authors and timm do: a bias
+    starts at 0.
     """
     if mode != "agc":
         return list(model.parameters())
@@ -315,7 +315,7 @@ class _Watch:
 
 
 def check_finite(model: nn.Module, epoch: int) -> None:
-    """Refuse to go on, and so to save, when a weight or buffer of the model is no finite number.
+    """Refuse to continue, and so to save, if a weight or buffer of the model is not finite.
 
     Raises:
         DivergedError: names the tensor.
@@ -329,10 +329,10 @@ def check_finite(model: nn.Module, epoch: int) -> None:
 
 
 def evaluate(training: Training, forward: nn.Module, loader: Loader) -> dict[str, float]:
-    """Return loss, top1 and top5 (percent) over every image of the dataset once, in any number of processes.
+    """Return loss, top1 and top5 (percent) over all images of the dataset, in any number of processes.
 
     Raises:
-        DataError: an image cannot be read and the run is to stop then, or none can.
+        DataError: an image cannot be read and the run should stop then, or no image can be read.
     """
     group = training.group
     sums = _sums(
@@ -348,11 +348,11 @@ def evaluate(training: Training, forward: nn.Module, loader: Loader) -> dict[str
 
 
 def accuracy(batches: Iterable[tuple[Tensor, Tensor]]) -> Callable[[nn.Module], dict[str, float]]:
-    """Return what evaluates a classifier on a loader of timm's: from a model to top1, top5 (percent) and loss.
+    """Return a function that evaluates a classifier on a timm loader: top1, top5 (percent) and loss of a model.
 
     Args:
-        batches: (images [B, C, H, W], classes [B]), normalized; gone through anew for each model. Images of the class
-            -1 do not count.
+        batches: (images [B, C, H, W], classes [B]), normalized; iterated again for each model. Images of class -1 do
+            not count.
     """
 
     def evaluate(model: nn.Module) -> dict[str, float]:

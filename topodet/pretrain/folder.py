@@ -1,4 +1,4 @@
-"""Folders of images, DIR/CLASS/IMAGE, with a word on all that is left out."""
+"""Folders of images, DIR/CLASS/IMAGE, with a message about skipped files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _logger = logging.getLogger(__name__)
 class FolderReader(Reader):
     """The images of a folder for timm's `ImageDataset`.
 
-    timm's own reader takes each innermost folder as a class, hidden ones too, and three suffixes. Here a class is a
-    folder right below the root, however deep its images lie; hidden files and folders are left out.
+    timm's own reader uses each innermost folder as a class, including hidden ones, and reads three suffixes. Here a
+    class is a folder directly below the root, however deep its images lie; hidden files and folders are skipped.
 
     Args:
         root: folder with a folder for each class.
@@ -32,7 +32,7 @@ class FolderReader(Reader):
         class_to_idx: index by class name.
 
     Raises:
-        DataError: no image lies in a class folder.
+        DataError: there are no images in class folders.
     """
 
     def __init__(self, root: str | Path, class_map: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The processes of a run and the device of each. One process is a group of one, so that all code below has one path."""
+"""The processes of a run and the device of each. One process is a group of one, so the same code handles both cases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Group:
 
     @property
     def primary(self) -> bool:
-        """Tell whether this process writes files and reports."""
+        """Return whether this process writes files and reports."""
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -45,20 +45,20 @@ class Group:
         return box[0]
 
     def wait(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process has reached this point."""
         if self.world_size > 1:
             dist.barrier()
 
 
 @contextmanager
 def join(device: str | None) -> Iterator[Group]:
-    """Join the processes that torchrun started, or be a group of one, and leave it at the end.
+    """Join the processes that torchrun started, or form a group of one, and leave it at the end.
 
     Args:
-        device: "cuda", "cpu", or None for cuda where there is one. torchrun's LOCAL_RANK picks the GPU.
+        device: "cuda", "cpu", or None for cuda if available. torchrun's LOCAL_RANK selects the GPU.
 
     Raises:
-        ConfigError: a device that is unknown or not there.
+        ConfigError: a device that is unknown or missing.
     """
     here = _device(device)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,4 +1,4 @@
-"""What the epochs of a run are fed by."""
+"""The interface of the loaders of a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from topodet.pretrain.group import Group
 
 
 class Loader(ABC):
-    """Batches of images and classes, in the order and augmentation that the seed and the epoch alone decide.
+    """Batches of images and classes, in an order and augmentation that depend only on the seed and the epoch.
 
     Attributes:
-        batch_size: images of a batch.
-        batches: batches of an epoch in this process.
-        count: images of the dataset, or None where it is streamed.
+        batch_size: images per batch.
+        batches: batches per epoch in this process.
+        count: images of the dataset, or None if it is streamed.
     """
 
     batch_size: int
@@ -32,7 +32,7 @@ class Loader(ABC):
         """Yield `batches` times images float32 [B, C, H, W] and classes int64 [B], or shares [B, classes]."""
 
     def set_mixup(self, enabled: bool) -> None:
-        """Switch the mixing that the loader itself does, if any."""
+        """Switch the loader's own mixing, if any, on or off."""
         return
 
     def bad_images(self, group: Group) -> int:

@@ -1,4 +1,4 @@
-"""One run a folder: who writes into it holds it, and a second process is told who that is."""
+"""One run per folder: the process that writes into it locks it, and a second one gets an error that names the first."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made if it is not there, for this process until the block or the process ends.
+    """Lock a folder for this process until the block or the process ends; create the folder if it is missing.
 
-    A record lock of the operating system on FOLDER/.lock: it goes with the process that took it, however that ends, and
-    loader processes that outlive a killed run do not hold it. The file says who holds the folder, or held it last; a
-    folder that nothing else was written into goes again at the end.
+    This is a record lock of the operating system on FOLDER/.lock. It ends with its process, however that ends, and
+    loader processes that outlive a killed run do not hold it. The file names the process that holds the folder, or held
+    it last. A folder without other files is removed at the end.
 
     Raises:
-        ConfigError: another process holds the folder; it is named.
+        ConfigError: another process holds the folder; names it.
         OSError: the folder cannot be written to.
     """
     with _open(folder) as file:

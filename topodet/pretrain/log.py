@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: progress, TensorBoard, summary.csv and pictures of the wiring."""
+"""The output of a run: progress, TensorBoard, summary.csv and pictures of the wiring."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def logging_to_stderr(level: int) -> Iterator[None]:
 
 
 class Progress:
-    """Loss, top-1, images/s, learning rate and time to go: a bar on a terminal, else one line a report.
+    """Loss, top-1, images/s, learning rate and remaining time: a bar on a terminal, otherwise one line per report.
 
     Args:
         epochs: epochs of the run.
-        updates: updates of an epoch.
-        done: updates that an earlier process made.
-        show: False keeps quiet.
+        updates: updates per epoch.
+        done: updates by earlier processes.
+        show: False for no output.
     """
 
     def __init__(self, epochs: int, updates: int, done: int, show: bool) -> None:
@@ -62,7 +62,7 @@ class Progress:
         self._bar: tqdm | None = None
 
     def start_epoch(self, epoch: int) -> None:
-        """Begin the bar of `epoch`, where there is a terminal."""
+        """Start the bar of `epoch`, if there is a terminal."""
         self._epoch = epoch
         if self.show and sys.stderr.isatty():
             self._bar = tqdm(total=self.updates, desc=self._title(), unit="step", dynamic_ncols=True, leave=False)
@@ -73,7 +73,7 @@ class Progress:
             self._bar.update()
 
     def report(self, update: int, loss: float, penalty: float, top1: float, images_per_s: float, lr: float) -> None:
-        """Tell the state after `update` updates of this epoch."""
+        """Report the state after `update` updates of this epoch."""
         if not self.show:
             return
         text = f"loss {loss:.4f}" + (f" + penalty {penalty:.4f}" if penalty else "")
@@ -99,13 +99,13 @@ class Progress:
 
 
 class RunLogger:
-    """The files of a run that are for reading: TensorBoard events, summary.csv, figures/.
+    """The logs of a run: TensorBoard events, summary.csv, figures/.
 
     Args:
-        folder: of the run.
-        model: whose wiring is pictured; one without edges has none.
+        folder: folder of the run.
+        model: model whose wiring is drawn, if it has edges.
         figure_interval: epochs between two pictures; 0 for none.
-        first_update: updates made before; what an interrupted process logged after them is dropped.
+        first_update: updates made before; later entries of an interrupted process are removed.
     """
 
     def __init__(self, folder: Path, model: torch.nn.Module, figure_interval: int, first_update: int) -> None:
@@ -136,7 +136,7 @@ class RunLogger:
         self.board.flush()
 
     def summary(self, history: Sequence[Mapping[str, float | None]]) -> None:
-        """Write summary.csv anew from the rows of all finished epochs."""
+        """Rewrite summary.csv from the rows of all finished epochs."""
         atomic_csv(self.folder / "summary.csv", history)
 
     def close(self) -> None:

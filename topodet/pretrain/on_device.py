@@ -1,7 +1,7 @@
-"""Small images trained from the memory of the device, where whole batches are cropped, mirrored and cut out at once.
+"""Training on small images in device memory, where whole batches are cropped, mirrored and cut out at once.
 
-A network for 32x32 images takes them faster than loader processes can prepare them. Here a batch is one gather from
-a uint8 tensor that holds the dataset, on a GPU or on the CPU alike, and the host waits for nothing.
+A network for 32x32 images is faster than loader processes. Here a batch is one gather from a uint8 tensor with the
+whole dataset, on a GPU or a CPU, without host synchronization.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from topodet.pretrain.loader import Loader
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How images of small datasets are varied: a random crop of the padded image, mirroring, and cutout.
+    """Augmentation of small images: a random crop of the padded image, mirroring, and cutout.
 
     Attributes:
-        crop_padding: black pixels on each side of which the crop, as large as the image, may take some.
+        crop_padding: black pixels added on each side before a crop of the original size.
         hflip, vflip: probability of mirroring left and right, top and bottom.
-        cutout: side of the square that is set to the mean color, around a pixel drawn from the whole image, so that
-            part of it may lie outside (DeVries and Taylor, arXiv 1708.04552); 0 for none.
+        cutout: side of the square that is set to the mean color, around a pixel drawn from the whole image, so part of
+            it may be outside (DeVries and Taylor, arXiv 1708.04552); 0 for none.
     """
 
     crop_padding: int = 0
@@ -35,11 +35,11 @@ class Augmentation:
     cutout: int = 0
 
     def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-        """Draw what `count` images of height x width go through.
+        """Draw the augmentation of `count` images of height x width.
 
         Returns:
             int64 [count, 6]: row and column of the crop in the padded image, whether to mirror left and right, top and
-            bottom, row and column of the cutout's centre.
+            bottom, row and column of the cutout's center.
         """
         chances = torch.tensor([self.hflip, self.vflip])
         return torch.cat(
@@ -107,20 +107,20 @@ def _normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 class DeviceLoader(Loader):
-    """Batches of a dataset that lies in the memory of the device as one uint8 tensor.
+    """Batches of a dataset in device memory, as one uint8 tensor.
 
-    Any number of processes together sees the same images, varied the same way, in each update as one process with
-    their joint batch; validation, without `augmentation`, is in the dataset's order, process r of n taking images
-    r, r + n, ...
+    Any number of processes together uses the same images with the same augmentation in each update as one process with
+    the total batch. Validation, without `augmentation`, is in the dataset's order; process r of n reads images r, r +
+    n, ...
 
     Args:
         images: uint8 [N, H, W, C].
         labels: int64 [N].
-        batch_size: of this process.
-        mean, std: of each channel, of values in 0..1.
+        batch_size: batch size of this process.
+        mean, std: values for each channel, for pixels in 0..1.
         augmentation: of training images, which come in random order and full batches; None to validate on every image.
-        seed: of order and augmentation.
-        group: says which share of the images this process takes, and on which device.
+        seed: seed of order and augmentation.
+        group: determines this process's share of the images and its device.
     """
 
     def __init__(

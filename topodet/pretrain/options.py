@@ -1,7 +1,7 @@
-"""The options of a pretraining run: those of timm's training script, by the same names, and topodet's own.
+"""The options of a pretraining run: those of timm's training script, with the same names, and topodet's own.
 
 A group of options is a dataclass. The command line (`pretrain.command_line`) is made from the fields: a field's type is
-the type of its option, a `Literal` its choices.
+the type of its option, a `Literal` gives its choices.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from topodet.options import Pruning
 
 
 def option(default: Any, help: str, *names: str, **arguments: Any) -> Any:
-    """Return a dataclass field that is an option of the command line as well.
+    """Return a dataclass field that is also a command-line option.
 
     Args:
-        default: of the option.
+        default: default value.
         help: its line in --help.
-        names: further names beside that of the field, e.g. "-b".
-        arguments: of `argparse.ArgumentParser.add_argument`, where the field's type does not say them.
+        names: additional names, e.g. "-b".
+        arguments: arguments of `argparse.ArgumentParser.add_argument` that do not follow from the field's type.
     """
     metadata = {"help": help, "names": names, **arguments}
     if isinstance(default, (list, dict)):
@@ -30,7 +30,7 @@ def option(default: Any, help: str, *names: str, **arguments: Any) -> Any:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What a run trains and validates on."""
+    """The training and validation data."""
 
     data_dir: str | None = option(None, "root folder of the dataset", metavar="DIR")
     dataset: str = option("", "empty: image folder; npz: arrays; else timm's name", metavar="TYPE/NAME")
@@ -56,7 +56,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The network, and what its input looks like."""
+    """The network and the format of its input."""
 
     model: str = option("toponet50", "architecture registered in timm", metavar="NAME")
     model_kwargs: dict[str, Any] = option({}, "its arguments", metavar="KEY=VALUE")
@@ -77,13 +77,13 @@ class ModelOptions:
 
     @property
     def channels(self) -> int:
-        """Return the channels of the input, 3 where nothing says otherwise."""
+        """Return the channels of the input, 3 by default."""
         return self.in_chans or (self.input_size[0] if self.input_size else 3)
 
 
 @dataclass(frozen=True)
 class EdgeOptions:
-    """Whether edge weights are learned and penalized, and what they start from."""
+    """Whether edge weights are learned and penalized, and their initial values."""
 
     connect: Literal["learned", "fixed"] | None = option(
         None, "make the weights of a network's edges parameters; it computes the same at first"
@@ -105,7 +105,7 @@ class EdgeOptions:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """The optimizer, and the images of a step."""
+    """The optimizer, and the images per step."""
 
     batch_size: int = option(128, "images of a step in each process", "-b", metavar="N")
     validation_batch_size: int | None = option(None, "images of a validation step", "-vb", metavar="N")
@@ -151,7 +151,7 @@ class ScheduleOptions:
 
 @dataclass(frozen=True)
 class AugmentationOptions:
-    """How images are varied, and the loss."""
+    """Augmentation and loss."""
 
     no_aug: bool = option(False, "no augmentation at all")
     train_crop_mode: str | None = option(None, "rrc, rkrc or rkrr; random resized crop if not given", metavar="MODE")
@@ -190,7 +190,7 @@ class AugmentationOptions:
 
     @property
     def mixes(self) -> bool:
-        """Tell whether mixup or cutmix is on, so that targets are distributions over the classes."""
+        """Return whether mixup or cutmix is on, so that targets are distributions over the classes."""
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
 
 
@@ -221,7 +221,7 @@ class DeviceOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run is, what it starts from and what it reports."""
+    """Folders, initial weights and reports of a run."""
 
     output: str = option("runs/pretrain", "folder of all runs", metavar="DIR")
     experiment: str = option("", "sub-folder of this run", metavar="NAME")
@@ -259,7 +259,7 @@ class Options:
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> Options:
-        """Return the options that `flat` gave, or a part of them; the others have their defaults."""
+        """Return the options from a result of `flat`, or a part of it; the others have their defaults."""
         groups = {
             name: group(**{each.name: values[each.name] for each in fields(group) if each.name in values})
             for name, group in GROUPS.items()

@@ -1,4 +1,4 @@
-"""Whether a checkpoint and the options given now belong to one run."""
+"""Check that a checkpoint and the given options belong to one run."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ _BATCH = ("batch_size", "grad_accum_steps", "world_size")
 
 
 def check_same_run(saved: Mapping, given: Mapping, path: str) -> None:
-    """Compare the options of a checkpoint with those given now, both with the number of processes as world_size.
+    """Compare the options of a checkpoint with the given ones, both with the number of processes as world_size.
 
-    Options that only change the speed or the place may differ; those that change rounding or the random stream are
-    named in a warning; so is another split of the same global batch over processes and accumulation steps.
+    Options that only change speed or location may differ. Those that change rounding or the random stream cause a
+    warning, and so does another split of the same global batch over processes and accumulation steps.
 
     Raises:
-        ConfigError: an option that makes it another run, each named with both values.
+        ConfigError: options that make it another run, each named with both values.
     """
     differing = [key for key in given if key in saved and key not in _FREE and saved[key] != given[key]]
     inexact = [key for key in differing if key in _INEXACT]

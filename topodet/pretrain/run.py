@@ -42,10 +42,10 @@ def _main(argv: Sequence[str] | None) -> None:
 
 
 def run(options: Options) -> list[dict]:
-    """Train as the options say; return the rows of summary.csv.
+    """Train with the given options; return the rows of summary.csv.
 
     Raises:
-        TopodetError: the options, the data or a checkpoint cannot be used, or the loss is no finite number any more.
+        TopodetError: the options, the data or a checkpoint cannot be used, or the loss is no longer finite.
         OSError: a file cannot be written.
     """
     with join(options.device.device) as group, logging_to_stderr(logging.INFO if group.primary else logging.WARNING):

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: timm's files and rules, written so that a kill or a full disk never costs a whole one."""
+"""Checkpoints of a run: timm's files and rules, written so that a kill or a full disk never damages an existing one."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Saver(CheckpointSaver):
     """timm's saver (last, best, and the best few by epoch) for files of tensors and plain types only.
 
     Args:
-        folder: where the files go.
-        training: whose state is saved.
-        facts: what every checkpoint of the run holds besides the training state: arch, args, data_config and so on.
-        history: the rows of all finished epochs; the caller appends to this very list.
+        folder: folder for the files.
+        training: the training state to save.
+        facts: other content of every checkpoint: arch, args, data_config and so on.
+        history: the rows of all finished epochs; the caller appends to this list.
         decreasing: a lower metric is better.
         max_history: number of best checkpoints to keep.
     """
@@ -67,10 +67,10 @@ class Saver(CheckpointSaver):
         self.history = history
 
     def save_epoch(self, epoch: int, metric: float | None) -> None:
-        """Save the state after `epoch` as the last one and, given its metric, as one of the best if it is.
+        """Save the state after `epoch` as the last one and, by its metric, possibly as one of the best.
 
         Raises:
-            OSError: the disk is full, say; the checkpoints that were there are whole.
+            OSError: for example, the disk is full; existing checkpoints stay intact.
         """
         if metric is None:
             self._save(str(self.last), epoch)
@@ -78,7 +78,7 @@ class Saver(CheckpointSaver):
             self.save_checkpoint(epoch, metric)
 
     def load_state(self, metrics: Iterable[tuple[int, float]]) -> None:
-        """Know the best checkpoints of earlier epochs again, from (epoch, metric) and the files that are there."""
+        """Restore the best checkpoints of earlier epochs from (epoch, metric) and the existing files."""
         for epoch, metric in metrics:
             if self.best_metric is None or self.cmp(metric, self.best_metric):
                 self.best_metric, self.best_epoch = metric, epoch
@@ -139,9 +139,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict | None]:
-    """Return the newest checkpoint of a folder that can be read, and its content; (None, None) where there is none.
+    """Return the newest readable checkpoint of a folder, and its content; (None, None) if there is none.
 
-    What cannot be read is named in a warning.
+    Unreadable files are named in a warning.
 
     Raises:
         WeightsError: there are checkpoints, and none of them can be read.
@@ -167,7 +167,7 @@ def read_checkpoint(path: Path) -> dict:
 
     Raises:
         WeightsError: the file is missing, damaged (by its checksums and digests), holds more than tensors and plain
-            types, or is another kind.
+            types, or is of another kind.
     """
     if not path.is_file():
         raise WeightsError(f"there is no checkpoint {str(path)!r} to resume from")

@@ -1,4 +1,4 @@
-"""A dataset whose unreadable images are named and counted, and replaced or refused."""
+"""A dataset that reports and counts unreadable images, and replaces or refuses them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ NO_TARGET = -1
 
 
 class SkipUnreadable(Dataset):
-    """The images of a map-style dataset, with a rule for those that cannot be read.
+    """The images of a map-style dataset, with a rule for unreadable ones.
 
-    Loader processes share what they find: `bad_images()` has the files of the current epoch in all of them.
+    Loader processes share their findings: `bad_images()` has the files of the current epoch from all of them.
 
     Args:
-        dataset: gives (PIL image, class); its own transform is not used.
-        on_bad_image: "skip" takes the next readable image instead and warns once a file; "stop" raises.
-        count_substitutes: False gives the class -1 to an image that stands in for another, so that an evaluation
-            can leave it out.
+        dataset: returns (PIL image, class); its own transform is not used.
+        on_bad_image: "skip" uses the next readable image instead and warns once per file; "stop" raises.
+        count_substitutes: False gives substitute images the class -1, so that an evaluation can exclude them.
     """
 
     def __init__(self, dataset: Dataset, on_bad_image: str, count_substitutes: bool) -> None:

@@ -1,1 +1,1 @@
-"""What runs leave for the documentation: records, the model zoo and the measured parts of pages."""
+"""Results of runs for the documentation: records, the model zoo and the measured parts of pages."""

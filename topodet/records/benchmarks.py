@@ -1,4 +1,4 @@
-"""Records of benchmarks in words: what was measured, and on what."""
+"""Text descriptions of benchmark records: what was measured, and on which machine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ Record = dict[str, Any]
 
 
 def circumstances(record: Record) -> str:
-    """Return machine and versions in words."""
+    """Describe machine and versions."""
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     return f"{record['machine']}; {versions}; {record['date']}"
 
 
 def subject(record: Record) -> str:
-    """Return in words what a record measures."""
+    """Describe what a record measures."""
     s = record["settings"]
     if s["what"] == "stage":
         work = f"stage of {s['nodes']} nodes ({s['topology']}), {s['in_chs']} to {s['out_chs']} channels"

@@ -1,4 +1,4 @@
-"""What the command lines of experiments have in common: where their record and their picture go."""
+"""Common options of the command lines of experiments, for their record and their picture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
 
 
 def redraw(root: Path, name: str, draw: Draw) -> None:
-    """Make the picture of a record in the repository `root` anew."""
+    """Redraw the picture of a record in the repository `root`."""
     record, picture = _places(root, name)
     _save(draw(read_json(record)), picture)
 
@@ -43,17 +43,17 @@ def deliver(
     table: Callable[[dict[str, Any]], str],
     draw: Draw,
 ) -> None:
-    """Print what an experiment found, and write its record and picture where the options say.
+    """Print the results of an experiment, and write its record and picture to the paths in the options.
 
     Args:
-        results: of plain types.
-        args: with the options of `add_outputs`.
+        results: results as plain types.
+        args: arguments with the options of `add_outputs`.
         words: the command line, for the record.
         root: the repository.
         tool: path of the tool in it.
-        name: of the record where no option gives one.
+        name: name of the record if no option gives one.
         packages: see `runs.record_experiment`.
-        table, draw: from the record to a text and a picture.
+        table, draw: functions from the record to a text and a picture.
     """
     name = args.record or (args.json.stem if args.json else name)
     command = f"python {tool} {shlex.join(words)}".strip()

@@ -17,12 +17,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def replace_measured(page: str, measured: str, *, path: str) -> str:
-    """Return a page with `measured` in the place of what stands between its two markers.
+    """Return a page with the part between its two markers replaced by `measured`.
 
     Args:
         page: the text.
-        measured: what is to stand there.
-        path: of the page, for the message.
+        measured: the new text.
+        path: path of the page, for the message.
 
     Raises:
         DataError: the page lacks a marker.

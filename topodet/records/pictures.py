@@ -1,4 +1,4 @@
-"""Pictures that are made from records: written with a digest of what they show, by which a stale one is found."""
+"""Pictures made from records, written with a digest of their content, by which outdated ones are found."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def save_picture(figure: Figure, path: str | Path, dpi: int = 130) -> Path:
 
 
 def is_current(figure: Figure, path: str | Path) -> bool:
-    """Whether `save_picture` wrote the file of a figure that shows the same."""
+    """Whether `save_picture` wrote the file from a figure with the same content."""
     if not Path(path).exists():
         return False
     with Image.open(path) as image:
@@ -35,7 +35,7 @@ def is_current(figure: Figure, path: str | Path) -> bool:
 def digest(figure: Figure) -> str:
     """Return a hash over lines, bars, images, titles, labels and limits of a figure, to six digits.
 
-    It is that of what was drawn and not of pixels, which differ between versions of matplotlib and its fonts.
+    It covers the drawn content and not pixels, which differ between versions of matplotlib and its fonts.
     """
     parts = [figure.get_suptitle()]
     for axis in figure.axes:

@@ -46,12 +46,12 @@ def read_evaluations(folder: str | Path) -> list[dict[str, float]]:
     """Return the evaluations of a training, in order, under the same keys for both frameworks.
 
     The keys are MMDetection's, e.g. {"coco/bbox_mAP": 0.41, ..., "step": 12}: shares of 1, -1 where there is nothing to
-    average. A step is what the framework counts, epochs in MMDetection's epoch-based configs, iterations in Detectron2.
-    What a run evaluated again, after it went on from an earlier step, is there once. Evaluations outside of a training
-    (--eval-only, tools/test.py) are not among them.
+    average. A step is the framework's unit, epochs in MMDetection's epoch-based configs, iterations in Detectron2.
+    Evaluations that a resumed run repeated are listed once. Evaluations outside of training (--eval-only,
+    tools/test.py) are not included.
 
     Raises:
-        DataError: nothing was evaluated, or several sets were, or a log is damaged.
+        DataError: nothing was evaluated, or several data sets were, or a log is damaged.
     """
     if framework_of(folder) == "mmdetection":
         return _of_mmdetection(Path(folder))
@@ -77,10 +77,10 @@ def read_evaluations(folder: str | Path) -> list[dict[str, float]]:
 
 
 def read_speed(folder: str | Path) -> dict[str, float]:
-    """Return what the log of a training tells of its speed, of both frameworks.
+    """Return the speed in the log of a training run, for both frameworks.
 
-    "iterations_per_second" is the median over the log, data loading included; "images_per_second" is there where the
-    folder names the batch over all GPUs (Detectron2's config.yaml), "peak_memory_mb" where a GPU was used.
+    "iterations_per_second" is the median over the log, including data loading; "images_per_second" is present if the
+    folder has the batch size over all GPUs (Detectron2's config.yaml), "peak_memory_mb" if a GPU was used.
     """
     folder = Path(folder)
     detectron2 = framework_of(folder) == "detectron2"
@@ -102,11 +102,11 @@ def read_speed(folder: str | Path) -> dict[str, float]:
 
 
 def average_precision_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], *, step: str = "epoch") -> Figure:
-    """Draw AP (solid) and AP50 (dashed) over training of several runs, by what `read_evaluations` returned.
+    """Draw AP (solid) and AP50 (dashed) over training of several runs, from results of `read_evaluations`.
 
     Args:
-        runs: the evaluations of each, by its name.
-        step: what the runs count.
+        runs: evaluations of each run, by name.
+        step: unit of the runs' steps.
     """
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axis = figure.subplots()
@@ -126,11 +126,11 @@ def average_precision_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], 
 def seed_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], title: str = "") -> Figure:
     """Draw AP over training of several seeds: a thin line for each and a thick one for their mean.
 
-    Steps are shares of each run's last one, so that runs counted in epochs and in iterations lie on one axis.
+    Steps are shares of each run's last one, so runs counted in epochs and in iterations share one axis.
 
     Args:
-        runs: for each label the runs, each what `read_evaluations` returned.
-        title: of the picture.
+        runs: for each label the runs, each a result of `read_evaluations`.
+        title: title of the picture.
     """
     figure = new_figure(width=5.2, height=3.8)
     axis = figure.subplots()

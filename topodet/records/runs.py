@@ -1,9 +1,8 @@
-"""Records of runs: what was measured, on what, with which command.
+"""Records of runs: what was measured, on which data and machine, with which command.
 
-A record is a JSON file under records/runs, made from what a run wrote (never typed), under records/benchmarks, from
-what `topodet.benchmark` measured, under records/damage, from what `topodet.connectivity` removed and measured, or under
-records/experiments, from what an experiment found. `topodet.zoo` and the reports beside what measures make tables of
-them.
+A record is a JSON file: under records/runs, made from the output of a run (never typed by hand), under
+records/benchmarks, from `topodet.benchmark`, under records/damage, from `topodet.connectivity`, or under
+records/experiments, from an experiment. `topodet.zoo` and the reports beside what measures make tables of them.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ def record_pretraining(
     """Make the record of a run of topodet.pretrain from its folder.
 
     Args:
-        folder: with args.yaml and summary.csv.
-        data: which images, in words.
+        folder: folder with args.yaml and summary.csv.
+        data: description of the images.
         command: how to repeat it.
         published: name of the backbone file made from it.
-        name: of the record; the run's own when omitted.
+        name: name of the record; the run's own by default.
 
     Raises:
         DataError: the folder holds no finished epoch.
@@ -123,14 +122,14 @@ def record_detector(
         folder: MMDetection's --work-dir, or Detectron2's OUTPUT_DIR (a LazyConfig's train.output_dir).
         config: path of the config in this repository.
         initialization: "pretrained" or "random".
-        data: which images, in words; the same words for runs that are to be compared.
+        data: description of the images; the same text for runs that are to be compared.
         command: how to repeat it.
-        seed: of the run.
+        seed: seed of the run.
         weights: name of the published backbone.
-        note: what a reader of the number must know, e.g. what the run was for.
+        note: what readers of the number must know, e.g. the purpose of the run.
 
     Raises:
-        DataError: not a folder of either, or nothing was evaluated yet.
+        DataError: a folder of neither framework, or nothing was evaluated yet.
     """
     rows = read_evaluations(folder)
     framework = framework_of(folder)
@@ -155,11 +154,11 @@ def record_detector(
 
 
 def record_benchmark(results: dict[str, Any], *, name: str, command: str) -> dict[str, Any]:
-    """Make the record of what `topodet.benchmark.benchmark` returned, in the process that measured it.
+    """Make the record of a result of `topodet.benchmark.benchmark`, in the process that measured it.
 
     Args:
         results: settings, contestants and ratios.
-        name: of the record, and of its file.
+        name: name of the record and of its file.
         command: how to repeat it.
     """
     packages = [package for names in _FRAMEWORKS.values() for package in names]
@@ -176,15 +175,15 @@ def record_experiment(
     packages: tuple[str, ...] = (),
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Make the record of what an experiment found, in the process that ran it.
+    """Make the record of an experiment's results, in the process that ran it.
 
     Args:
-        results: what it returned, of plain types.
-        name: of the record, and of its file.
+        results: its results, as plain types.
+        name: name of the record and of its file.
         command: how to repeat it.
-        kind: of experiment, by which readers know what `results` holds.
-        packages: whose versions matter beside torch, timm and topodet.
-        device: that computed.
+        kind: kind of experiment, which determines the format of `results`.
+        packages: packages whose versions matter besides torch, timm and topodet.
+        device: device of the computation.
     """
     return _measurement(kind, results, name, command, packages=packages, device=device)
 
@@ -216,18 +215,18 @@ def record_damage(
     command: str,
     retrained: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
-    """Make the record of what `connectivity.remove_nodes` and `remove_edges` returned.
+    """Make the record of results of `connectivity.remove_nodes` and `remove_edges`.
 
     Args:
-        nodes, edges: what was measured; None for nothing.
-        checkpoint: of the network; the record has the file's name and the head of its SHA-256.
-        data: which images, in words.
-        name: of the record, and of its file.
+        nodes, edges: the results; None if not measured.
+        checkpoint: checkpoint of the network; the record has the file's name and the first digits of its SHA-256.
+        data: description of the images.
+        name: name of the record and of its file.
         command: how to repeat it.
-        retrained: folders of topodet.pretrain's runs that started from the network, pruned.
+        retrained: folders of topodet.pretrain's runs that started from the pruned network.
 
     Raises:
-        DataError: a folder without a finished run, or one that was not validated by the same scores.
+        DataError: a folder without a finished run, or one that was validated by other scores.
         WeightsError: a checkpoint that is missing or damaged.
     """
     file = weights.read_trained(checkpoint)
@@ -308,24 +307,24 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, float | None
 
 
 def save_as(record: dict[str, Any], folder: str | Path) -> Path:
-    """Write a record that has a name under its name; one of the same name is replaced."""
+    """Write a named record under its name, replacing one of the same name."""
     name = check_file_name(record["name"], "the record's name", DataError)
     return atomic_json(Path(folder) / f"{name}.json", record)
 
 
 def save(record: dict[str, Any], folder: str | Path) -> Path:
-    """Write a record under its name; a record of the same run is replaced."""
+    """Write a record under its name, replacing a record of the same run."""
     return atomic_write(Path(folder) / f"{full_name(record)}.json", compact_json(record))
 
 
 def compact_json(record: Mapping[str, Any]) -> str:
-    """Return a record as indented JSON in which a list of numbers, and a list of such lists, is short to read."""
+    """Return a record as indented JSON with compact lists of numbers, and of such lists."""
     text = json.dumps(record, indent=2, allow_nan=False)
     return re.sub(r"\[[\s\d.,eE+-]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 def full_name(record: dict[str, Any]) -> str:
-    """Return the name that tells a record from those of the same network with another initialization or seed."""
+    """Return a record's name, which distinguishes it from those with another initialization or seed."""
     parts = [record["name"], record.get("initialization"), f"seed{record['seed']}"]
     return "_".join(part for part in parts if part)
 
@@ -334,7 +333,7 @@ def load_all(folder: str | Path) -> list[dict[str, Any]]:
     """Return every record of a folder, in the order of the file names.
 
     Raises:
-        DataError: a file is half written, or holds something else.
+        DataError: a file is incomplete, or holds something else.
     """
     paths = sorted(Path(folder).glob("*.json"))
     records = [read_json(path) for path in paths]

@@ -1,4 +1,4 @@
-"""Differences between groups of runs, with 95 % intervals and what they say of a claim."""
+"""Differences between groups of runs, with 95 % intervals and verdicts on a claim."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Paired:
 
     Attributes:
         n: number of seeds.
-        mean: of the differences.
+        mean: mean of the differences.
         half: half the width of their 95 % interval by Student's t; None of fewer than two seeds.
     """
 
@@ -41,7 +41,7 @@ class Paired:
 
 
 def paired(differences: Sequence[float]) -> Paired | None:
-    """Return mean and interval of differences, one a seed; None without any."""
+    """Return mean and interval of differences, one per seed; None without any."""
     n = len(differences)
     if not n:
         return None
@@ -50,10 +50,10 @@ def paired(differences: Sequence[float]) -> Paired | None:
 
 
 def verdict(found: Paired | None, margin: float = 0.0) -> str:
-    """Return, in fixed words, what seeds say about the claim that a difference is above `margin`.
+    """Return a verdict, in fixed words, on the claim that a difference is above `margin`.
 
     "shown": the whole interval is above it; "contrary": the whole interval is below; otherwise "not decided", with the
-    smallest effect that so many seeds of this spread could show, half the interval's width.
+    smallest effect that this number of seeds with this spread can show, half the interval's width.
     """
     if found is None:
         return f"{UNDECIDED}: not yet run"

@@ -46,7 +46,8 @@ def model_zoo(
     Args:
         paper: content of records/paper.json.
         records: what `load_all` returned.
-        detector_configs: paths of the COCO configs in this repository; a YAML and its LazyConfig twin are one config.
+        detector_configs: paths of the COCO configs in this repository; a YAML and the matching LazyConfig are one
+            config.
         benchmarks: what `load_all` returned of the benchmarks' folder.
     """
     groups = _seed_groups([r for r in records if r["kind"] == "detector" and not _coco(r)])
@@ -108,7 +109,7 @@ def model_zoo(
 
 
 def commands(records: Sequence[Record]) -> str:
-    """Return docs/zoo_commands.md: what each recorded run was started with, and where."""
+    """Return docs/zoo_commands.md: the command and machine of each recorded run."""
     lines = [
         "# Commands of the recorded runs",
         "",

@@ -1,1 +1,1 @@
-"""The neighboring papers, each in a folder of its own; the core of topodet needs none of them."""
+"""The related papers, each in its own folder; the core of topodet does not need them."""

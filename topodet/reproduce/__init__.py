@@ -1,7 +1,7 @@
-"""Studies: several arms, several seeds, what is compared with what, and what the paper says of it.
+"""Studies: several arms and seeds, their comparisons, and the paper's numbers.
 
-A study is a YAML file under configs/studies. `study` reads it, `jobs` makes one job of each arm and seed with the
-commands that run it, `runner` runs what is missing and records it, `page` makes the study's page from the records.
+A study is a YAML file under configs/studies. `study` reads it, `jobs` makes one job for each arm and seed with its
+commands, `runner` runs and records what is missing, `page` makes the study's page from the records.
 """
 
 from .command import command, make_page

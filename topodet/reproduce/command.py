@@ -1,4 +1,4 @@
-"""What `topodet reproduce` does: print, tell, run, and make the page."""
+"""The actions of `topodet reproduce`: print commands, show status, run, and make the page."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def command(
     repository: Path = Path(),
     execute: runner.Execute | None = None,
 ) -> int:
-    """Do one thing with a study; return 0, or 1 where something is left to do after running.
+    """Run one action on a study; return 0, or 1 if something is left to do after running.
 
     Args:
-        name: of the study, or path of its file.
-        scale: "small" or "paper"; the study's first where None.
-        seeds: how many; the study's where None.
-        framework: of detectors; both where None.
-        gpus, nodes, rank, address, python: see `Machines`; `gpus` is the study's where None.
+        name: name of the study, or path of its file.
+        scale: "small" or "paper"; None for the study's first.
+        seeds: number of seeds; None for the study's.
+        framework: framework of detectors; None for both.
+        gpus, nodes, rank, address, python: see `Machines`; `gpus` None for the study's.
         budget: hours after which it stops.
-        action: run what is missing, print its commands, tell how far it is, or only make the page.
+        action: run what is missing, print its commands, show the status, or only make the page.
         runs, data: folders, see `Places`.
         repository: the checkout with configs, records and docs, the working folder of all commands.
-        execute: runs a shell line, `runner.run_line` where None.
+        execute: runs a shell line; None for `runner.run_line`.
 
     Raises:
-        ConfigError: an unknown study or scale, a wrong file, or numbers that make no sense.
+        ConfigError: an unknown study or scale, an invalid file, or invalid numbers.
     """
     study = find_study(name, repository)
     chosen = study.scale(scale or next(iter(study.scales)))
@@ -88,7 +88,7 @@ def command(
 
 
 def status_text(states: Sequence[runner.State], machines: Machines) -> str:
-    """Return how far each arm is, seed by seed, and the hours left."""
+    """Return the progress of each arm, seed by seed, and the hours left."""
     marks = {"done": "done", "running": "runs", "stopped": "stopped", "missing": "-"}
     arms: dict[str, dict[int, str]] = {}
     for state in states:
@@ -109,7 +109,7 @@ def status_text(states: Sequence[runner.State], machines: Machines) -> str:
 
 
 def found_of(study: Study, scale: Scale, places: Places) -> page.Found:
-    """Return a scale with what is recorded of it, also of the other studies whose runs it measures."""
+    """Return a scale with its records, including those of other studies whose runs it measures."""
     found: dict[tuple[str, int], Any] = {}
     for arm in scale.arms.values():
         job = Job(study, scale, arm, 0, places)

@@ -1,4 +1,4 @@
-"""One job of each arm and seed: the shell lines that run it, and where its files are."""
+"""One job for each arm and seed: its shell lines, and the locations of its files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _MMDET_TRAIN = '"$({python} -c "import mmdet; print(mmdet.__path__[0])")/.mim/to
 
 @dataclass(frozen=True)
 class Machines:
-    """What a run is started on.
+    """The machines of a run.
 
     Attributes:
-        gpus: of each node; 0 is a CPU.
-        nodes: that a run spans; `topodet reproduce` is started on each of them with the same arguments but for `rank`.
-        rank: of this node, from 0.
-        address: HOST:PORT of node 0, where processes of several nodes meet.
-        python: of each framework, for one that is installed in an environment of its own.
+        gpus: GPUs of each node; 0 for a CPU.
+        nodes: number of nodes of a run; `topodet reproduce` is started on each of them with the same arguments except
+            `rank`.
+        rank: rank of this node, from 0.
+        address: HOST:PORT of node 0, for the rendezvous of several nodes.
+        python: interpreter for each framework that is installed in a separate environment.
     """
 
     gpus: int
@@ -58,7 +59,7 @@ class Machines:
         return max(1, self.gpus) * self.nodes
 
     def launcher(self, framework: str = "") -> str:
-        """Return the words before a script that torch's launcher starts: `python` where one process is enough."""
+        """Return the command before a script: torch's launcher, or `python` if one process is enough."""
         python = shlex.quote(self.python.get(framework, "python"))
         if self.processes == 1:
             return python
@@ -76,9 +77,9 @@ class Places:
     """Folders, relative to the repository in which the commands run.
 
     Attributes:
-        runs: of what trainings write.
-        data: of the datasets.
-        records: of the records, one folder a study and scale.
+        runs: folder of training outputs.
+        data: folder of the datasets.
+        records: folder of the records, with a subfolder for each study and scale.
     """
 
     runs: Path = Path("runs/studies")
@@ -112,17 +113,17 @@ class Job:
         return self.places.records / f"{self.study.name}-{self.scale.name}" / f"{self.name}.json"
 
     def needs(self) -> list[Job]:
-        """Return the jobs whose run it starts from, of the same seed."""
+        """Return the jobs of the same seed that it starts from."""
         names = [self.arm.backbone] if self.arm.backbone else []
         names += [self.arm.source] if self.arm.kind in ("damage", "run") else []
         names += [word[4:] for word in _places_in(self.arm.options) if word.startswith("run:")]
         return [self.other(name) for name in dict.fromkeys(names)]
 
     def other(self, name: str) -> Job:
-        """Return the job of another arm ("ARM" or "STUDY/ARM") with the same seed; an arm that is a run stands for it.
+        """Return the job of another arm ("ARM" or "STUDY/ARM") with the same seed; a "run" arm is resolved to its job.
 
         Raises:
-            ConfigError: no such study, scale or arm.
+            ConfigError: an unknown study, scale or arm.
         """
         study_name, _, arm_name = name.rpartition("/")
         study = self.study.other(study_name) if study_name else self.study
@@ -133,19 +134,19 @@ class Job:
         return job.other(job.arm.source) if job.arm.kind == "run" else job
 
     def lines(self, machines: Machines) -> list[str]:
-        """Return the shell lines that run it, or go on with it.
+        """Return the shell lines that run or resume it.
 
         Raises:
-            ConfigError: images of an update that the processes cannot share out, or options that do not exist.
+            ConfigError: a number of images per update that cannot be split over the processes, or unknown options.
         """
         return list(_LINES[self.arm.kind](self, machines))
 
     def options(self) -> Any:
-        """Return the options with what `{seed}`, `{data}` and `{run:ARM}` stand for."""
+        """Return the options with `{seed}`, `{data}` and `{run:ARM}` filled in."""
         return _filled(self.arm.options, self)
 
     def epochs(self) -> tuple[int, int] | None:
-        """Return how many epochs of a pretraining are done, and of how many; None where nothing tells."""
+        """Return the finished and total epochs of a pretraining run; None if unknown."""
         try:
             with open(self.folder / "summary.csv", newline="") as file:
                 done = sum(1 for _ in csv.DictReader(file))
@@ -158,12 +159,12 @@ class Job:
 def jobs_of(study: Study, scale: Scale, places: Places, *, seeds: int, frameworks: Sequence[str]) -> list[Job]:
     """Return the jobs of a study, with those of other studies that they start from, in the order in which they run.
 
-    All arms of a seed go before the next seed, so that a study that is stopped is balanced.
+    All arms of a seed come before the next seed, so a study that is stopped early is balanced.
 
     Args:
         study, scale, places: whose jobs.
-        seeds: how many, from 0.
-        frameworks: whose detectors are trained.
+        seeds: number of seeds, from 0.
+        frameworks: frameworks of the detectors.
     """
     found: dict[tuple, Job] = {}
 

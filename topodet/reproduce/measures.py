@@ -1,4 +1,4 @@
-"""From the record of a run to the number that a study compares."""
+"""The numbers that studies compare, from the records of runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Record = Mapping[str, Any]
 
 
 def top1(record: Record) -> float | None:
-    """Top-1 in percent after the last epoch, of the averaged weights where there are any."""
+    """Top-1 in percent after the last epoch, with the averaged weights if there are any."""
     metrics = record["metrics"]
     averaged = metrics.get("ema_eval_top1")
     return metrics.get("eval_top1") if averaged is None else averaged
@@ -65,14 +65,14 @@ UNITS = {
 
 
 def value(record: Record, measure: str) -> float | None:
-    """Return what a record says; None where it has no such number, as for an accuracy that was never reached.
+    """Return a number of a record; None if it is missing, as for an accuracy that was never reached.
 
     Args:
-        record: of a run.
-        measure: a name in `MEASURES`, or a dotted path into the record with names and places in lists.
+        record: record of a run.
+        measure: a name in `MEASURES`, or a dotted path into the record with names and list indices.
 
     Raises:
-        ConfigError: a path that leads nowhere.
+        ConfigError: a path that does not exist.
     """
     try:
         found = MEASURES[measure](record) if measure in MEASURES else reduce(_step, measure.split("."), record)

@@ -1,4 +1,4 @@
-"""The page of a study, made from its records alone: tables, differences with verdicts, a picture with every seed."""
+"""The page of a study, made only from its records: tables, differences with verdicts, a picture with every seed."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _READING = (
 
 @dataclass(frozen=True)
 class Found:
-    """A scale of a study with what is recorded of it.
+    """A scale of a study with its records.
 
     Attributes:
-        scale: which one.
-        records: by arm and seed, those of other studies' arms under the arm that stands for them.
+        scale: the scale.
+        records: records by arm and seed; those of other studies' arms under the arm that refers to them.
     """
 
     scale: Scale
     records: Records
 
     def values(self, arm: Arm) -> dict[int, float]:
-        """Return an arm's numbers by seed; without the seeds that have none."""
+        """Return an arm's numbers by seed, without seeds that have none."""
         found = {
             seed: value(record, arm.measure)
             for (name, seed), record in sorted(self.records.items())
@@ -54,7 +54,7 @@ class Found:
         return {seed: number for seed, number in found.items() if number is not None}
 
     def differences(self, comparison: Comparison) -> list[float]:
-        """Return arm - than of each seed that has both."""
+        """Return arm - than for each seed that has both."""
         ours = self.values(self.scale.arms[comparison.arm])
         if not isinstance(comparison.than, str):
             return [number - comparison.than for number in ours.values()]
@@ -66,12 +66,12 @@ def page(study: Study, found: Sequence[Found], paper: Mapping[str, Any]) -> str:
     """Return the page of a study.
 
     Args:
-        study: what is asked.
+        study: the study.
         found: its scales with their records, in order.
         paper: content of records/paper.json.
 
     Raises:
-        ConfigError: a number of the paper, or of a record, that is not where the study says.
+        ConfigError: a number of the paper or of a record is not at the path in the study.
     """
     blocks = [f"# {study.title}", _INTRODUCTION.format(name=study.name), study.claim, _READING]
     for each in found:
@@ -80,7 +80,7 @@ def page(study: Study, found: Sequence[Found], paper: Mapping[str, Any]) -> str:
 
 
 def pictures(study: Study, found: Found) -> dict[str, Figure]:
-    """Return the pictures of a scale, as far as there are records, by their file names beside the page."""
+    """Return the pictures of a scale for the available records, by file name next to the page."""
     made = {}
     if any(found.values(arm) for arm in found.scale.arms.values()):
         made[f"{study.name}-{found.scale.name}.png"] = picture(study, found)
@@ -91,7 +91,7 @@ def pictures(study: Study, found: Found) -> dict[str, Figure]:
 
 
 def edges_picture(weights: Mapping[str, Mapping[str, Mapping[tuple[int, int], float]]]) -> Figure:
-    """Draw |alpha| of each edge (source, target) of each wiring of each arm: a row an arm, a matrix a wiring.
+    """Draw |alpha| of each edge (source, target) of each wiring of each arm: a row per arm, a matrix per wiring.
 
     The inputs of node i are in row i; edges that do not exist are gray.
     """

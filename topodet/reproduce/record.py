@@ -19,14 +19,14 @@ COMPLETE = {key: key for key in ("command", "commit", "date", "versions", "machi
 
 
 def make_record(job: Job, sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Make the record of a job that has finished, from what it wrote.
+    """Make the record of a finished job from its output.
 
     Args:
-        job: which one.
-        sessions: of the processes that worked on it, in order; see `runner.sessions`.
+        job: the job.
+        sessions: sessions of the processes that worked on it, in order; see `runner.sessions`.
 
     Raises:
-        DataError: it has not finished: an epoch is missing, or a file.
+        DataError: it has not finished: an epoch or a file is missing.
     """
     command = "\n".join(sessions[-1]["lines"]) if sessions else ""
     record = _MAKE[job.arm.kind](job, command)
@@ -56,7 +56,7 @@ def load_records(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def commit_of(repository: Path) -> str:
-    """Return the commit of a checkout, with "+" where files that it tracks are changed; "" where there is none."""
+    """Return the commit of a checkout, with "+" if tracked files are changed; "" if there is none."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(repository), *words], capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
-"""Run what a study lacks, seed by seed, and record each run that has finished.
+"""Run what is missing of a study, seed by seed, and record each finished run.
 
-Several runners can share a study, on one machine or on a file system that all of them see: a run is taken by a lock on
-a file beside its folder, which ends with the process that holds it.
+Several runners can share a study, on one machine or on a shared file system: a runner locks a file next to the run's
+folder, and the lock ends with its process.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _SECONDS_TO_STOP = 60.0
 
 
 def run_line(line: str, seconds: float | None, *, folder: Path | None = None) -> int:
-    """Run a shell line and return its exit status; one that is out of time is interrupted, and killed a minute later.
+    """Run a shell line and return its exit status; on a timeout it is interrupted, and killed a minute later.
 
-    `python` and the scripts beside it are those of the Python that runs this.
+    `python` and the scripts next to it are those of the current Python.
 
     Args:
-        line: as bash reads it.
-        seconds: until it is interrupted; None for never.
-        folder: in which it runs; the working folder when omitted.
+        line: a line for bash.
+        seconds: time until it is interrupted; None for never.
+        folder: folder in which it runs; the working folder by default.
     """
     here = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     here["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder or Path.cwd()), here.get("PYTHONPATH")]))
@@ -65,13 +65,13 @@ def _stop(process: subprocess.Popen) -> None:
 
 @dataclass(frozen=True)
 class State:
-    """How far a job is.
+    """The progress of a job.
 
     Attributes:
-        job: which one.
+        job: the job.
         word: "done", "running", "stopped" or "missing".
-        share: of its epochs that are done.
-        hours: that it has taken so far, as far as it was run from here.
+        share: share of its epochs that are done.
+        hours: hours that it has taken so far, as far as it was run from here.
     """
 
     job: Job
@@ -81,7 +81,7 @@ class State:
 
 
 def state_of(job: Job) -> State:
-    """Return how far a job is, from its record, its lock and its folder."""
+    """Return the progress of a job, from its record, its lock and its folder."""
     hours = sum(session.get("seconds", 0.0) for session in sessions(job)) / 3600
     if job.record.exists():
         return State(job, "done", 1.0, read_json(job.record).get("hours") or hours)
@@ -94,7 +94,7 @@ def state_of(job: Job) -> State:
 
 
 def hours_left(states: Sequence[State]) -> float:
-    """Return the hours of what is not done: of a run what its arm's recorded ones took, else the study's guess."""
+    """Return the hours left: for each run, those of its arm's recorded runs, otherwise the study's guess."""
     left = 0.0
     for state in states:
         if state.word == "done":
@@ -107,9 +107,9 @@ def hours_left(states: Sequence[State]) -> float:
 
 
 def missing_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs that are to be run: those without a record, and those whose checkpoint one of these starts from.
+    """Return the jobs to run: those without a record, and those whose checkpoint one of these needs.
 
-    A record may have come from another machine, without the folder of its run.
+    A record may come from another machine, without the folder of its run.
     """
     found: list[Job] = []
     for job in reversed(jobs):  # what needs others comes after them
@@ -128,18 +128,18 @@ def run_jobs(
     execute: Execute = run_line,
     told: Callable[[str], None] = print,
 ) -> bool:
-    """Run what has no record yet, in order; return whether everything is done.
+    """Run the jobs without a record, in order; return whether everything is done.
 
-    A run whose lock another process holds is passed over, and so is what starts from it. A run that fails does not stop
+    Runs that another process has locked are skipped, and so are runs that start from them. A failed run does not stop
     those that do not need it.
 
     Args:
-        jobs: in an order in which what is needed goes first.
-        machines: that each run is started on.
-        commit: of the code, for the records.
-        budget: hours until what runs is interrupted; None for no end.
+        jobs: jobs in an order in which required ones come first.
+        machines: machines of each run.
+        commit: commit of the code, for the records.
+        budget: hours until the current run is interrupted; None for no limit.
         execute: runs a shell line.
-        told: is given a line about each job.
+        told: called with a line about each job.
     """
     ends = None if budget is None else time.monotonic() + 3600 * budget
     left = missing_jobs(jobs)
@@ -200,10 +200,10 @@ def _run(job: Job, machines: Machines, execute: Execute, ends: float | None) -> 
 
 
 def sessions(job: Job) -> list[dict[str, Any]]:
-    """Return what is known of each process that worked on a job: when it began, its commit, its lines, its seconds.
+    """Return the sessions of the processes that worked on a job: start time, commit, lines and seconds.
 
     Raises:
-        DataError: the file of them is damaged; without it the record lacks what it told.
+        DataError: the file of sessions is damaged; without the file, the record lacks this information.
     """
     path = _sessions_file(job)
     return read_json(path) if path.exists() else []

@@ -1,4 +1,4 @@
-"""A study as its YAML file describes it, checked before anything runs."""
+"""A study from its YAML file, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class Arm:
     """One of the things that a study compares.
 
     Attributes:
-        name: in the study.
-        kind: what makes it, a key of `KINDS`.
+        name: name in the study.
+        kind: how it is made, a key of `KINDS`.
         source: with "pretrain" a recipe, with a framework a detector's config, with "damage" the arm that is damaged,
             with "tool" a key of `TOOLS`, with "run" the arm whose runs are measured, "ARM" or "STUDY/ARM".
-        options: of what makes it.
-        measure: from its record to the number that is compared; the study's where it has none.
-        paper: what the paper has: a path into records/paper.json, such as "backbones/resnet50/top1".
-        unit: the measure in words, by which numbers share an axis.
-        hours: of one run where none is recorded yet, as a guess; the scale's where it has none.
+        options: options of the command that makes it.
+        measure: the number in its record that is compared; the study's by default.
+        paper: the paper's number: a path into records/paper.json, such as "backbones/resnet50/top1".
+        unit: description of the measure; numbers with the same unit share an axis.
+        hours: estimated hours of one run, used until a run is recorded; the scale's by default.
         backbone: with a framework, the arm whose pretraining it starts from, "ARM" or "STUDY/ARM"; "" for none.
     """
 
@@ -68,7 +68,7 @@ class Comparison:
     """A claim that one arm is above another one, or above a number.
 
     Attributes:
-        arm: that is claimed to be above.
+        arm: the arm that is claimed to be above.
         than: the other arm, or a number.
         margin: the claim is arm - than > margin; a negative one says "costs at most".
         paper: the difference that the paper prints, a path into records/paper.json.
@@ -90,19 +90,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Scale:
-    """A study at the paper's size, or at one's own.
+    """A study at the paper's size, or at a small one.
 
     Attributes:
         name: "paper" or "small".
-        about: what is other than in the paper, in words.
-        data: the images, in words.
-        seeds: how many, 0 and up.
-        unit: the measure in words, by which numbers share an axis.
-        hours: of one run where none is recorded yet, as a guess.
-        gpus: of one run; 0 is a CPU.
-        images: of an update of pretraining over all processes, which keeps the recipe on any number of GPUs; 0 leaves
-            the recipe's. Where the options have a batch_size, a process with more takes several steps to an update.
-        arms, comparisons: by name, and in order.
+        about: differences from the paper.
+        data: description of the images.
+        seeds: number of seeds, from 0.
+        unit: description of the measure; numbers with the same unit share an axis.
+        hours: estimated hours of one run, used until a run is recorded.
+        gpus: GPUs of one run; 0 for a CPU.
+        images: images per update of pretraining over all processes, which keeps the recipe on any number of GPUs; 0 for
+            the recipe's. If the options have a smaller batch_size, a process accumulates several steps per update.
+        arms, comparisons: arms by name, and comparisons in order.
         edges: the arms whose edge weights the page shows.
     """
 
@@ -120,13 +120,13 @@ class Scale:
 
 @dataclass(frozen=True)
 class Study:
-    """What a file under configs/studies says.
+    """The content of a file under configs/studies.
 
     Attributes:
-        name: of the file.
-        folder: that the file is in, where other studies are looked up.
+        name: name of the file.
+        folder: folder of the file, in which other studies are looked up.
         title, claim: one line, and the paper's claim in a sentence.
-        scales: by name.
+        scales: scales by name.
     """
 
     name: str
@@ -146,7 +146,7 @@ class Study:
         return self.scales[name]
 
     def other(self, name: str) -> Study:
-        """Return the study of another file beside this one."""
+        """Return the study of another file in the same folder."""
         return self if name == self.name else load_study(self.folder / f"{name}.yaml")
 
 
@@ -154,7 +154,7 @@ def find_study(name: str, repository: Path) -> Study:
     """Return a study by its name in `repository`/configs/studies, or by the path of its file.
 
     Raises:
-        ConfigError: no such study (the nearest names are offered), or its file is wrong.
+        ConfigError: an unknown study (the closest names are listed), or an invalid file.
     """
     folder = repository / "configs" / "studies"
     if name.endswith(".yaml"):
@@ -173,7 +173,7 @@ def load_study(path: Path) -> Study:
     """Read a study.
 
     Raises:
-        ConfigError: names the file, the place in it and what is wrong.
+        ConfigError: names the file, the place in it and the problem.
     """
     top = _mapping(read_yaml(path, ConfigError), _STUDY, str(path))
     scales = _mapping(top.get("scales"), ("paper", "small"), f"{path}: scales")
@@ -190,10 +190,10 @@ def load_study(path: Path) -> Study:
 
 
 def paper_number(paper: Mapping[str, Any], path: str) -> float | None:
-    """Return the number that a path names in records/paper.json; None for "" and where the paper has none.
+    """Return the number at a path in records/paper.json; None for "" and if the paper has none.
 
     Raises:
-        ConfigError: a path that leads nowhere.
+        ConfigError: a path that does not exist.
     """
     if not path:
         return None

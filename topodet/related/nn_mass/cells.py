@@ -1,7 +1,7 @@
-"""NN-Mass: how much of a network's width and depth its skip connections join (CVPR 2021, arXiv 1910.00780).
+"""NN-Mass: a measure of a network's skip connections, by width and depth (CVPR 2021, arXiv 1910.00780).
 
-The paper's claim: at initialization gradients flow better the larger the mass, and networks of equal mass reach a
-similar accuracy, whatever their number of parameters.
+The paper claims that gradients propagate better at initialization the larger the mass, and that networks of equal mass
+reach similar accuracy, whatever their number of parameters.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ...errors import TopologyError
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell adds to the mass of a network.
+    """A cell's contribution to the mass of a network.
 
     Args:
-        channels: of all its layers together; width times depth where every layer is as wide.
-        skips: channels that arrive from elsewhere than the layer before, summed over the layers.
-        possible: the most that `skips` could be.
-        name: of the module, for a cell of a network.
+        channels: channels of all its layers together; width times depth if all layers have the same width.
+        skips: channels read from layers before the previous one, summed over the layers.
+        possible: maximum of `skips`.
+        name: name of the module, for a cell of a network.
     """
 
     channels: int
@@ -32,7 +32,7 @@ class Cell:
 
     @property
     def density(self) -> float:
-        """rho in [0, 1]: the share of the possible skip channels that is there; 0 where none is possible."""
+        """rho in [0, 1]: the share of the possible skip channels that exist; 0 if none is possible."""
         return self.skips / self.possible if self.possible else 0.0
 
     @property
@@ -43,7 +43,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class NNMass:
-    """The cells of a network, and what they amount to."""
+    """The cells of a network, with their densities and total mass."""
 
     cells: tuple[Cell, ...]
 
@@ -68,7 +68,7 @@ def nn_mass_of_cells(cells: Iterable[Sequence[int]]) -> NNMass:
         cells: (width, depth, skip_channels) = (w, d, t) of each.
 
     Raises:
-        TopologyError: no cell, one that is not three whole numbers, or a width or depth below 1, or t below 0.
+        TopologyError: no cell, one that is not three integers, a width or depth below 1, or t below 0.
 
     Example:
         >>> found = nn_mass_of_cells([(32, 8, 10), (64, 8, 20), (128, 8, 40)])
@@ -82,7 +82,7 @@ def nn_mass_of_cells(cells: Iterable[Sequence[int]]) -> NNMass:
 
 
 def possible_skips(widths: Sequence[int]) -> int:
-    """Return how many channels could skip in a chain of nodes: for each, those of all nodes before its predecessor.
+    """Return the number of possible skip channels in a chain: for each node, those of all nodes before its predecessor.
 
     Args:
         widths: channels of each node but the last, which only receives.

@@ -1,4 +1,4 @@
-"""Networks with DenseNet-type skip connections of a chosen mass, to study what mass does (arXiv 1910.00780)."""
+"""Networks with DenseNet-type skip connections of a chosen mass, to study its effect (arXiv 1910.00780)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SkipLayer(FixedTensors):
     """A layer that reads chosen channels of all earlier layers' outputs.
 
     Args:
-        layer: from [B, len(reads), ...] to [B, width, ...].
-        reads: the channels, as indices into the outputs one after the other; int64, saved with the weights.
+        layer: maps [B, len(reads), ...] to [B, width, ...].
+        reads: the channels, as indices into the concatenated outputs; int64, saved with the weights.
     """
 
     def __init__(self, layer: nn.Module, reads: np.ndarray):
@@ -47,10 +47,10 @@ class DenseCell(nn.Module):
         in_chs: channels of the input.
         width: channels of every layer.
         depth: number of layers.
-        skip_channels: the most that a layer reads from beyond its predecessor.
-        layer: makes a layer.
-        stride: of layer 0.
-        seed: of the draw.
+        skip_channels: maximum number of channels that a layer reads from before its predecessor.
+        layer: function that creates a layer.
+        stride: stride of layer 0.
+        seed: seed of the draw.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class DenseCell(nn.Module):
 
     @property
     def cell(self) -> tuple[int, int, int]:
-        """(width, depth, skip_channels), as `topodet.related.nn_mass.nn_mass_of_cells` takes it."""
+        """(width, depth, skip_channels), an argument of `topodet.related.nn_mass.nn_mass_of_cells`."""
         return self.width, len(self.layers), self.skip_channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,15 +124,15 @@ def dense_mlp(
 
     Args:
         cells: (width, depth, skip_channels) of each; the depth does not count the classifier.
-        in_features, num_classes: of the data.
+        in_features, num_classes: sizes of the data.
         act_layer: the activation after every layer but the classifier.
-        fan: He-normal weights, by what a layer reads, or by what it is: "fan_out" gives the same variance to all layers
-            of a width, however many skip channels they read.
-        seed: cell k draws its skip channels with `seed + k`. The weights are torch's to draw.
+        fan: He-normal weights by fan-in or fan-out; "fan_out" gives the same variance to all layers of a width, however
+            many skip channels they read.
+        seed: cell k draws its skip channels with `seed + k`. Weights use torch's random generator.
 
     Raises:
-        TopologyError: what is no cell.
-        ConfigError: no features or no classes, or another `fan`.
+        TopologyError: an invalid cell.
+        ConfigError: no features or no classes, or an unknown `fan`.
 
     Example:
         >>> model = dense_mlp([(8, 4, 20)], in_features=64, num_classes=10)
@@ -159,13 +159,13 @@ def dense_cnn(
 
     Args:
         cells: (width, depth, skip_channels) of each.
-        in_chans, num_classes: of the data.
-        width_multiplier: of every cell's width, rounded; `skip_channels` is a number of channels and stays.
+        in_chans, num_classes: sizes of the data.
+        width_multiplier: multiplies every cell's width, rounded; `skip_channels` is not changed.
         act_layer, fan, seed: see `dense_mlp`.
 
     Raises:
-        TopologyError: what is no cell, or a cell without width after the multiplication.
-        ConfigError: no channels or no classes, or another `fan`.
+        TopologyError: an invalid cell, or a cell without width after the multiplication.
+        ConfigError: no channels or no classes, or an unknown `fan`.
     """
     cells = [(round(width * width_multiplier), depth, skips) for width, depth, skips in cells]
     return _build(

@@ -1,7 +1,7 @@
 """Does a network's accuracy follow its mass, or its number of parameters? The question of arXiv 1910.00780, on digits.
 
-Networks of DenseNet-type cells are made in several widths and depths, and for each with the skip channels that give it
-one of a few masses, so that mass and number of parameters go apart. Each is measured at initialization (`ldi`) and
+Networks of DenseNet-type cells are made in several widths and depths, each with the skip channels for one of a few
+masses, so that mass and number of parameters vary independently. Each is measured at initialization (`ldi`) and
 trained, from several seeds, on scikit-learn's handwritten digits.
 """
 
@@ -36,12 +36,13 @@ class Family:
     """Networks that differ in width, depth and mass.
 
     Args:
-        widths: of the first cell; each further cell is twice as wide.
-        depths: of every cell.
-        masses: of the network, as near as a number of skip channels comes; each further cell has twice as many.
-        num_cells: 1 makes MLPs, more make CNNs.
+        widths: widths of the first cell; each further cell is twice as wide.
+        depths: depths of every cell.
+        masses: masses of the network, as close as an integer number of skip channels allows; each further cell has
+            twice as many.
+        num_cells: 1 for MLPs, more for CNNs.
         fan: see `dense_mlp`.
-        epochs: of training.
+        epochs: epochs of training.
     """
 
     widths: tuple[int, ...]
@@ -72,10 +73,10 @@ _EFFECTS = ("ldi", "accuracy")
 
 
 def cells_of_mass(width: int, depth: int, mass: float, *, num_cells: int = 1) -> Cells:
-    """Return the cells whose mass is nearest to `mass`, over their number of skip channels; see `Family`.
+    """Return the cells whose mass is closest to `mass`, over all numbers of skip channels; see `Family`.
 
     Raises:
-        ConfigError: a mass beyond that of cells whose layers read everything.
+        ConfigError: a mass above that of cells whose layers read everything.
     """
 
     def cells(skip_channels: int) -> Cells:
@@ -100,17 +101,17 @@ def run(
 
     Args:
         families: names in `FAMILIES`.
-        seeds, first_seed: of each network: skip channels, weights and the order of the images.
-        epochs: other than the families' own.
-        progress: wraps the list of what is done, such as tqdm.
+        seeds, first_seed: seeds of each network, for skip channels, weights and the order of the images.
+        epochs: replaces the families' own number.
+        progress: wraps the list of runs, for example tqdm.
 
     Returns:
         "data", "settings" and "families": for each "networks", one row each with mean over the seeds and the single
         values, and "correlations", see `correlations`.
 
     Raises:
-        ConfigError: no such family, or no seed.
-        DataError: scikit-learn is not there.
+        ConfigError: an unknown family, or no seed.
+        DataError: scikit-learn is not installed.
     """
     for name in families:
         if name not in FAMILIES:
@@ -139,11 +140,11 @@ def run(
 
 
 def correlations(networks: Sequence[Results]) -> Results:
-    """Return Spearman's rank correlations over networks, of each the mean over its seeds.
+    """Return Spearman's rank correlations over networks, each with the mean over its seeds.
 
     Keys are "mass_ldi", "mass_accuracy", "parameters_ldi", "parameters_accuracy" and "ldi_accuracy". The partial ones,
-    "mass_accuracy_given_parameters" and so on, are between what is left of the ranks when a linear function of the
-    other cause's ranks is taken off. None where one of the two does not vary.
+    "mass_accuracy_given_parameters" and so on, use the residuals of the ranks after a linear regression on the other
+    variable's ranks. None if one of the two does not vary.
     """
     ranks = {key: rankdata([row[key] for row in networks]) for key in (*_CAUSES, *_EFFECTS)}
     pairs = [*itertools.product(_CAUSES, _EFFECTS), ("ldi", "accuracy"), ("mass", "parameters")]
@@ -156,7 +157,7 @@ def correlations(networks: Sequence[Results]) -> Results:
 
 
 def table(results: Results) -> str:
-    """Return the correlations as a Markdown table, one line a family; the partial ones in brackets."""
+    """Return the correlations as a Markdown table, one line per family, with partial ones in brackets."""
     head = ("family", "networks x seeds", "LDI: mass", "parameters", "accuracy: mass", "parameters", "LDI")
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name, family in results["families"].items():
@@ -171,7 +172,7 @@ def table(results: Results) -> str:
 
 
 def figure(results: Results) -> Figure:
-    """Draw mass against LDI, mass against accuracy and parameters against accuracy, one row of panels a family."""
+    """Draw mass against LDI, mass against accuracy and parameters against accuracy, one row of panels per family."""
     families = results["families"]
     drawn = Figure(figsize=(10.0, 3.1 * len(families)), layout="constrained")
     panels = (("mass", "ldi"), ("mass", "accuracy"), ("parameters", "accuracy"))

@@ -71,10 +71,10 @@ def ldi(model: nn.Module, inputs: Tensor) -> LDI:
     """Return mean and spread of the singular values of a network's layer Jacobians, at the given inputs.
 
     A layer is an `nn.Linear` or `nn.Conv2d` with the batch normalization and activation modules that follow it. Its
-    map takes what the linear part reads, so with skip connections all channels that it reads, and the Jacobian is
+    input is that of the linear part, with skip connections all channels that it reads, and the Jacobian is
     `diag(phi'(z)) diag(scale) W`: W is the linear part as a matrix (a convolution's has a row for every output pixel
-    and a column for every input pixel), phi' the derivative of the activation, and both are left out where no such
-    module follows, as behind a classifier. Functions (`F.relu`) and modules of other kinds are not seen.
+    and a column for every input pixel), phi' the derivative of the activation, and both are left out if no such module
+    follows, as after a classifier. Functions (`F.relu`) and other kinds of modules are ignored.
 
     Everything is computed in float64 on a copy in evaluation mode: batch normalization uses its stored statistics, at
     initialization those of mean 0 and variance 1. There are min(rows, columns) singular values; those of units that
@@ -82,11 +82,10 @@ def ldi(model: nn.Module, inputs: Tensor) -> LDI:
 
     Args:
         model: MLP or CNN, at initialization for the paper's LDI.
-        inputs: [B, ...], what the model takes; the singular values of all B are taken together.
+        inputs: [B, ...], inputs of the model; the singular values of all B are pooled.
 
     Raises:
-        ConfigError: no such layer, a linear layer on more than two dimensions, or a Jacobian of more than 2**27
-            entries.
+        ConfigError: no layer, a linear layer on more than two dimensions, or a Jacobian of more than 2**27 entries.
     """
     model = copy.deepcopy(model).double().eval()
     traces = _trace(model, inputs.double())

@@ -23,16 +23,17 @@ from .dense_cells import DenseCell
 def nn_mass(model: nn.Module) -> NNMass:
     """Return density and mass of every cell of a network, by the names of its modules, in their order.
 
-    In a cell nodes hold channels. A channel that a node reads from elsewhere than the node before it is a skip channel;
-    density is their number over the greatest possible one, mass is density times the channels of the cell's nodes.
+    In a cell nodes hold channels. A channel that a node reads from a node before its predecessor is a skip channel.
+    Density is their number divided by the largest possible one, mass is density times the channels of the cell's nodes.
 
     - DenseNet-type cells (`DenseCell`): the paper's formula, over the channels that the layers read.
     - Blocks of DenseNets (timm, torchvision): nodes are the block's input and its layers, with what each adds. Every
-      layer reads everything, so that the density is 1. A layer's bottleneck is inside its node.
+      layer reads everything, so the density is 1. A layer's bottleneck is inside its node.
     - Additive blocks, the paper's rule: nodes are the inputs of the block's convolutions, and its sum. A BasicBlock of
-      widths w_in, w has mass w_in + w, a Bottleneck (w_in + 2 w) w_in / (2 w_in + w), an InvertedResidual the same
-      where its shortcut is the identity and 0 elsewhere. ResNets (timm, torchvision), MobileNetV2 (timm, torchvision)
-      and what timm makes of the same blocks, such as EfficientNets; squeeze-and-excitation is no convolution here.
+      widths w_in, w has mass w_in + w, a Bottleneck (w_in + 2 w) w_in / (2 w_in + w), an InvertedResidual the same if
+      its shortcut is the identity, otherwise 0. ResNets (timm, torchvision), MobileNetV2 (timm, torchvision) and timm's
+      other networks with the same blocks, such as EfficientNets; squeeze-and-excitation does not count as a
+      convolution.
     - Wirings, ours: the paper has none. Nodes are those of the graph and hold the stage's channels; a sum takes nothing
       from a channel's way, so an edge (j, i) with j < i - 1 brings as many skip channels as its source has: node i has
       in_degree(i) such edges, less one if it reads node i - 1. A complete graph has density 1, as a DenseNet-type cell
@@ -40,13 +41,14 @@ def nn_mass(model: nn.Module) -> NNMass:
       computes and its channels count; that of a run of connected blocks (`topodet.models.connect`) only sums, as at
       the end of an additive block, and its channels do not. What a connected block has inside does not count either.
 
-    Cells add up; two views of a network (connected or not) give two masses, which are not to be compared.
+    The masses of cells are added. The connected and the original form of a network have different masses, which must
+    not be compared.
 
     Args:
-        model: any module that has such cells. Nothing is computed with it.
+        model: any module with such cells. It is not run.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: it has no cells.
     """
     runs = dict(_runs(model))
     cells = tuple(

@@ -1,9 +1,9 @@
-"""Numbers for a network's neurons that do not depend on the numbers they have.
+"""Number a network's neurons independently of their original numbers.
 
-Neurons are told apart by color refinement: by the colors of what they read and of what reads them, round by round,
-from inputs (and outputs, if they are fixed) that have names. Neurons that read the same and are read by the same are
-twins, which no labeling needs to tell apart. Where other neurons stay alike, one of them gets a color of its own and
-refinement goes on ("individualization"). A relabelled copy is refined alike, step by step.
+Neurons are distinguished by color refinement: by the colors of their inputs and of their readers, round by round,
+starting from named inputs (and outputs, if they are fixed). Neurons with the same inputs and the same readers are
+twins, which need not be distinguished. If other neurons stay alike, one of them gets a new color and refinement
+continues ("individualization"). A relabeled copy is refined in the same steps.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _DEAD_ENDS = 1000
 
 @dataclass(frozen=True)
 class CanonicalLabeling:
-    """A network and its neurons in an order of their own.
+    """A network and a canonical order of its neurons.
 
     Attributes:
-        order: for the inputs and each layer int64 [neurons], the neurons in their order. Two labelings of one network
-            give the same matrices in this order, if each neuron that had to be given a color of its own could be
-            mapped to any other of its color by a relabeling of the network (an automorphism). Inputs, and fixed
-            outputs, stay in theirs.
+        order: for the inputs and each layer int64 [neurons], the neurons in canonical order. Two labelings of one
+            network give the same matrices in this order, if each neuron that was given a new color can be mapped to any
+            other of its old color by a relabeling of the network (an automorphism). Inputs, and fixed outputs, keep
+            their order.
     """
 
     order: tuple[np.ndarray, ...]
@@ -38,10 +38,10 @@ class CanonicalLabeling:
     _path: tuple[int, ...]  # a number for the colors of each step, the same for copies
 
     def copied_to(self, other: CanonicalLabeling) -> list[np.ndarray] | None:
-        """Return for the inputs and each layer which neuron of a copy is which of this network's, int64 [neurons].
+        """Return the mapping from this network's neurons to a copy's, for the inputs and each layer int64 [neurons].
 
         Returns:
-            None if `other` is no copy, or if the search met 1000 dead ends.
+            None if `other` is not a copy, or if the search met 1000 dead ends.
         """
         branches = [iter([other._network.colors])]
         dead_ends = 0
@@ -61,10 +61,10 @@ class CanonicalLabeling:
 
 
 def canonical_labeling(layers: Sequence[sparse.csr_array], fixed_outputs: bool) -> CanonicalLabeling:
-    """Number a network's neurons by its connections alone.
+    """Number a network's neurons by its connections only.
 
     Args:
-        layers: of each layer its connections as 0 and 1 [n_in, n_out]. Inputs have names.
+        layers: connections of each layer as 0 and 1 [n_in, n_out]. Inputs have names.
         fixed_outputs: the outputs of the last layer have names too.
     """
     network = _Network(layers, fixed_outputs)

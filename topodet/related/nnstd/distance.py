@@ -1,9 +1,9 @@
 """NNSTD, the distance between the wirings of two sparse networks.
 
-"Topological Insights into Sparse Neural Networks" (ECML-PKDD 2020, arXiv 2006.14085). A neuron is the set of the
-neurons it reads. Two neurons differ by the normalized edit distance of their sets, |S xor T| / |S or T| (both empty:
-0), two layers by the mean over their neurons under the best one-to-one matching, two networks by the mean over their
-layers, where the sets of each layer are compared under the matching of the layer below.
+"Topological Insights into Sparse Neural Networks" (ECML-PKDD 2020, arXiv 2006.14085). Each neuron is represented by the
+set of neurons it reads. Two neurons differ by the normalized edit distance of their sets, |S xor T| / |S or T| (both
+empty: 0), two layers by the mean over their neurons under the best one-to-one matching, two networks by the mean over
+their layers, where the sets of each layer are compared under the matching of the layer below.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ROUNDING = 1e-12  # sums of distances that differ by less are equal
 
 @dataclass(frozen=True)
 class NNSTD:
-    """How far two wirings are apart.
+    """The distance between two wirings.
 
     Attributes:
         layers: distance of each pair of layers, in [0, 1].
@@ -64,30 +64,31 @@ def nnstd_of_layers(
     """Return the distance between two sparse networks of the same layer sizes.
 
     "authors" matches layer after layer from the inputs up, as the authors' code does, each time the best matching of
-    that layer alone. Neurons with equal sets (empty ones, duplicates) are then matched as the solver happens to, which
-    the layers above pay for: the distance depends on the order of the arguments, and a relabelled copy is not at 0.
+    that layer alone. Neurons with equal sets (empty ones, duplicates) are then matched arbitrarily by the solver, which
+    affects the layers above: the distance depends on the order of the arguments, and a relabeled copy does not have
+    distance 0.
 
-    "canonical" looks for the alignment of the whole networks with the smallest distance, so that what a neuron does
-    further up decides between equal ones. The smallest distance is symmetric, 0 for relabelled copies and nothing else,
-    and obeys the triangle inequality; finding it contains graph isomorphism and is hard in general. Guaranteed of what
-    is returned:
+    "canonical" searches for the alignment of the whole networks with the smallest distance, so equal neurons are
+    distinguished by the layers above. The smallest distance is symmetric, 0 exactly for relabeled copies, and obeys the
+    triangle inequality; finding it includes graph isomorphism and is hard in general. Guarantees for the result:
 
     - it is the distance under `alignment`, so never below the smallest;
     - swapping the arguments gives the same distances exactly, and the inverse alignment;
-    - the mean is at most that of "authors" in either order of the arguments (but for rounding, 1e-12);
+    - the mean is at most that of "authors" in either order of the arguments (except for rounding, 1e-12);
     - it is 0 for a copy with its hidden neurons in any other order, unless the search for that order meets 1000 dead
-      ends, which takes graphs built for it.
+      ends, which happens only for adversarial graphs.
 
-    That it is the smallest is not guaranteed: one alignment (several for networks of few neurons) is improved layer by
-    layer until no layer can be matched better. All of this happens in labels that the networks' connections give their
-    neurons (`canonical_labeling`), so that the result does not depend on how they were numbered. Two exceptions: the
-    networks of the last point above; and where "authors" is better, whose matching is then returned and does depend on
-    the numbers. That happens to networks of few neurons, and no fast method is without it: where all neurons of a layer
-    are equal, "authors" finds the smallest distance under some labeling, and would have to be met under all.
+    It is not guaranteed to be the smallest: one alignment (several for networks of few neurons) is improved layer by
+    layer until no layer can be matched better. All of this uses labels determined by the networks' connections
+    (`canonical_labeling`), so the result does not depend on the original numbers. There are two exceptions: the
+    networks of the last point above, and cases where "authors" is better; then its matching is returned, which does
+    depend on the numbers. The latter happens for networks of few neurons, and no fast method avoids it: if all neurons
+    of a layer are equal, "authors" finds the smallest distance under some labeling, and would have to be matched under
+    all.
 
     Args:
-        a, b: of each layer its connections [n_in, n_out], numpy or scipy.sparse; non-zero is a connection. Without
-            biases. The inputs of the first layer are the same for both networks.
+        a, b: connections of each layer [n_in, n_out], numpy or scipy.sparse; non-zero is a connection. Without biases.
+            The inputs of the first layer are the same for both networks.
         ties: how equal neurons are matched.
         fixed_outputs: the outputs of the last layer are the same for both networks too (classes), and are not matched.
 

@@ -48,24 +48,24 @@ class Distances:
 def channel_graphs(
     source: Source, *, threshold: float = 0.0, layers: Sequence[str] | None = None
 ) -> dict[str, sparse.csr_array]:
-    """Return the connections of a network's layers, in its order, by their names: bool [n_in, n_out].
+    """Return the connections of a network's layers, in order, by layer name: bool [n_in, n_out].
 
-    Nodes are neurons or channels. A linear layer has an edge for each weight, a convolution for each kernel, in which
-    any |weight| lies above `threshold`. A convolution that is flattened into a linear layer is followed channel by
-    channel (flattened from [C, H, W]). Groups are known where a model is given, otherwise depthwise ones only.
+    Nodes are neurons or channels. A linear layer has an edge for each weight, a convolution for each kernel, if any
+    |weight| in it is above `threshold`. A convolution that is flattened into a linear layer is followed channel by
+    channel (flattened from [C, H, W]). Groups are known if a model is given, otherwise only depthwise ones.
 
-    The layers are taken as a chain, as NNSTD is defined; shortcuts are not seen. Name the layers of a chain in
-    `layers` where a network has others.
+    The layers are read as a chain, as NNSTD is defined; shortcuts are ignored. If a network has other layers, name
+    those of a chain in `layers`.
 
     Args:
-        source: see `Source`; masks are taken like weights.
+        source: see `Source`; masks are treated like weights.
         threshold: not negative.
-        layers: names of the layers to take, without ".weight"; all linear and convolutional ones when omitted.
+        layers: names of the layers to use, without ".weight"; all linear and convolutional ones by default.
 
     Raises:
         ConfigError: a negative threshold, an unknown layer, no layer at all.
         TopologyError: layers that do not chain.
-        WeightsError: a value is not finite, or what `topodet.weights.read` raises.
+        WeightsError: a value is not finite, or as `topodet.weights.read`.
     """
     if not threshold >= 0:
         raise ConfigError(f"threshold is {threshold}: edges are weights with |weight| above it; give 0 or more")
@@ -122,7 +122,7 @@ def nnstd(
 
     Raises:
         TopologyError: networks of different depth or sizes, a layer without connections.
-        ConfigError, WeightsError: what `channel_graphs` raises.
+        ConfigError, WeightsError: as `channel_graphs`.
     """
     graphs = [list(channel_graphs(source, threshold=threshold, layers=layers).values()) for source in (a, b)]
     return nnstd_of_layers(*graphs, ties, fixed_outputs=fixed_outputs)
@@ -139,12 +139,13 @@ def distances(
     """Return the distance of every pair of networks, with a progress bar.
 
     Args:
-        sources: at least two, by their labels; each is read once.
-        ties, threshold, layers, fixed_outputs: see `nnstd`. "authors" is computed in both orders, in which it differs.
+        sources: at least two networks, by label; each is read once.
+        ties, threshold, layers, fixed_outputs: see `nnstd`. "authors" is computed in both orders, which give different
+            results.
 
     Raises:
-        ConfigError: fewer than two networks, or what `channel_graphs` raises.
-        TopologyError, WeightsError: what `nnstd` raises, with the labels.
+        ConfigError: fewer than two networks, or as `channel_graphs`.
+        TopologyError, WeightsError: as `nnstd`, with the labels.
     """
     if len(sources) < 2:
         raise ConfigError(f"a distance is between two networks, got {len(sources)}")
@@ -165,12 +166,12 @@ def distances(
 
 
 def distance_figure(matrix: Distances, title: str = "", block: int = 0) -> Figure:
-    """Draw the distances of the networks as a heat map from 0 to 1, with their values where they can be read.
+    """Draw the distances of the networks as a heat map from 0 to 1, with their values if there is space.
 
     Args:
-        matrix: N networks.
-        title: of the picture.
-        block: draw a line after every so many networks, e.g. the checkpoints of one training.
+        matrix: distances of N networks.
+        title: title of the picture.
+        block: number of networks between lines, e.g. the checkpoints of one training run.
     """
     count = len(matrix.labels)
     side = max(3.2, 0.24 * count + 1.2)

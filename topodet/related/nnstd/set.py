@@ -1,4 +1,4 @@
-"""Sparse evolutionary training (SET): networks that are sparse from the first step on, whose links move as they learn.
+"""Sparse evolutionary training (SET): networks that are sparse from the first step, whose links move during training.
 
 "Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity" (arXiv 1707.04780), in the setting
 of "Topological Insights into Sparse Neural Networks" (ECML-PKDD 2020, arXiv 2006.14085).
@@ -20,14 +20,13 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class SET:
-    """Make a model's layers sparse, keep them so, and move links where they help.
+    """Make a model's layers sparse, keep them sparse, and move their links during training.
 
     A link of a linear layer is a weight, one of a convolution is a whole kernel from an input to an output channel. A
-    layer starts as an Erdos-Renyi graph: each of its n_in * n_out possible links exists with probability
-    p = epsilon (n_in + n_out) / (n_in n_out), within each group of a grouped convolution. A layer with p >= 1, like
-    most classifiers, stays dense and is left alone. Links that do not exist have weight 0 exactly: their gradients are
-    zeroed as they come (before clipping, averaging and the optimizer), and so are they after each step, whatever the
-    optimizer adds.
+    layer starts as an Erdos-Renyi graph: each of its n_in * n_out possible links exists with probability p = epsilon
+    (n_in + n_out) / (n_in n_out), within each group of a grouped convolution. A layer with p >= 1, like most
+    classifiers, stays dense and is not changed. Absent links have weight exactly 0: their gradients are zeroed as they
+    are computed (before clipping, averaging and the optimizer), and their weights are zeroed after each step.
 
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         evolution = SET(model, optimizer, epsilon=20, zeta=0.3, seed=0)
@@ -36,25 +35,25 @@ class SET:
                 evolution.evolve()
             ...  # one epoch, as always; then evaluate, and save the state_dict() of all three
 
-    New links start at 0, so that adding them changes nothing that the network computes. So `masks`, not the non-zero
-    weights, say which links there are right after `evolve`.
+    New links start at 0, so adding them does not change the network's output. So right after `evolve`, the existing
+    links are in `masks`, not in the non-zero weights.
 
     Args:
-        model: on its device. The weights of absent links are set to 0.
-        optimizer: any of torch's that keeps its state weight by weight; it must hold the weights of the sparse layers.
-        epsilon: of p; the papers use 20 on CIFAR-10 and 13 on Fashion-MNIST.
-        zeta: share of the links that `evolve` moves, in [0, 1); 0 is a sparse network whose links stay.
-        layers: names of the layers that become sparse; all linear and convolutional ones when omitted.
-        rescale: divide the weights of a layer by the root of its p, so that random ones pass on as much variance as
-            they would in a dense layer.
-        seed: of the first links and of all later ones.
+        model: already on its device. The weights of absent links are set to 0.
+        optimizer: any torch optimizer with per-weight state; it must hold the weights of the sparse layers.
+        epsilon: parameter of p; the papers use 20 on CIFAR-10 and 13 on Fashion-MNIST.
+        zeta: share of the links that `evolve` moves, in [0, 1); 0 for fixed links.
+        layers: names of the layers that become sparse; all linear and convolutional ones by default.
+        rescale: divide the weights of a layer by the root of its p, so that random weights preserve as much variance as
+            in a dense layer.
+        seed: seed of the first links and of all later ones.
 
     Attributes:
-        masks: by the weight's name in the model, bool [n_out, n_in (a group), 1, ...]: which links exist; it multiplies
+        masks: the existing links, by the weight's name in the model, bool [n_out, n_in (per group), 1, ...]; broadcasts
             with the weight.
 
     Raises:
-        ConfigError: a setting out of range, an unknown layer, no layer that becomes sparse, one that gets no link, an
+        ConfigError: a setting out of range, an unknown layer, no layer that becomes sparse, a layer without links, an
             optimizer that does not hold the weights or mixes them.
     """
 
@@ -100,12 +99,12 @@ class SET:
 
     @torch.no_grad()
     def evolve(self) -> dict[str, int]:
-        """Move links: in each layer remove the weakest, and add as many at random places that are then empty.
+        """Move links: in each layer remove the weakest, and add as many at random empty places.
 
-        Of the positive links the fraction zeta with the smallest values goes, of the negative ones that with the
-        largest, each rounded down. The value of a kernel is the sum of its absolute weights, with the sign of their
-        sum; a link at 0 counts as positive. Removed and new links have weight 0 and no momentum: every state of the
-        optimizer that has the weight's shape is 0 there.
+        Of the positive links, the fraction zeta with the smallest values is removed, of the negative ones the fraction
+        with the largest, each rounded down. The value of a kernel is the sum of its absolute weights, with the sign of
+        their sum; a link at 0 counts as positive. Removed and new links have weight 0 and no momentum: every state of
+        the optimizer that has the weight's shape is 0 there.
 
         Returns:
             the number of links moved, by the weight's name.
@@ -133,12 +132,12 @@ class SET:
         return moved
 
     def remove(self) -> None:
-        """End it: absent links may grow from here on."""
+        """End sparse training: absent links may grow from now on."""
         for hook in self._hooks:
             hook.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs beside the states of model and optimizer, as tensors and plain types."""
+        """Return the state needed to resume, besides those of model and optimizer, as tensors and plain types."""
         return {
             "epsilon": self.epsilon,
             "zeta": self.zeta,
@@ -149,10 +148,10 @@ class SET:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`, after model and optimizer have loaded theirs of the same moment.
+        """Resume from `state_dict`, after model and optimizer have loaded their states of the same time.
 
         Raises:
-            WeightsError: other layers or shapes, or weights that are not those of that moment.
+            WeightsError: other layers or shapes, or weights of another time.
         """
         shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
         saved = {name: list(mask.shape) for name, mask in state["masks"].items()}

@@ -14,15 +14,15 @@ from ...errors import ConfigError, TopologyError
 class ChannelGraph:
     """Layers of feature-map channels (nodes) joined by kernels (edges).
 
-    Nodes are numbered layer by layer. An edge leads to a later layer; as a convolution has it, to the next one.
+    Nodes are numbered layer by layer. An edge leads to a later layer; in a plain convolution, to the next one.
 
     Args:
         widths: channels of each layer.
         edges: the kernels, integers [E, 2] of (source, target), each pair once.
 
     Raises:
-        TopologyError: a layer without channels, or edges that are no integers [E, 2], lead to the same or to an
-            earlier layer, name a node that is not there, or occur twice.
+        TopologyError: a layer without channels, or edges that are not integers [E, 2], lead to the same or to an
+            earlier layer, name a missing node, or occur twice.
     """
 
     widths: tuple[int, ...]
@@ -74,13 +74,13 @@ class ChannelGraph:
     def retargeted(self, p: float, *, seed: int = 0) -> ChannelGraph:
         """Return the graph with each edge u -> v re-targeted, with probability p, at least two layers after u.
 
-        A new target is uniform among the channels there, and never twice the same for one u. The number of edges is
-        kept: where no channel is left an edge stays, as all edges into the last layer do. With one seed, the edges
-        that a smaller p chooses are among those of a greater one.
+        A new target is chosen uniformly among these channels, and never twice for one u. The number of edges stays the
+        same: an edge is not moved if no channel is left, like all edges into the last layer. With the same seed, the
+        edges chosen by a smaller p are among those of a larger one.
 
         Raises:
             ConfigError: p is not between 0 and 1.
-            TopologyError: the graph was retargeted already.
+            TopologyError: the graph is already retargeted.
         """
         if not 0 <= p <= 1:
             raise ConfigError(f"p={p} is no probability: give a number from 0 to 1")
@@ -103,11 +103,11 @@ class ChannelGraph:
 
 
 def layered(widths: Sequence[int], *, groups: Sequence[int] | None = None) -> ChannelGraph:
-    """Return the graph of convolutions one after the other, each reading all channels of the one before.
+    """Return the graph of a sequence of convolutions, each reading all channels of the previous one.
 
     Args:
         widths: channels of each layer.
-        groups: of the convolution that computes each layer but the first; 1 where omitted.
+        groups: groups of the convolution of each layer except the first; 1 by default.
 
     Raises:
         TopologyError: a layer without channels, or groups that do not divide the widths.

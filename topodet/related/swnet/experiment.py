@@ -1,7 +1,7 @@
 """Does a network converge faster as a small world? The question of arXiv 1904.04862, on digits or on arrays of images.
 
-A CNN and what `swnet` makes of it with several p are trained from the same seeds: the same first weights, where kernels
-were kept, and the same order of images. What counts is the number of iterations to an accuracy.
+A CNN and its SWNets with several p are trained from the same seeds: the same initial weights, for unmoved kernels, and
+the same order of images. The result is the number of iterations to an accuracy.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ LR = 0.05
 
 @dataclass(frozen=True)
 class Task:
-    """Images to train on, and how.
+    """Training images and settings.
 
     Args:
-        description: of the data, in words.
+        description: description of the data.
         train, val: images, float32 [N, C, H, W], and classes, int64 [N].
-        num_classes: of them.
-        widths: of the layers of the `plain` network; "M" halves the resolution.
+        num_classes: number of classes.
+        widths: widths of the layers of the `plain` network; "M" halves the resolution.
         stages: widths of the stages of the `resnet`.
-        stem_stride: of the first convolution of both.
+        stem_stride: stride of the first convolution of both.
         targets: accuracies to reach.
-        iterations, batch, every: of training; the accuracy is measured every so many iterations.
+        iterations, batch, every: settings of training; the accuracy is measured every `every` iterations.
     """
 
     description: str
@@ -72,7 +72,7 @@ def digits() -> Task:
     """Return the task of scikit-learn's digits, 8 x 8.
 
     Raises:
-        DataError: scikit-learn is not there.
+        DataError: scikit-learn is not installed.
     """
     data = Digits()
     train, val = ((images[:, None], classes) for images, classes in (data.train, data.val))
@@ -84,8 +84,8 @@ def arrays(folder: str | Path, *, num_classes: int = 10) -> Task:
     """Return the task of the first classes of `folder`'s train.npz and validation.npz.
 
     Args:
-        folder: of two files that hold `images`, uint8 [N, H, W, C], and `labels`, integers [N] from 0 on.
-        num_classes: to tell apart; images of others are left out.
+        folder: folder of two files with `images`, uint8 [N, H, W, C], and `labels`, integers [N] from 0.
+        num_classes: number of classes to use; images of others are left out.
 
     Raises:
         DataError: a file is missing or damaged, or holds something else, or there are fewer classes.
@@ -117,7 +117,7 @@ def arrays(folder: str | Path, *, num_classes: int = 10) -> Task:
 
 
 def plain(task: Task) -> nn.Module:
-    """Make a network in the manner of VGG: 3x3 convolutions, each with normalization and ReLU, and no shortcut."""
+    """Make a VGG-like network: 3x3 convolutions, each with normalization and ReLU, without shortcuts."""
     layers: list[nn.Module] = []
     channels, stride = task.image[0], task.stem_stride
     for width in task.widths:
@@ -132,7 +132,7 @@ def plain(task: Task) -> nn.Module:
 
 
 def resnet(task: Task) -> nn.Module:
-    """Make timm's ResNet-D of one BasicBlock in each of three stages, without its pooling."""
+    """Make timm's ResNet-D with one BasicBlock in each of three stages, without its pooling."""
     options = {"in_chans": task.image[0], "num_classes": task.num_classes}
     widths = {"channels": (*task.stages, task.stages[-1]), "stem_width": task.stages[0] // 2}
     model = ResNet(BasicBlock, (1, 1, 1, 1), stem_type="deep", **widths, **options)
@@ -153,14 +153,14 @@ def run(
     first_seed: int = 0,
     progress: Callable[[list], Any] = list,
 ) -> Results:
-    """Train every network as it is and retargeted.
+    """Train every network in its original and retargeted forms.
 
     Args:
         task: `digits()`, `arrays(folder)`, or either with other settings.
         networks: names in `NETWORKS`.
-        ps: what `SmallWorldSweep.choose` takes.
-        seeds, first_seed: of each: weights, retargeting and the order of the images.
-        progress: wraps the list of what is done, such as tqdm.
+        ps: arguments of `SmallWorldSweep.choose`.
+        seeds, first_seed: seeds of each network, for weights, retargeting and the order of the images.
+        progress: wraps the list of runs, for example tqdm.
 
     Returns:
         "data", "settings" and "networks": for each the "sweep" over p with the p of largest S, and "runs", the first
@@ -168,7 +168,7 @@ def run(
         by target the iterations of each seed (None: not reached) and the speed-up, see `speedup`.
 
     Raises:
-        ConfigError: no such network, no seed, a p that is none, no iteration to measure after, or a target that is no
+        ConfigError: an unknown network, no seed, an invalid p, no iteration to measure after, or an invalid target
             accuracy.
     """
     for name in networks:
@@ -216,12 +216,12 @@ def run(
 
 
 def iterations_to(accuracies: Sequence[float], target: float, every: int) -> int | None:
-    """Return after how many iterations an accuracy was measured that is no less than the target; None for never."""
+    """Return the number of iterations until the measured accuracy reaches the target; None if it never does."""
     return next((every * k for k, accuracy in enumerate(accuracies, 1) if accuracy >= target), None)
 
 
 def speedup(baseline: Sequence[int | None], iterations: Sequence[int | None]) -> float | None:
-    """Return mean iterations of the baseline over those of the SWNet, of all seeds; None where one never arrived."""
+    """Return mean iterations of the baseline divided by the SWNet's, over all seeds; None if one never reached it."""
     if None in baseline or None in iterations:
         return None
     return statistics.mean(baseline) / statistics.mean(iterations)

@@ -28,9 +28,9 @@ def draw_small_world(
     """Draw C, L and S against p, C and S on the left axis and L on a right one.
 
     Args:
-        axis: to draw on.
+        axis: axis to draw on.
         ps: probabilities of rewiring.
-        worlds: of each what a `SmallWorld` holds, with its `small_worldness`.
+        worlds: for each p the content of a `SmallWorld`, with its `small_worldness`.
         chosen: the p to mark.
     """
     right = axis.twinx()

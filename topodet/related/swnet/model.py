@@ -1,4 +1,4 @@
-"""SWNet: a CNN whose kernels are retargeted, one by one, until it is a small world (arXiv 1904.04862).
+"""SWNet: a CNN with retargeted kernels, as a small world (arXiv 1904.04862).
 
 Nodes are channels of feature maps, edges are kernels. `swnet` retargets each kernel with probability p to a channel at
 least two layers after the one it reads, and keeps their number.
@@ -35,46 +35,45 @@ _SHORTCUTS = {"downsample", "shortcut"}
 
 
 def swnet(model: nn.Module, *, p: float = 0.5, seed: int = 0, image_size: int = 224) -> nn.Module:
-    """Return a copy of a CNN in which each kernel u -> v, with probability p, leads two or more layers further than u.
+    """Return a copy of a CNN in which each kernel u -> v, with probability p, leads to two or more layers after u.
 
-    The layers are the convolutions of `forward_features` (of `forward` where there is none) in their order. A layer's
-    nodes are the channels as the next convolution reads them: behind normalization, activation, pooling and the
-    addition of a shortcut.
+    The layers are the convolutions of `forward_features` (or of `forward`) in their order. A layer's nodes are the
+    channels as the next convolution reads them: after normalization, activation, pooling and the addition of a
+    shortcut.
 
-    - The first convolution reads the image, which is no feature map: its kernels stay. So do those of the last layer,
-      which no layer follows, and the classifier.
-    - A block's shortcut stays as it is, identity or projection ("downsample"), and is no edge.
-    - A depthwise convolution works channel by channel, as normalization does, and belongs to the nodes that it reads.
-      In a MobileNet the layers are the pointwise convolutions.
-    - In a grouped convolution an edge joins channels of one group. What comes from afar reaches any channel.
-    - Convolutions over 1 x 1 maps (gates such as squeeze-and-excitation, heads) are no layers.
-    - A long-range kernel has its new layer's size, stride and padding, and reads its channel pooled (averaged) to what
-      that layer reads. It starts with normal weights of that layer's mean square. Where all kernels are of one size the
-      number of parameters is kept too.
+    - The first convolution reads the image, which is not a feature map, so its kernels stay. So do those of the last
+      layer, which no layer follows, and the classifier.
+    - A block's shortcut, identity or projection ("downsample"), is not changed, and is not an edge.
+    - A depthwise convolution works channel by channel, like normalization, and is part of the nodes that it reads. In a
+      MobileNet the layers are the pointwise convolutions.
+    - In a grouped convolution an edge joins channels of one group. Long-range kernels may reach any channel.
+    - Convolutions over 1 x 1 maps (gates such as squeeze-and-excitation, heads) are not layers.
+    - A long-range kernel has its new layer's size, stride and padding, and its input is average-pooled to that layer's
+      resolution. It starts with normal weights of that layer's mean square. If all kernels have the same size, the
+      number of parameters stays the same too.
 
-    Parameters keep their names, so do feature maps, and with p=0 the network computes exactly what it did. A layer adds
-    to its `weight` and `bias` what `RetargetedConv2d` says; the weight of a kernel that left stays 0. Feature maps for
-    later layers are held during a pass, so that a network runs one pass at a time (DistributedDataParallel, not
-    DataParallel), as a whole, and without timm's gradient checkpointing. torch.compile and torch.export work,
-    torch.jit.script does not.
+    Parameters and feature maps keep their names, and with p=0 the output is exactly the same. A layer has additional
+    tensors, see `RetargetedConv2d`; the weight of a moved kernel stays 0. Feature maps for later layers are stored
+    during a pass, so a network runs one complete pass at a time (DistributedDataParallel, not DataParallel), without
+    timm's gradient checkpointing. torch.compile and torch.export work, torch.jit.script does not.
 
     Args:
-        model: a network of timm such as a VGG, ResNet or MobileNet, also with features_only=True, or any whose
-            convolutions follow one another.
-        p: probability of an edge to be re-targeted.
-        seed: of the retargeting and of the new weights.
-        image_size: pixels of a side of the images at which resolutions are compared.
+        model: a timm network such as a VGG, ResNet or MobileNet, also with features_only=True, or any whose
+            convolutions form a sequence.
+        p: probability that an edge is re-targeted.
+        seed: seed of the retargeting and of the new weights.
+        image_size: side of the images, in pixels, at which resolutions are compared.
 
     Raises:
-        ConfigError: p is not between 0 and 1; the network is retargeted already, or no chain of convolutions, with the
-            layer and the reason.
+        ConfigError: p is not between 0 and 1; the network is already retargeted, or not a sequence of convolutions,
+            with the layer and the reason.
     """
     chain = _chain(model, image_size)
     return _retarget(model, chain, _layered(chain).retargeted(p, seed=seed), seed)
 
 
 def channel_graph(model: nn.Module, *, image_size: int = 224) -> ChannelGraph:
-    """Return the graph of a network's channels and kernels, as it is or retargeted; see `swnet` for what counts.
+    """Return the graph of a network's channels and kernels, original or retargeted; see `swnet` for the rules.
 
         >>> import timm
         >>> from topodet.related.swnet import channel_graph, small_world
@@ -83,7 +82,7 @@ def channel_graph(model: nn.Module, *, image_size: int = 224) -> ChannelGraph:
         ((64, 128, 256, 256, 512, 512, 512, 512), 0.0)
 
     Raises:
-        ConfigError: it is no chain of convolutions.
+        ConfigError: it is not a sequence of convolutions.
     """
     layers = sorted(_retargeted(model), key=lambda layer: layer.number)
     if not layers:
@@ -92,11 +91,11 @@ def channel_graph(model: nn.Module, *, image_size: int = 224) -> ChannelGraph:
 
 
 def rebuild_swnet(model: nn.Module, state_dict: Mapping[str, Tensor], *, image_size: int = 224) -> nn.Module:
-    """Return a copy of a CNN, retargeted and with the weights as a SWNet's state dict has both.
+    """Return a copy of a CNN with the wiring and the weights of a SWNet's state dict.
 
     Args:
         model: the original network, with any weights.
-        state_dict: of what `swnet` made from such a network.
+        state_dict: state dict of a result of `swnet` for such a network.
         image_size: see `swnet`.
 
     Raises:
@@ -119,13 +118,13 @@ def rebuild_swnet(model: nn.Module, state_dict: Mapping[str, Tensor], *, image_s
 
 
 class FeatureMaps:
-    """What layers have read in the pass under way, by their number, for later layers to read."""
+    """Inputs of layers in the current pass, by layer number, for later layers."""
 
     def __init__(self):
         self.held: dict[int, Tensor] = {}
 
     def take(self, number: int, *, last: bool) -> Tensor:
-        """Return what layer `number` read, and forget it after the last one who asks."""
+        """Return the input of layer `number`, and delete it after the last read."""
         if number not in self.held:
             raise ConfigError(
                 "a retargeted layer reads a feature map that this pass has not computed: call the network as a whole, "
@@ -139,12 +138,12 @@ class FeatureMaps:
 
 @dataclass(frozen=True)
 class Read:
-    """What a layer reads of an earlier feature map.
+    """The part of an earlier feature map that a layer reads.
 
     Args:
-        number: of the layer that reads it as its own input.
-        begin, end: part of `RetargetedConv2d.channels`.
-        stride: how many pixels of the map make one of this layer's input.
+        number: number of the layer whose own input it is.
+        begin, end: range in `RetargetedConv2d.channels`.
+        stride: pixels of the map per pixel of this layer's input.
         last: whether no later layer reads it.
     """
 
@@ -156,7 +155,7 @@ class Read:
 
 
 class RetargetedConv2d(FixedTensors, nn.Conv2d):
-    """A convolution that lacks some kernels and has others on channels of earlier layers.
+    """A convolution without some of its kernels and with others on channels of earlier layers.
 
     It has the `weight` and `bias` of the original, and a state dict holds besides
     - `mask`, bool [out_channels, in_channels / groups]: the kernels of `weight` that exist. The others take no part,
@@ -165,18 +164,18 @@ class RetargetedConv2d(FixedTensors, nn.Conv2d):
     - `long_range`, int64 [K, 2]: of each the node in the network's `channel_graph` that it reads, and the channel that
       it adds to. A file whose `mask` or `long_range` differs is refused.
 
-    They are kept as a list, and put into a dense weight for the layers' channels while the layer computes. That and the
-    gathered channels are computed again in the backward pass and not kept, so that memory for them grows with the
-    greatest layer and not with the square of the network.
+    They are stored as a list, and turned into a dense weight for the layers' channels while the layer runs. This weight
+    and the gathered channels are recomputed in the backward pass, so their memory grows with the largest layer and not
+    with the square of the network.
 
     Args:
-        conv: the original, whose parameters it takes.
-        number: of the layer; the first convolution of the network, which is not retargeted, is 0.
+        conv: the original, whose parameters it uses.
+        number: number of the layer; the first convolution of the network, which is not retargeted, is 0.
         mask, long_range: see above.
         reads: the earlier maps, by increasing number.
-        channels: those of each map that are read, one map after the other, increasing; int64.
+        channels: the channels read from each map, map by map, increasing; int64.
         maps: shared by all layers of the network.
-        generator: draws the weights from afar.
+        generator: random generator for the long-range weights.
     """
 
     def __init__(
@@ -223,7 +222,7 @@ class RetargetedConv2d(FixedTensors, nn.Conv2d):
         return self.mask[..., None, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the layer on its own input [B, in_channels, H, W], and on what it reads from earlier ones."""
+        """Compute the layer on its own input [B, in_channels, H, W] and on channels of earlier layers."""
         if self.is_read:
             self.maps.held[self.number] = x
         weight = self.weight * self._mask
@@ -250,11 +249,11 @@ class RetargetedConv2d(FixedTensors, nn.Conv2d):
         return F.conv2d(torch.cat(gathered, dim=1), weight, None, self.stride, self.padding, self.dilation)
 
     def multiply_adds(self, output: Tensor) -> int:
-        """Return the multiply-adds of one image, of the kernels that exist; output: [B, C, H, W]."""
+        """Return the multiply-adds of existing kernels for one image; output: [B, C, H, W]."""
         return output[0, 0].numel() * self.num_kernels * math.prod(self.kernel_size)
 
     def extra_repr(self) -> str:
-        """Show how many kernels stayed and came."""
+        """Show the numbers of kept and new kernels."""
         return f"{super().extra_repr()}, kernels={self.num_kernels}, from_afar={len(self.long_range)}"
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""Small-world-ness of a graph: clustering and path length beside those of random graphs of the same size.
+"""Small-world-ness of a graph: clustering and path length compared with random graphs of the same size.
 
 "Small-World Neural Networks and Rapid Convergence" (arXiv 1904.04862) looks for the wiring that converges fastest at
 the boundary of the small world: as clustered as a lattice, with paths as short as a random graph's.
@@ -21,15 +21,15 @@ from ...topology.graph import Topology
 
 @dataclass(frozen=True)
 class SmallWorld:
-    """What `small_world` found.
+    """The result of `small_world`.
 
     Args:
         clustering: C, the mean over nodes of the share of a node's pairs of neighbors that are neighbors themselves;
             0 for a node with fewer than two.
         path_length: L, the mean number of edges on a shortest path, over all pairs of nodes that have a path.
-        random_clustering, random_path_length: the same of random graphs, their mean.
+        random_clustering, random_path_length: their means over random graphs.
         reachable: share of the pairs of nodes that have a path; 1 for a connected graph.
-        samples: nodes from which triangles and distances were counted; all nodes where the numbers are exact.
+        samples: nodes from which triangles and distances were counted; all nodes for exact numbers.
     """
 
     clustering: float
@@ -43,8 +43,8 @@ class SmallWorld:
     def small_worldness(self) -> float:
         """S = (C / C_rand) / (L / L_rand).
 
-        Exactly 0 for a graph without triangles, such as a layered one; infinite where the graph has a triangle and
-        no random graph had one (few nodes, few edges: ask for more references).
+        Exactly 0 for a graph without triangles, such as a layered one; infinite if the graph has a triangle and no
+        random graph has one (few nodes, few edges: use more references).
         """
         if not self.clustering:
             return 0.0
@@ -61,20 +61,20 @@ def small_world(
     samples: int | None = 1024,
     seed: int = 0,
 ) -> SmallWorld:
-    """Measure how much of a small world a graph is, as an undirected one: S of arXiv 1904.04862.
+    """Measure the small-world-ness of a graph, without its directions: S of arXiv 1904.04862.
 
-    The reference is the uniform random graph of as many nodes and edges. Only pairs of nodes that have a path count
-    for L, in the graph as in its references; `reachable` says how many have. A graph in many pieces looks shorter
-    than it is.
+    The reference is the uniform random graph with as many nodes and edges. Only pairs of nodes that have a path count
+    for L, both in the graph and in its references; `reachable` is their share. So L of a graph in many pieces is too
+    small.
 
     Args:
-        graph: edges by networkx, as a `Topology`, or as integers [E, 2] over nodes 0, 1, ...; directions do not
+        graph: a networkx graph, a `Topology`, or edges as integers [E, 2] over nodes 0, 1, ...; directions do not
             matter, and edges between the same two nodes count once.
-        num_nodes: of a list of edges, where the last nodes have none.
-        references: random graphs to average over.
-        samples: nodes that are drawn to count triangles at and distances from, each of all others; graphs with no
-            more nodes are measured exactly, and None measures every graph exactly. Memory grows with nodes and edges.
-        seed: of the references and of the drawn nodes.
+        num_nodes: number of nodes for a list of edges, if the last nodes have none.
+        references: number of random graphs to average over.
+        samples: number of random nodes at which triangles and from which distances are counted; graphs with no more
+            nodes are measured exactly, and None measures every graph exactly. Memory grows with nodes and edges.
+        seed: seed of the references and of the drawn nodes.
 
     Raises:
         TopologyError: a graph without edges, a self-loop, a list that is not one of edges, or no reference or sample.

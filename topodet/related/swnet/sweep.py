@@ -20,18 +20,18 @@ MAX_S = "max_s"
 
 @dataclass(frozen=True)
 class SmallWorldSweep:
-    """What `small_world_sweep` found: of each p in `ps`, in `worlds`, the graph retargeted with it."""
+    """The result of `small_world_sweep`: `worlds` has the measures of the graph retargeted with each p in `ps`."""
 
     ps: tuple[float, ...]
     worlds: tuple[SmallWorld, ...]
 
     @property
     def best(self) -> float:
-        """The p of largest S, the smallest of several."""
+        """The p of largest S; the smallest if there are several."""
         return self.ps[max(range(len(self.ps)), key=lambda k: self.worlds[k].small_worldness)]
 
     def choose(self, p: float | str = MAX_S) -> float:
-        """Return the p to retarget with: `best` for "max_s", or the given one.
+        """Return the p for retargeting: `best` for "max_s", or the given one.
 
         Raises:
             ConfigError: neither "max_s" nor a number from 0 to 1.
@@ -61,11 +61,11 @@ def small_world_sweep(
 
     Args:
         network: a CNN that is not retargeted, see `topodet.related.swnet.swnet`, or its graph.
-        ps: from 0 to 1.
+        ps: probabilities from 0 to 1.
         references, samples: see `small_world`.
-        seed: of the retargeting and of `small_world`.
+        seed: seed of the retargeting and of `small_world`.
         image_size: see `topodet.related.swnet.swnet`.
-        progress: wraps the probabilities, such as tqdm.
+        progress: wraps the probabilities, for example tqdm.
 
     Raises:
         ConfigError: no p, one that is not between 0 and 1, or a network that cannot be retargeted.
