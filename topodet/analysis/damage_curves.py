@@ -116,7 +116,7 @@ def figures(record: Record, series: Iterable[Record] = ()) -> dict[str, Figure]:
     """Return the pictures of a record by file name.
 
     Args:
-        series: records beside it; its pictures have the scale of those with the same architecture and data.
+        series: other records; pictures of the same architecture and data share one scale.
     """
     made = {}
     network = ", ".join(filter(None, (record.get("architecture") or record["name"], record.get("data"))))

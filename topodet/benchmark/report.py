@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 
 def tables(record: Record) -> str:
-    """Return all tables of a record as Markdown that can be read as it is."""
+    """Return all tables of a record as readable Markdown."""
     blocks = [contestants_table(record)]
     if "keep" in record:
         blocks.append(keep_table(record))
@@ -59,7 +59,7 @@ def contestants_table(record: Record) -> str:
 
 
 def keep_table(record: Record) -> str:
-    """Return what a pruned model takes of the full one's time, beside what the removed work promises."""
+    """Return the pruned model's share of the full one's time, and the expected share."""
     keep = record["keep"]
     kept = f"{keep['edges']} of {keep['full_edges']} edges ({keep['share']:.0%})"
     names = {"train": "training step", "eval": "inference"}
@@ -105,7 +105,7 @@ def growth_table(record: Record) -> str:
 
 
 def growth_figure(record: Record) -> Figure:
-    """Draw the time of an edge and the peak of memory over the number of nodes, one line a contestant."""
+    """Draw the time per edge and the peak memory over the number of nodes, one line per contestant."""
     figure = new_figure(width=9.0, height=3.6)
     measured = {key for row in record["growth"] for cells in row["contestants"].values() for key in cells}
     panels = [(key, label) for key, label in _PANELS if key in measured]
@@ -131,12 +131,12 @@ def growth_figure(record: Record) -> Figure:
 
 
 def pictures(records: Iterable[Record]) -> dict[str, Figure]:
-    """Return the pictures of the records that have a growth table, by their names beside docs/performance.md."""
+    """Return the pictures of the records that have a growth table, by file name next to docs/performance.md."""
     return {_picture(record): growth_figure(record) for record in records if "growth" in record}
 
 
 def update_page(page: str, records: Sequence[Record]) -> str:
-    """Return docs/performance.md with what stands between the markers made again from the records.
+    """Return docs/performance.md with the part between the markers regenerated from the records.
 
     Raises:
         DataError: the page lacks a marker.

@@ -23,9 +23,8 @@ def benchmark(settings: Settings, say: Callable[[str], None] = lambda _: None) -
     """Measure everything in `settings`.
 
     Returns:
-        what a record holds beside its circumstances: "settings", "contestants" (see `compare`), the ratios of the model
-        to every other contestant (`train_ratio_to_chain`, ...), and "keep", "bandwidth", "growth" where they were
-        measured.
+        the measured part of a record: "settings", "contestants" (see `compare`), the ratios of the model to every other
+        contestant (`train_ratio_to_chain`, ...), and "keep", "bandwidth", "growth" where they were measured.
 
     Raises:
         ConfigError: settings that cannot be measured here.

@@ -162,7 +162,7 @@ def masked(model: nn.Module, plans: Mapping[str, PruningPlan]) -> Iterator[None]
 
     Args:
         model: changed only within the block.
-        plans: what `plan_pruning` returned for it.
+        plans: result of `plan_pruning` for it.
     """
     with preserve_alphas(model):
         mask(model, plans)

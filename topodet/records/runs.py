@@ -2,7 +2,7 @@
 
 A record is a JSON file: under records/runs, made from the output of a run (never typed by hand), under
 records/benchmarks, from `topodet.benchmark`, under records/damage, from `topodet.connectivity`, or under
-records/experiments, from an experiment. `topodet.zoo` and the reports beside what measures make tables of them.
+records/experiments, from an experiment. `topodet.records.zoo` and the report modules make tables of them.
 """
 
 from __future__ import annotations
