@@ -1,6 +1,6 @@
 # BCCD, blood cells in COCO format: data/bccd with train.json (292 images), val.json (72) and images/, 640 x 480
 # pixels read at 512 x 384. They are the trainval and test lists of github.com/Shenggan/BCCD_Dataset, with boxes as
-# COCO JSON. A data set at another path: --cfg-options for the three data_root and the two ann_file below.
+# COCO JSON. A dataset at another path: --cfg-options for the three data_root and the two ann_file below.
 _base_ = [
     "./_base_/faster-rcnn_toponet-nano_fpn.py",
     "./_base_/coco_small.py",

@@ -1,5 +1,5 @@
 # Scenes of handwritten digits, 256 x 256, from tools/quickstart.py (topodet.datasets.digits): 10 classes in COCO
-# format. A data set at another path: --cfg-options for the three data_root and the two ann_file below.
+# format. A dataset at another path: --cfg-options for the three data_root and the two ann_file below.
 _base_ = [
     "./_base_/faster-rcnn_toponet-nano_fpn.py",
     "./_base_/coco_small.py",

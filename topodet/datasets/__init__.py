@@ -1,1 +1,1 @@
-"""Data for the quickstart and checks of detection data: `digits` writes small real data sets, `coco` checks a file."""
+"""Data for the quickstart and checks of detection data: `digits` writes small real datasets, `coco` checks a file."""

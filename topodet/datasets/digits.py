@@ -1,4 +1,4 @@
-"""Small data sets of real handwritten digits, for classification and for detection, without a download.
+"""Small datasets of real handwritten digits, for classification and for detection, without a download.
 
 Both are drawn from the 1797 scans of 8x8 pixels that come with scikit-learn. `split_digits` divides the scans once; the
 classification folders and the detection scenes use the same division for any seed, so a network pretrained on the
@@ -286,7 +286,7 @@ def write_digit_scenes(
     digit_px: tuple[int, int] = (24, 88),
     seed: int = 0,
 ) -> Path:
-    """Write a detection data set in COCO format: digits of varied size, color and rotation on cluttered backgrounds.
+    """Write a detection dataset in COCO format: digits of varied size, color and rotation on cluttered backgrounds.
 
     `root/{train,val}.json` describe `root/{train,val}/*.jpg`. Categories 1..10 are named '0'..'9'. A box is the extent
     of a digit's ink; digits do not touch, and their boxes overlap by less than IoU 0.1. Train and val scenes show

@@ -1,4 +1,4 @@
-"""COCO data sets in MMDetection: how a config reads them, and the check of `topodet check-coco` before that."""
+"""COCO datasets in MMDetection: how a config reads them, and the check of `topodet check-coco` before that."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .check import HEAD, class_counts
 class CheckedCocoDataset(CocoDataset):
     """MMDetection's `CocoDataset`, whose annotation file is checked before it is read.
 
-    `TopoNetCheckHook` checks every data set in COCO format, but only after MMDetection has read it. A file that breaks
+    `TopoNetCheckHook` checks every dataset in COCO format, but only after MMDetection has read it. A file that breaks
     MMDetection's reader (for example, text instead of a number) ends there in a traceback, but here in the table of
     `topodet check-coco`.
 

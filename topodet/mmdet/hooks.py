@@ -29,7 +29,7 @@ from .training import training_problems
 class TopoNetCheckHook(Hook):
     """Stop before the first step, or the first test image, if `check_detector` or `check_datasets` finds an error.
 
-    Data sets in COCO format are checked as by `topodet check-coco --config`, and their classes are compared with
+    Datasets in COCO format are checked as by `topodet check-coco --config`, and their classes are compared with
     `metainfo` and the heads. Single boxes that MMDetection drops (at most one in a hundred of each kind) are a warning.
 
     Settings that are probably mistakes (weight decay on edge weights, a warm-up longer than the training) cause a
@@ -43,7 +43,7 @@ class TopoNetCheckHook(Hook):
     training from it (`load_from`) with the same number of different classes, which would reuse the head.
 
     Args:
-        allow: kinds of problem in a data set that are not errors, see `check_coco`. "classes_differ" lets training
+        allow: kinds of problem in a dataset that are not errors, see `check_coco`. "classes_differ" lets training
             start from a head of other classes.
     """
 

@@ -1,4 +1,4 @@
-"""Training length and schedule for a data set of a given size."""
+"""Training length and schedule for a dataset of a given size."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _LONGEST_WARMUP = 500
 
 @dataclass(frozen=True)
 class Schedule:
-    """A 1x schedule for a data set of any size.
+    """A 1x schedule for a dataset of any size.
 
     Attributes:
         batch: images per step, on all devices together.
-        epochs: passes over the data set.
+        epochs: passes over the dataset.
         epoch_iterations: steps per pass; the last one may have fewer images.
-        warmup: iterations in which the learning rate rises: 500, or a fifth of the training for small data sets.
+        warmup: iterations in which the learning rate rises: 500, or a fifth of the training for small datasets.
         steps: iterations after which it drops to a tenth: 2/3 and 11/12 of all.
         eval_epochs: epochs between two evaluations and checkpoints, about twelve in all.
     """
@@ -42,7 +42,7 @@ class Schedule:
 
 
 def make_schedule(num_images: int, *, batch: int, epochs: int | None = None) -> Schedule:
-    """Return the schedule for a data set.
+    """Return the schedule for a dataset.
 
     Args:
         num_images: number of training images.

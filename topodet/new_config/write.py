@@ -84,7 +84,7 @@ def new_config(
             if it has any for this backbone, otherwise random ones.
         batch: images per step.
         epochs: number of epochs; by default twelve, or as many as make 1000 iterations.
-        short_side: pixels to which images are resized; by default the median of the data set, at most 800.
+        short_side: pixels to which images are resized; by default the median of the dataset, at most 800.
         output: the file; by default BACKBONE_FOLDER.py (.yaml) in the working folder, by the folder of `train`.
         allow: kinds of problem in the data that are not errors, see `check_coco`.
 

@@ -51,7 +51,7 @@ def read_evaluations(folder: str | Path) -> list[dict[str, float]]:
     tools/test.py) are not included.
 
     Raises:
-        DataError: nothing was evaluated, or several data sets were, or a log is damaged.
+        DataError: nothing was evaluated, or several datasets were, or a log is damaged.
     """
     if framework_of(folder) == "mmdetection":
         return _of_mmdetection(Path(folder))

@@ -1,4 +1,4 @@
-# A small data set in COCO format: train.json and val.json under its data_root, eight images per batch. Configs that
+# A small dataset in COCO format: train.json and val.json under its data_root, eight images per batch. Configs that
 # inherit it set data_root, metainfo, image folders and pipelines. The annotation files are checked as by `topodet
 # check-coco` before they are read.
 _base_ = "mmdet::_base_/datasets/coco_detection.py"

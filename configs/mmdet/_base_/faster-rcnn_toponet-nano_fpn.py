@@ -1,5 +1,5 @@
 # A small Faster R-CNN with FPN for images of a few hundred pixels and machines without a GPU. Everything is trained,
-# including batch normalization statistics: small data sets differ from the pretraining data, and the same config
+# including batch normalization statistics: small datasets differ from the pretraining data, and the same config
 # trains from random initialization (pretrained=None).
 _base_ = "mmdet::_base_/models/faster-rcnn_r50_fpn.py"
 

@@ -2,7 +2,7 @@
 
 Frameworks handle bad annotations differently (skip them, crash on their batch, train on them); here all of them are
 counted and reported at once. `check` runs the check, `report` holds its findings, `reading` describes how each
-framework reads a data set, `classes` compares the classes, `segmentation` checks masks and keypoints.
+framework reads a dataset, `classes` compares the classes, `segmentation` checks masks and keypoints.
 """
 
 from .check import check_before_use, check_coco, load_annotations

@@ -71,7 +71,7 @@ def check_coco(
             EXIF orientation is applied, as MMDetection and Detectron2 do when loading.
         allow: kinds of problem that are only notes. COCO's own train2017 has two boxes of zero height, which the
             frameworks skip: `allow=("empty_boxes",)`.
-        readings: how the frameworks read the data set. The default is both frameworks, for boxes.
+        readings: how the frameworks read the dataset. The default is both frameworks, for boxes.
 
     Returns:
         All problems at once. Structural ones (invalid JSON, a missing list) end the check immediately.
@@ -104,7 +104,7 @@ def check_before_use(
     allow: Collection[str] = (),
     warn: Callable[[str], object],
 ) -> None:
-    """Check a data set before a framework reads it, with some of the images' headers.
+    """Check a dataset before a framework reads it, with some of the images' headers.
 
     Args:
         annotation_file, image_root, allow: as for `check_coco`.

@@ -62,10 +62,10 @@ def check_classes(categories: Sequence[Mapping[str, Any]], reading: Reading, pla
 
 
 def check_checkpoint_classes(theirs: Sequence[str], ours: Sequence[str], *, whole: bool, remedy: str) -> None:
-    """Refuse a detector's checkpoint whose head was trained on other classes than the data set's.
+    """Refuse a detector's checkpoint whose head was trained on other classes than the dataset's.
 
     Args:
-        theirs, ours: class names by index, of the checkpoint and of the data set.
+        theirs, ours: class names by index, of the checkpoint and of the dataset.
         whole: whether the head's weights are used unchanged, as in a test or a resumed training. Training that starts
             from a checkpoint may have another number of classes: it gets a new head.
         remedy: what to do about it, in the framework's terms.

@@ -1,4 +1,4 @@
-"""How MMDetection and Detectron2 read a COCO data set: which boxes and images they train on, and which they drop."""
+"""How MMDetection and Detectron2 read a COCO dataset: which boxes and images they train on, and which they drop."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SMALLEST = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How a framework reads a data set, according to its config; the defaults are the frameworks' own for boxes.
+    """How a framework reads a dataset, according to its config; the defaults are the frameworks' own for boxes.
 
     Attributes:
         framework: name of the framework.
-        training: whether the data set is for training; in evaluation, nothing is dropped.
+        training: whether the dataset is for training; in evaluation, nothing is dropped.
         num_classes: number of classes of the detector's heads, by config key; empty if unknown.
         classes: names in the config, by index; None if it has none.
         masks: format of masks for a mask head, "" without one. MMDetection's `poly2mask` is "bitmask".
@@ -83,7 +83,7 @@ _CROWDS = {"MMDetection": "are regions without loss", "Detectron2": "are dropped
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """The N annotations of a data set as arrays, and its M images.
+    """The N annotations of a dataset as arrays, and its M images.
 
     Attributes:
         boxes: float64 [N, 4], x, y, width and height in pixels; NaN in rows that are not four numbers.
@@ -109,10 +109,10 @@ class Columns:
 
 
 def usage(columns: Columns, reading: Reading, categories: Mapping[int | str, str]) -> Usage:
-    """Return how a framework uses a data set.
+    """Return how a framework uses a dataset.
 
     Args:
-        columns: annotations of the data set.
+        columns: annotations of the dataset.
         reading: how the framework reads it.
         categories: the file's, name by id.
     """

@@ -124,7 +124,7 @@ class CocoReport:
         return finding.kind in _COST_BOXES and finding.count <= _TOLERATED_SHARE * self.num_annotations
 
     def text(self) -> str:
-        """Return a table of the findings with the first ids of each, and how each framework uses the data set."""
+        """Return a table of the findings with the first ids of each, and how each framework uses the dataset."""
         lines = [
             f"{self.annotation_file}: {self.num_images} images, {self.num_annotations} annotations, "
             f"{self.num_categories} categories; images in {self.image_root}"
