@@ -1,6 +1,7 @@
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.optim import LinearLR
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
@@ -58,13 +59,27 @@ def test_edge_weights_that_do_not_learn_are_not_decayed(tmp_path):
 @pytest.mark.parametrize(
     ("schedule", "words"),
     [
-        ([linear(3)], "takes 3 iterations, but the training ends after 2"),
-        ([linear(2, by_epoch=True)], "takes 2 epochs, but the training ends after 1"),
-        ([linear(2)], None),
-        ([linear(9, start_factor=1.0, end_factor=0.1)], None),  # a decay that is cut off
+        ([linear(3)], ("takes 3 iterations, but the training ends after 2", "write end=2 into the LinearLR")),
+        ([linear(2, by_epoch=True)], ("takes 2 epochs, but the training ends after 1", "take the LinearLR out")),
+        ([linear(1)], ("from 0 to 1 iterations is too short", "the learning rate stays at 0.001", "write end=2")),
+        ([linear(2)], ()),
+        ([linear(9, start_factor=1.0, end_factor=0.1)], ()),  # a decay that is cut off
     ],
 )
 def test_a_warmup_longer_than_the_training(schedule, words, tmp_path):
     found = problems(tmp_path, schedule=schedule, paramwise_cfg={"custom_keys": {"wiring.alpha": {"decay_mult": 0.0}}})
-    assert len(found) == (words is not None)
-    assert words is None or (words in found[0] and "end=1" in found[0])
+    assert len(found) == bool(words)
+    assert all(word in found[0] for word in words)
+
+
+def test_what_mmengine_makes_of_a_warmup_of_one_iteration():
+    """Why it is warned of: the first rate stays. With two the second iteration has the whole rate."""
+    for end, rates in ((1, [0.001, 0.001, 0.001]), (2, [0.001, 1.0, 1.0])):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduler = LinearLR(optimizer, start_factor=0.001, by_epoch=False, end=end)
+        found = []
+        for _ in rates:
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        assert found == pytest.approx(rates)

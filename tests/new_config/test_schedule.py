@@ -29,8 +29,13 @@ def test_a_small_set_is_trained_on_for_longer(num_images, batch):
 
 def test_a_single_iteration_is_a_schedule():
     schedule = make_schedule(2, batch=2, epochs=1)
-    assert schedule.iterations == schedule.warmup == schedule.eval_epochs == 1
+    assert schedule.iterations == schedule.eval_epochs == 1
     assert schedule.steps == ()
+
+
+@pytest.mark.parametrize(("num_images", "warmup"), [(32, 2), (64, 3), (160, 8)])
+def test_a_short_training_warms_up_over_a_fifth_and_at_least_two_iterations(num_images, warmup):
+    assert make_schedule(num_images, batch=8, epochs=2).warmup == warmup
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,17 @@ def _long_warmups(runner: Runner) -> Iterator[str]:
         if not isinstance(scheduler, LinearParamScheduler) or scheduler.start_factor >= scheduler.end_factor:
             continue
         unit, length = ("epochs", runner.max_epochs) if scheduler.by_epoch else ("iterations", runner.max_iters)
+        name = type(scheduler).__name__
+        remedy = f"write end={max(2, length // 5)} into the {name} of param_scheduler"
+        if length < 2:
+            remedy = f"take the {name} out of param_scheduler"
         if scheduler.end > length:
             yield (
                 f"the warm-up takes {scheduler.end} {unit}, but the training ends after {length}: it never reaches its "
-                f"learning rate; write end={max(1, length // 5)} into the {type(scheduler).__name__} of param_scheduler"
+                f"learning rate; {remedy}"
+            )
+        elif scheduler.total_iters < 1:
+            yield (
+                f"the warm-up from {scheduler.begin} to {scheduler.end} {unit} is too short for MMEngine, which needs two: "
+                f"the learning rate stays at {scheduler.start_factor:g} of its value; {remedy}"
             )

@@ -64,7 +64,7 @@ def make_schedule(num_images: int, *, batch: int, epochs: int | None = None) -> 
         batch=batch,
         epochs=epochs,
         epoch_iterations=epoch_iterations,
-        warmup=min(_LONGEST_WARMUP, max(1, total // 5)),
+        warmup=min(_LONGEST_WARMUP, max(2, total // 5)),  # MMEngine never leaves a warm-up of one iteration
         steps=tuple(sorted(step for step in steps if 0 < step < total)),
         eval_epochs=max(1, round(epochs / 12)),
     )
