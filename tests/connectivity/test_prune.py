@@ -219,6 +219,8 @@ def test_masking_ends_with_what_was_there():
         ({"threshold": 1.5, "per": "node"}, "threshold=1.5 is out of range: per='node'.*at most 1"),
         ({"keep": 0}, r"keep=0 is out of range: .*\(0, 1\]"),
         ({"keep": 1.01}, "keep=1.01 is out of range"),
+        ({"keep": "0.5"}, "keep='0.5' is no number"),
+        ({"threshold": True}, "threshold=True is no number"),
         ({"keep": 0.5, "per": "nodes"}, "unknown per 'nodes'. Did you mean 'node'"),
         ({"keep": 0.5, "on_disconnected": "ignore"}, "unknown on_disconnected 'ignore'"),
         ({"keep": 0.5, "on_disconnected": "allow"}, "a graph without edges is no network"),

@@ -177,9 +177,20 @@ def test_specs():
         ({"name": "watts_strogatz", "k": 3}, "k must be even, got k=3"),
         ({"name": "small_world_chain", "reach": 1}, "needs 2 <= reach < num_nodes, got reach=1 with num_nodes=8"),
         ({"name": "small_world_chain", "p": -0.1}, "must lie in [0, 1], got -0.1"),
+        ({"name": "watts_strogatz", "k": "4"}, "k of topology 'watts_strogatz' must be an integer, got '4'"),
+        ({"name": "barabasi_albert", "m": 2.5}, "m of topology 'barabasi_albert' must be an integer, got 2.5"),
+        ({"name": "erdos_renyi", "p": None}, "p of topology 'erdos_renyi' must be a number, got None"),
+        ({"name": "random", "seed": None}, "seed of topology 'random' must be an integer, got None"),
+        (None, "unknown topology None"),
         (Topology(3, [(0, 1), (1, 2)]), "the topology has 3 nodes, but the stage has 8"),
     ],
 )
 def test_wrong_specs_are_named(spec, message):
     with pytest.raises(TopologyError, match=re.escape(message)):
         make_topology(spec, 8)
+
+
+@pytest.mark.parametrize("num_nodes", ["8", 8.0, None])
+def test_a_number_of_nodes_that_is_none(num_nodes):
+    with pytest.raises(TopologyError, match="num_nodes of topology 'complete' must be an integer, got"):
+        make_topology("complete", num_nodes)

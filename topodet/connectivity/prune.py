@@ -286,6 +286,9 @@ def _check_arguments(threshold: float | None, keep: float | None, per: str, on_d
         raise ConfigError(unknown_name("on_disconnected", on_disconnected, get_args(OnDisconnected)))
     if (threshold is None) == (keep is None):
         raise ConfigError(f"give either threshold or keep, got threshold={threshold}, keep={keep}")
+    for name, value in (("threshold", threshold), ("keep", keep)):
+        if isinstance(value, str | bool):
+            raise ConfigError(f"{name}={value!r} is no number")
     # Written so that NaN is out of range as well.
     if keep is not None and not 0 < keep <= 1:
         raise ConfigError(f"keep={keep} is out of range: the share of edges that are left lies in (0, 1], e.g. 0.4")

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import networkx as nx
 import numpy as np
 
-from ..errors import TopologyError, unknown_name
+from ..errors import TopologyError, show, unknown_name
 from .graph import MAX_EDGES, Edge, Topology, shown
 
 
@@ -156,23 +157,28 @@ def make_topology(spec: str | Mapping[str, Any] | Topology, num_nodes: int, seed
         if spec.num_nodes != num_nodes:
             raise TopologyError(f"the topology has {spec.num_nodes} nodes, but the stage has {num_nodes}")
         return spec
-    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    options = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     name = options.pop("name", None)
-    if name not in GENERATORS:
+    if not isinstance(name, str) or name not in GENERATORS:
         raise TopologyError(unknown_name("topology", name, GENERATORS))
     generator = GENERATORS[name]
-    allowed = set(inspect.signature(generator).parameters) - {"num_nodes"}
+    parameters = inspect.signature(generator).parameters
+    allowed = set(parameters) - {"num_nodes"}
     for option in options:
         if option not in allowed:
             raise TopologyError(unknown_name(f"argument of topology {name!r}:", option, allowed))
+    if "seed" in allowed:
+        options.setdefault("seed", seed)
+    for option, value in {"num_nodes": num_nodes, **options}.items():
+        kind, word = (Integral, "an integer") if parameters[option].annotation == "int" else (Real, "a number")
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise TopologyError(f"{option} of topology {name!r} must be {word}, got {show(value)}")
     # The most edges that a generator may draw, told before it begins.
-    if isinstance(num_nodes, int) and num_nodes * (num_nodes - 1) // 2 > MAX_EDGES:
+    if num_nodes * (num_nodes - 1) // 2 > MAX_EDGES:
         raise TopologyError(
             f"topology {name!r} of {shown(num_nodes)} nodes: a complete graph of so many has more than {MAX_EDGES:,} "
             "edges, which is the limit"
         )
-    if "seed" in allowed:
-        options.setdefault("seed", seed)
     return generator(num_nodes, **options)
 
 
