@@ -133,11 +133,13 @@ def test_options_of_a_lazy_config():
 
 def test_bad_requests(tmp_path, capsys):
     (tmp_path / "other.py").write_text("x = 1\n")
+    (tmp_path / "broken.py").write_text("from detectron2.config import LazyCall\nmodel = (\n")
     for arguments, words in (
         (["--config", "missing.yaml"], "no config file at missing.yaml"),
         (["--config", "missing.py"], "no config file at missing.py"),
         (["--config", "config.json"], "'.json' is neither"),
         (["--config", str(tmp_path / "other.py")], "has no `model`"),
+        (["--config", str(tmp_path / "broken.py")], "broken.py is no LazyConfig of a detector: SyntaxError"),
         (["--config", "missing.yaml", "--size", "0", "5"], "must be positive"),
         (["--config", "missing.yaml", "--input", "missing.png"], "missing.png"),
     ):

@@ -164,6 +164,25 @@ def test_classes_and_head_of_the_checkpoint_are_compared(tmp_path):
         TopoNetCheckpointer(model, whole=True).load(path)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+@pytest.mark.parametrize("name", ["", "backbone.bottom_up."])
+def test_wrappers_are_taken_off_and_said(tmp_path, prefix, name, log):
+    content = torch.load(write(tmp_path, None, name), weights_only=True)
+    tensors = {f"{prefix}{key}": tensor for key, tensor in content["model"].items()}
+    torch.save({"model": tensors, "matching_heuristics": not name}, tmp_path / "b.pth")
+    backbone = loaded((tmp_path / "b.pth").as_uri(), TopoNetCheckpointer).backbone.bottom_up
+    assert torch.equal(backbone.stem.conv.weight, content["model"][f"{name}stem.conv.weight"])
+    assert f"read without {prefix!r}, a wrapper's" in log.text
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path):
+    for path in (str(tmp_path / "a.pth"), f"{tmp_path}/a.pth?matching_heuristics=True", str(tmp_path), "~/a.pth"):
+        with pytest.raises(WeightsError, match=r"no checkpoint at .*check MODEL.WEIGHTS"):
+            loaded(path, TopoNetCheckpointer)
+    with pytest.raises(WeightsError, match="no weights file at /nowhere.pth"):
+        loaded("file:///nowhere.pth", TopoNetCheckpointer)
+
+
 def test_a_training_checkpoint_is_taken_with_what_its_options_tell(tmp_path):
     state = TopoNet("toponet_nano", norm="BN").state_dict()
     content = {"state_dict": state, "arch": "toponet_nano", "data_config": {**IMAGENET, "mean": (0.1, 0.2, 0.3)}}

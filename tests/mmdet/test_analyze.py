@@ -89,10 +89,13 @@ def test_an_image_is_read_as_the_pipeline_reads_it():
 
 
 def test_bad_requests(tmp_path):
-    (tmp_path / "other.py").write_text("x = 1\n")
+    for name, text in (("other", "x = 1\n"), ("number", "model = 3\n"), ("broken", "model = (\n")):
+        (tmp_path / f"{name}.py").write_text(text)
     for arguments, words in (
         ({"source": "missing.py"}, "no config file at missing.py"),
         ({"source": tmp_path / "other.py"}, "has no `model`"),
+        ({"source": tmp_path / "number.py"}, "has no `model`"),
+        ({"source": tmp_path / "broken.py"}, "broken.py is no config that MMDetection reads: SyntaxError"),
         ({"source": "missing.py", "size": (0, 5)}, "must be positive"),
         ({"source": "missing.py", "tasks": ["flops"]}, "Did you mean 'flop'"),
         ({"source": CONFIGS / f"{NANO}.py", "opts": ["a", "b"]}, "KEY=VALUE"),

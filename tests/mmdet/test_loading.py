@@ -164,6 +164,16 @@ def test_classes_and_head_of_the_checkpoint_are_compared(runner, tmp_path, monke
         hook.before_test(runner)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_wrappers_of_a_detector_are_taken_off_and_said(runner, tmp_path, prefix, log):
+    tensors = content(tmp_path, None, "backbone.")["state_dict"]
+    torch.save({"state_dict": {f"{prefix}{name}": t for name, t in tensors.items()}, "meta": {}}, tmp_path / "a.pth")
+    runner.model.backbone = build()
+    runner.load_checkpoint(str(tmp_path / "a.pth"))
+    assert torch.equal(runner.model.backbone.stem.conv.weight, tensors["backbone.stem.conv.weight"])
+    assert f"read without {prefix!r}, a wrapper's" in log()
+
+
 def test_load_from_a_published_backbone_stops(nano, runner):
     """Its names are not those of a detector: MMEngine would log them and train on from random weights."""
     with pytest.raises(WeightsError, match=r"fills 0/\d+ tensors .* is given by model.backbone.pretrained=PATH"):

@@ -99,7 +99,10 @@ def build_detector(config: str | os.PathLike, opts: Sequence[str] = ()) -> tuple
     wrong = [option for option in opts if "=" not in option]
     if wrong:
         raise ConfigError(f"{wrong[0]}: with a LazyConfig an option is KEY=VALUE")
-    content = LazyConfig.apply_overrides(LazyConfig.load(str(path)), list(opts))
+    try:
+        content = LazyConfig.apply_overrides(LazyConfig.load(str(path)), list(opts))
+    except Exception as error:  # a config is Python, which may fail in any way
+        raise ConfigError(f"{path} is no LazyConfig of a detector: {type(error).__name__}: {error}") from error
     if "model" not in content:
         raise ConfigError(f"{path} has no `model`: it is no LazyConfig of a detector")
     model = instantiate(content.model).cpu().eval()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlparse
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathHandler, PathManager
@@ -12,6 +14,7 @@ from torch import nn
 from .. import weights
 from ..datasets.coco import check_checkpoint_classes
 from ..errors import WeightsError
+from .base import logger
 from .check import backbones, check_detector
 
 
@@ -77,6 +80,19 @@ class TopoNetCheckpointer(DetectionCheckpointer):
         finally:
             self.whole = whole
 
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a checkpoint; "" loads nothing.
+
+        Raises:
+            WeightsError, ConfigError: see the class; or there is no such file.
+        """
+        if path and path.startswith("file://"):
+            path = str(weights.fetch(path))
+        file = urlparse(path)._replace(query="").geturl()  # Detectron2 takes ?matching_heuristics=True at the end
+        if path and "://" not in path and not path.startswith(weights.HUB) and not os.path.isfile(file):
+            raise WeightsError(f"no checkpoint at {path} (working folder {os.getcwd()}); check MODEL.WEIGHTS")
+        return super().load(path, checkpointables)
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         if not backbones(self.model):
             return super()._load_file(filename)
@@ -114,6 +130,11 @@ class TopoNetCheckpointer(DetectionCheckpointer):
                 remedy="Give the categories of the files the checkpoint's names and, by their ids, its order, or take "
                 "another checkpoint" + ("" if self.whole else "; --allow classes_differ begins from that head"),
             )
+        if isinstance(checkpoint.get("model"), Mapping) and backbones(self.model):
+            prefix, state_dict = weights.without_wrappers(checkpoint["model"], self.model.state_dict())
+            checkpoint = {**checkpoint, "model": state_dict}
+            if prefix:
+                logger.info(f"topodet: the checkpoint's names are read without {prefix!r}, a wrapper's")
         found = super()._load_model(checkpoint)
         lost = [*found.missing_keys, *(name for name, *_ in found.incorrect_shapes)]
         lost = [name for name in lost if name in dict(self.model.named_parameters())]

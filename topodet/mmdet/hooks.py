@@ -85,6 +85,12 @@ class TopoNetCheckHook(Hook):
             checkpoint["meta"][CARD] = cards[0]
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        state_dict = checkpoint.get("state_dict")
+        if isinstance(state_dict, Mapping) and backbones(runner.model):
+            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            prefix, checkpoint["state_dict"] = weights.without_wrappers(state_dict, model.state_dict())
+            if prefix:
+                runner.logger.info(f"topodet: the checkpoint's names are read without {prefix!r}, a wrapper's")
         # What a training with this hook wrote, or a published detector's own.
         card = card_of_run(checkpoint) or weights.backbone_card(weights.card_of(checkpoint))
         for backbone in backbones(runner.model) if card else ():

@@ -273,8 +273,11 @@ def read_config(path: str | os.PathLike, opts: Sequence[str] = ()) -> Config:
         raise ConfigError(f"no config file at {path} (working folder {Path.cwd()}); check --config")
     if path.suffix != ".py":
         raise ConfigError(f"{path} is no config of MMDetection, whose names end in .py")
-    config = Config.fromfile(path)
-    if "model" not in config:
+    try:
+        config = Config.fromfile(path)
+    except Exception as error:  # a config is Python, which may fail in any way
+        raise ConfigError(f"{path} is no config that MMDetection reads: {type(error).__name__}: {error}") from error
+    if not isinstance(config.get("model"), dict):
         raise ConfigError(f"{path} has no `model`: it is no config of a detector")
     config.merge_from_dict(_options(opts))
     return config

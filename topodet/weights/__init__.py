@@ -9,6 +9,7 @@ from .file import (
     read_checkpoint_with_objects,
     read_detector,
     read_trained,
+    without_wrappers,
 )
 from .load import LoadReport, check_filled, has_classifier, is_update_counter, load, missing_wiring_keys, other_network
 from .location import HUB, fetch
@@ -64,4 +65,5 @@ __all__ = [
     "resolve_edges",
     "run_edges",
     "with_digests",
+    "without_wrappers",
 ]

@@ -147,7 +147,7 @@ def _read(source: str | os.PathLike, check_hash: bool, *, skip_objects: bool = F
         rest |= {key: plain(rest[key]) for key in ("args", "data_config", "history") if key in rest}
     try:
         card = check_card(card)
-        prefix, state_dict = _unwrapped(state_dict)
+        prefix, state_dict = without_wrappers(state_dict)
         _check_tensors(state_dict)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
@@ -255,23 +255,35 @@ def _find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, Ten
     return dict(state_dict), {**rest, "held": held}
 
 
-def _unwrapped(state_dict: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """Return what wrappers have put into the names, and the tensors by the names without it."""
+def without_wrappers(state_dict: Mapping[str, Tensor], own: Collection[str] = ()) -> tuple[str, dict[str, Tensor]]:
+    """Take off what wrappers (DDP, torch.compile, ...) have put into the names of tensors.
+
+    Args:
+        state_dict: tensors of a file.
+        own: names of the network that they are for; what is in these too stays.
+
+    Returns:
+        what was taken off, "" for nothing, and the tensors by the names without it.
+
+    Raises:
+        WeightsError: a name is not text.
+    """
     for name in state_dict:
         if not isinstance(name, str):
             raise WeightsError(f"one of its tensors is called {str(name)[:80]}, which is no text")
-    taken = ""
+    wrappers = [word for word in _WRAPPERS if not own or not all(name.startswith(word) for name in own)]
+    found, taken = dict(state_dict), ""
     # Beside the network itself, torch's AveragedModel saves how many it has averaged.
-    if all(name.startswith("module.") or name == "n_averaged" for name in state_dict):
-        state_dict = {name: tensor for name, tensor in state_dict.items() if name != "n_averaged"}
-    while prefix := next((word for word in _WRAPPERS if all(name.startswith(word) for name in state_dict)), ""):
-        state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+    if "module." in wrappers and all(name.startswith("module.") or name == "n_averaged" for name in found):
+        found.pop("n_averaged", None)
+    while found and (prefix := next((w for w in wrappers if all(name.startswith(w) for name in found)), "")):
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
         taken += prefix
     # torch.compile of a part, a stage, say.
-    if any(_COMPILED in name for name in state_dict):
-        state_dict = {name.replace(_COMPILED, ""): tensor for name, tensor in state_dict.items()}
+    if any(_COMPILED in name for name in found) and not any(_COMPILED in name for name in own):
+        found = {name.replace(_COMPILED, ""): tensor for name, tensor in found.items()}
         taken += _COMPILED
-    return taken, state_dict
+    return taken, found
 
 
 def _check_tensors(state_dict: Mapping[str, Tensor]) -> None:
