@@ -72,11 +72,18 @@ class TestData:
         for split in ("train", "validation"):
             os.rename(os.fsencode(images / split / "class2"), os.fsencode(images / split) + b"/caf\xe9")
         error = refusal(capsys, options(images, tmp_path / "out"))
-        assert "class 'caf\\udce9' is no text in UTF-8: rename it" in error
+        assert "class 'caf\\udce9' is no text in UTF-8, or has a NUL in it: rename it" in error
         os.rename(images, os.fsencode(tmp_path) + b"/\xe9")
         error = refusal(capsys, options(tmp_path / "\udce9", tmp_path / "out"))
         assert "--data-dir '" in error
         assert "udce9' is no text in UTF-8" in error
+        assert "--output 'a\\x00b' is no text" in refusal(capsys, options(images, "a\0b"))
+
+    @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil"])
+    def test_an_experiment_lies_within_output(self, images, tmp_path, capsys, name):
+        error = refusal(capsys, options(images, tmp_path / "out", "--experiment", name))
+        assert f"--experiment {name!r} leads out of --output" in error
+        assert not list(tmp_path.iterdir())
 
     def test_class_map_with_other_capitals(self, images, tmp_path, capsys):
         names = tmp_path / "names.txt"

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, LoggerHook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -90,7 +91,7 @@ class TopoNetCheckHook(Hook):
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
             prefix, checkpoint["state_dict"] = weights.without_wrappers(state_dict, model.state_dict())
             if prefix:
-                runner.logger.info(f"topodet: the checkpoint's names are read without {prefix!r}, a wrapper's")
+                print_log(f"topodet: the checkpoint's names are read without {prefix!r}, a wrapper's", logger="current")
         # What a training with this hook wrote, or a published detector's own.
         card = card_of_run(checkpoint) or weights.backbone_card(weights.card_of(checkpoint))
         for backbone in backbones(runner.model) if card else ():

@@ -14,6 +14,7 @@ from timm.utils import distribute_bn
 from torch import nn
 
 from topodet import connectivity
+from topodet.datasets.images import leads_outside
 from topodet.errors import ConfigError, DataError, WeightsError, exit_status
 from topodet.files import atomic_write
 from topodet.models import check_timm_name
@@ -60,6 +61,9 @@ def _run(options: Options, group: Group) -> list[dict]:
     flat = {key: _plain(value) for key, value in options.flat().items()} | {"world_size": group.world_size}
     # What is wrong is told before anything slow begins, the quickest looks first.
     check_timm_name(options.model.model)
+    _check_text(flat)
+    if leads_outside(options.run.experiment):
+        raise ConfigError(f"--experiment {options.run.experiment!r} leads out of --output: give a name within it")
     with hold(folder) if group.primary else contextlib.nullcontext():
         return _train(options, group, folder, flat)
 
@@ -70,7 +74,7 @@ def _train(options: Options, group: Group, folder: Path, flat: dict[str, Any]) -
         check_same_run(checkpoint["args"], flat, str(path))
     channels = options.model.channels
     datasets = data.open_datasets(options, group, channels)
-    _check_text({**flat, "class_names": datasets.class_names})
+    _check_text({"class_names": datasets.class_names})
     if checkpoint is not None:
         check_same_data(checkpoint["data"], datasets.counts, str(path))
 
@@ -220,7 +224,7 @@ def _check_text(facts: Mapping[str, Any]) -> None:
         for part in parts:
             if isinstance(part, str) and not is_text(part):
                 what = "class" if key == "class_names" else f"--{key.replace('_', '-')}"
-                raise DataError(f"{what} {part!r} is no text in UTF-8: rename it, checkpoints cannot hold such a name")
+                raise DataError(f"{what} {part!r} is no text in UTF-8, or has a NUL in it: rename it")
 
 
 def _find_checkpoint(options: RunOptions, folder: Path, group: Group) -> tuple[Path | None, dict | None]:
