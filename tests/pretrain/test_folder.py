@@ -3,7 +3,10 @@ import pytest
 from PIL import Image
 
 from topodet.errors import DataError
+from topodet.pretrain.command_line import parse
+from topodet.pretrain.data import open_datasets
 from topodet.pretrain.folder import FolderReader
+from topodet.pretrain.group import join
 from topodet.pretrain.unreadable import SkipUnreadable
 
 
@@ -47,6 +50,17 @@ def test_nothing_there(tmp_path):
         DataError, match="Found 0 images in class folders .* there are 1 images that lie in no class folder"
     ):
         FolderReader(tmp_path)
+
+
+def test_deep_images_of_torchvisions_folder(tmp_path):
+    for split in ("train", "validation"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(np.full((4, 4), 128 << 8, np.uint16)).save(tmp_path / split / name / "1.png")
+    options = parse(["--data-dir", str(tmp_path), "--dataset", "torch/image_folder", "--device", "cpu"])
+    with join("cpu") as group:
+        image, _ = open_datasets(options, group, 3).train[0]
+    assert np.asarray(image).tolist() == [[[128] * 3] * 4] * 4
 
 
 def test_deep_images_are_scaled_or_named(tmp_path):

@@ -55,6 +55,15 @@ def test_the_same_as_torch_reads(tmp_path, options):
     assert ours == theirs
 
 
+def test_signs_that_torch_put_off(tmp_path):
+    numbers = torch.tensor([1 + 2j, 3 - 4j])
+    saved = [torch._neg_view(torch.ones(2)), numbers.conj(), numbers.clone().conj().imag]
+    torch.save(saved, tmp_path / "a.pth")
+    ours, theirs = load_torch(tmp_path / "a.pth").content, torch.load(tmp_path / "a.pth", weights_only=True)
+    assert all(torch.equal(own, their.resolve_neg()) for own, their in zip(ours, theirs))
+    assert ours[0].tolist() == [-1, -1]
+
+
 def test_objects_are_refused_or_passed_over(tmp_path):
     objects = {"model": {"w": torch.ones(2)}, "args": argparse.Namespace(lr=1), "n": np.float64(3), "a": np.ones(3)}
     torch.save(objects, tmp_path / "a.pth")

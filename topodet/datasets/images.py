@@ -34,6 +34,12 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise DataError(f"cannot read the image {path}: {error}") from error
 
 
+def load_rgb(path: str | os.PathLike) -> Image.Image:
+    """Return an image as Pillow has it, in RGB; for torchvision's folders, whose own loader leaves 16 bits white."""
+    with Image.open(path) as image:
+        return in_8_bits(image).convert("RGB")
+
+
 def in_8_bits(image: Image.Image) -> Image.Image:
     """Return the upper 8 bits of a 16-bit image, as in OpenCV; an 8-bit image is returned unchanged.
 

@@ -21,7 +21,9 @@ from timm.data import (
 from timm.data.loader import PrefetchLoader, adapt_to_chs
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torchvision.datasets import DatasetFolder
 
+from topodet.datasets.images import load_rgb
 from topodet.errors import ConfigError, DataError, unknown_name
 from topodet.pretrain.arrays import ArrayDataset, in_memory
 from topodet.pretrain.folder import FolderReader
@@ -120,7 +122,7 @@ def _open_timm(options: Options, kind: str, root: str | None, split: str, is_tra
     try:
         if options.data.dataset in ("", "folder") and Path(root).is_dir():
             return ImageDataset(root, reader=FolderReader(root, options.data.class_map), input_img_mode=mode)
-        return create_dataset(
+        dataset = create_dataset(
             options.data.dataset,
             root=root,
             split=split,
@@ -138,6 +140,9 @@ def _open_timm(options: Options, kind: str, root: str | None, split: str, is_tra
             target_key=options.data.target_key,
             trust_remote_code=options.data.dataset_trust_remote_code,
         )
+        if isinstance(dataset, DatasetFolder):
+            dataset.loader = load_rgb
+        return dataset
     except ImportError as error:
         raise ConfigError(
             f"--dataset {options.data.dataset!r} needs a package that is not installed: {error.name}"

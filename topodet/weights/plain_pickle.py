@@ -322,9 +322,9 @@ class PlainUnpickler:
         if name.text == "torch.device":
             return torch.device(*arguments)
         if name.text in ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"):
-            return self._tensor(*arguments[:4])
+            return _resolved(self._tensor(*arguments[:4]), arguments[6:7])
         if name.text == "torch._utils._rebuild_tensor_v3":
-            return self._tensor(*arguments[:4], dtype=arguments[6])
+            return _resolved(self._tensor(*arguments[:4], dtype=arguments[6]), arguments[7:8])
         if name.text in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
             if not isinstance(arguments[0], Tensor):
                 raise ValueError("a parameter that is no tensor")
@@ -405,6 +405,13 @@ def pickled_objects(what: str) -> str:
         f"it is no file of plain tensors: it holds pickled Python objects ({what}), and unpickling could run code. "
         "Nothing of it was executed. Ask for a published file or .safetensors"
     )
+
+
+def _resolved(tensor: Tensor, bits: tuple) -> Tensor:
+    """Return a tensor whose sign or conjugation torch had put off: `bits` holds what it saved of that, if anything."""
+    put_off = bits[0] if bits and isinstance(bits[0], dict) else {}
+    tensor = -tensor if put_off.get("neg") else tensor
+    return tensor.conj().resolve_conj() if put_off.get("conj") else tensor
 
 
 def _checked(value: Any) -> Any:
