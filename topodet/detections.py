@@ -78,7 +78,7 @@ class Detections:
         return rows
 
 
-def given_names(classes: Sequence[str], *, by_id: bool) -> list[str]:
+def given_names(classes: Sequence[str] | str | os.PathLike, *, by_id: bool) -> list[str]:
     """Return class names given as a list, or as the path of a COCO file that contains them.
 
     Args:
@@ -89,7 +89,9 @@ def given_names(classes: Sequence[str], *, by_id: bool) -> list[str]:
     Raises:
         ConfigError: a file without categories.
     """
-    if len(classes) != 1 or not classes[0].endswith(".json"):
+    if isinstance(classes, str | os.PathLike):
+        classes = [os.fspath(classes)]
+    if len(classes) != 1 or not str(classes[0]).endswith(".json"):
         return list(classes)
     try:
         categories = read_json(Path(classes[0]), ConfigError)["categories"]

@@ -80,6 +80,18 @@ def test_mmdetection_finds_what_it_finds_by_itself(trained, images, tmp_path):
         assert [row["category_name"] for row in ours] == [CLASSES[k] for k in theirs.labels]
 
 
+def test_a_threshold_above_every_score_is_told(trained, images, tmp_path, capsys):
+    content = torch.load(trained[1], weights_only=False)  # the test's own
+    for name, tensor in content["state_dict"].items():
+        if "fc_cls" in name:
+            tensor.zero_()  # ten digits and background, equally likely
+    torch.save(content, tmp_path / "unsure.pth")
+    assert call((trained[0], tmp_path / "unsure.pth"), images, tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "2 images, 0 boxes" in printed
+    assert f"no score reaches --score-threshold 0.5; the highest is {1 / 11:.3f}\n" in printed
+
+
 def test_a_damaged_image_is_named_and_the_others_are_drawn(trained, images, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "broken.jpg").write_bytes(b"\xff\xd8 and no more")

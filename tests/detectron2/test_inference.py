@@ -135,8 +135,9 @@ def test_two_detectors_of_other_classes_live_side_by_side(run, published):
 
 
 def test_class_names_of_annotations(run, coco, tmp_path):
-    path = publish_detector(run / "model_final.pth", run / "config.yaml", tmp_path, classes=[str(coco / "all.json")])
-    assert weights.read(path).card["classes"] == CLASSES
+    for classes in ([str(coco / "all.json")], coco / "all.json", str(coco / "all.json")):
+        path = publish_detector(run / "model_final.pth", run / "config.yaml", tmp_path, classes=classes)
+        assert weights.read(path).card["classes"] == CLASSES
 
 
 def test_class_names_of_the_checkpoint(run, tmp_path):

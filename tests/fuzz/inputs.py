@@ -90,6 +90,9 @@ def kinds(good: Path) -> dict[str, Kind]:
         },
     }
     coco = write_coco(good / "coco")
+    boxes = json.loads((coco / "all.json").read_text())
+    for row in boxes["annotations"]:
+        row |= {"keypoints": [*row["bbox"][:2], 2], "num_keypoints": 1}
     mmdet_run(good / "mmdet", [0.1, 0.2])
     detectron2_run(good / "detectron2", [10.0, 20.0])
     pretraining_run(good / "pretraining")
@@ -112,7 +115,7 @@ def kinds(good: Path) -> dict[str, Kind]:
         "detector": Kind(_torch_file(detector), (weights.read_detector,)),
         "topology": Kind(_text("graph.json", graph, mutations.json_text), (_topology, _graph_of_spec)),
         "COCO": Kind(
-            _text("all.json", json.loads((coco / "all.json").read_text()), mutations.json_text),
+            _text("all.json", boxes, mutations.json_text),
             (partial(_check_coco, coco / "images"), partial(_before_training, coco / "images")),
         ),
         "npz": Kind(_arrays, (_read_arrays,)),
@@ -333,7 +336,7 @@ def _before_training(images: Path, path: Path) -> None:
     masks = Reading(framework="MMDetection", num_classes={"n": 2}, classes=("person", "bicycle"), masks="bitmask")
     check_before_use(path, images, masks, warn=str)
     points = Reading(framework="Detectron2", masks="polygon", num_keypoints=1)
-    check_before_use(path, images, points, allow=("missing_keypoints",), warn=str)
+    check_before_use(path, images, points, warn=str)
     class_names(load_annotations(path)["categories"], "Detectron2")
 
 

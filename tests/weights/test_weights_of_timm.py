@@ -113,6 +113,19 @@ def test_whole_blocks_as_nodes_are_published_pruned_and_rebuilt(tmp_path):
         )
 
 
+def test_a_checkpoint_that_does_not_say_its_nodes(tmp_path):
+    options = {"layers": [3, 1, 1, 1], "channels": [64, 8, 8, 8]}
+    model = create_timm_network("resnet18", connect_nodes="auto", **options)
+    state = {"arch": "resnet18", "state_dict": model.state_dict(), "args": {"model_kwargs": options}}
+    torch.save({**state, "data_config": IMAGENET}, tmp_path / "last.pth.tar")
+    with pytest.raises(WeightsError, match=r"nodes='auto'.* does not say which nodes.*'connect_nodes': 'auto'"):
+        weights.publish(tmp_path / "last.pth.tar", tmp_path / "out")
+    state["args"] |= {"connect": "learned", "connect_nodes": "auto"}
+    torch.save({**state, "data_config": IMAGENET}, tmp_path / "last.pth.tar")
+    files = weights.publish(tmp_path / "last.pth.tar", tmp_path / "out")
+    assert weights.read(files.pth).card["connect_nodes"] == "auto"
+
+
 def test_the_tool_publishes_and_verifies(published, tmp_path, capsys):
     model, state = trained("connected")
     torch.save(state, tmp_path / "last.pth.tar")

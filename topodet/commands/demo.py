@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> int:
     framework, detector = open_detector(args, args.weights, draws=True, **options)
     classes = framework.class_names(detector)
     content = {"bbox": "x, y, width, height in pixels", "classes": classes, "images": [], "predictions": []}
-    failed = 0
+    failed, highest = 0, 0.0
     for path, drawn in tqdm(images.items(), unit="image", disable=None):
         try:
             image = read_image(path)
@@ -62,7 +62,9 @@ def main(words: Sequence[str]) -> int:
             tqdm.write(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        found = framework.predict(detector, image, score_threshold=args.score_threshold)
+        everything = framework.predict(detector, image, score_threshold=0)
+        highest = max([highest, *everything.scores.tolist()])
+        found = everything.above(args.score_threshold)
         write_image(framework.draw(detector, image, found), drawn)
         number = len(content["images"])
         height, width = image.shape[:2]
@@ -70,6 +72,8 @@ def main(words: Sequence[str]) -> int:
         content["predictions"] += predictions(found, number, path, classes)
     path = atomic_json(args.output / "predictions.json", content)
     print(f"{len(content['images'])} images, {len(content['predictions'])} boxes: {path}")
+    if content["images"] and not content["predictions"]:
+        print(f"no score reaches --score-threshold {args.score_threshold:g}; the highest is {highest:.3f}")
     if failed:
         print(f"error: {failed} of {len(images)} images could not be read; they are named above", file=sys.stderr)
     return 1 if failed else 0

@@ -54,7 +54,7 @@ def publish_detector(
     folder: str | os.PathLike,
     *,
     name: str | None = None,
-    classes: Sequence[str] = (),
+    classes: Sequence[str] | str | os.PathLike = (),
     licence: str = "Apache-2.0",
     notes: str = "",
 ) -> Path:
@@ -108,7 +108,7 @@ def load_detector(
     source: str | os.PathLike | weights.WeightsFile,
     *,
     config: str | os.PathLike | CfgNode | None = None,
-    classes: Sequence[str] = (),
+    classes: Sequence[str] | str | os.PathLike = (),
     score_threshold: float | None = None,
     device: str | None = None,
     opts: Sequence[str] = (),
@@ -148,7 +148,7 @@ def load_detector(
 def _load(
     cfg: CfgNode,
     file: weights.WeightsFile,
-    classes: Sequence[str],
+    classes: Sequence[str] | str | os.PathLike,
     strange: bool,
     *,
     score_threshold: float | None,
@@ -326,7 +326,7 @@ def _published_config(file: weights.WeightsFile) -> CfgNode:
     return cfg
 
 
-def _class_names(cfg: CfgNode, classes: Sequence[str], file: weights.WeightsFile) -> list[str]:
+def _class_names(cfg: CfgNode, classes: Sequence[str] | str | os.PathLike, file: weights.WeightsFile) -> list[str]:
     names = given_names(classes, by_id=True) or classes_of({**file.checkpoint, "card": file.card})
     known = [name for name in cfg.DATASETS.TRAIN if name in DatasetCatalog.list()]
     if not names and known:

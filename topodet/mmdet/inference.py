@@ -55,7 +55,7 @@ def load_detector(
     source: str | os.PathLike | weights.WeightsFile,
     *,
     config: str | os.PathLike | None = None,
-    classes: Sequence[str] = (),
+    classes: Sequence[str] | str | os.PathLike = (),
     score_threshold: float | None = None,
     device: str | None = None,
     opts: Sequence[str] = (),
@@ -185,7 +185,7 @@ def publish_detector(
     folder: str | os.PathLike,
     *,
     name: str | None = None,
-    classes: Sequence[str] = (),
+    classes: Sequence[str] | str | os.PathLike = (),
     licence: str = "Apache-2.0",
     notes: str = "",
 ) -> Path:

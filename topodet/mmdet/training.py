@@ -63,6 +63,6 @@ def _long_warmups(runner: Runner) -> Iterator[str]:
             )
         elif scheduler.total_iters < 1:
             yield (
-                f"the warm-up from {scheduler.begin} to {scheduler.end} {unit} is too short for MMEngine, which needs two: "
-                f"the learning rate stays at {scheduler.start_factor:g} of its value; {remedy}"
+                f"the warm-up from {scheduler.begin} to {scheduler.end} {unit} is too short for MMEngine, which needs "
+                f"two: the learning rate stays at {scheduler.start_factor:g} of its value; {remedy}"
             )

@@ -221,7 +221,13 @@ def build_network(file: WeightsFile, design: Mapping[str, Any], **arguments: Any
     except WeightsError:
         raise
     except Exception as error:  # whatever the options of a stranger make timm raise
-        raise WeightsError(f"{file.path}: its network cannot be built here: {error}") from error
+        message = f"{file.path}: its network cannot be built here: {error}"
+        if design["wiring"] != "none" and not (file.card or _options(file).get("connect_nodes")):
+            message += (
+                ". The file does not say which nodes its edges join: save it with "
+                "args={'connect': 'learned', 'connect_nodes': 'auto'} beside state_dict, or as `connect` was called"
+            )
+        raise WeightsError(message) from error
 
 
 def check_size(file: WeightsFile, make: Callable[[], nn.Module]) -> None:

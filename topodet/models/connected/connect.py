@@ -26,7 +26,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -71,7 +71,7 @@ class RunPlan:
     """
 
     form: Form
-    links: dict[str, Link]
+    links: dict[str, Link] = field(repr=False)
     topology: Topology
 
     @property

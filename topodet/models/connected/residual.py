@@ -122,9 +122,10 @@ def _needs_no_downsample(block: nn.Module) -> str | None:
 def activation_follows(activation: object) -> str:
     """Return the reason why ResNets are not supported, and the alternatives."""
     return (
-        f"{activation} follows the addition, so what it hands on is no sum of residuals and no weights of edges "
-        "would give the same network. What the paper does with such blocks (interval 2 to 1: every convolution a "
-        "node) makes another network, to be trained anew: see topodet.models.rewire"
+        f"{activation} follows the addition, so what it hands on is no sum of residuals. Whole blocks as nodes give "
+        "the same network: nodes='auto' or 'blocks' (connect_nodes, --connect-nodes). What the paper does with such "
+        "blocks (interval 2 to 1: every convolution a node) makes another network, to be trained anew: "
+        "topodet.models.rewire"
     )
 
 
