@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,7 +21,7 @@ def write(root, *names):
 
 def test_classes_and_what_is_left_out(tmp_path, caplog):
     write(tmp_path, "b/1.png", "b/2.webp", "b/3.bmp", "b/4.tif", "b/more/5.JPEG", "a/1.jpg", ".ipynb_checkpoints/1.png")
-    write(tmp_path, "stray.png", "a/notes.txt", "a/.thumb.png", "empty/none.txt")
+    write(tmp_path, "stray.png", "a/notes.txt", "a/.thumb.png", "empty/none.txt", "__MACOSX/a/1.jpg", "@eaDir/1.png")
     reader = FolderReader(tmp_path)
     assert reader.class_to_idx == {"a": 0, "b": 1}
     assert [reader.filename(k) for k in range(len(reader))] == [
@@ -29,7 +31,7 @@ def test_classes_and_what_is_left_out(tmp_path, caplog):
     text = caplog.text
     assert "2 files that are no .bmp, .jpeg" in text
     assert "(.txt: 2)" in text
-    assert "2 hidden files or folders (.ipynb_checkpoints, .thumb.png)" in text
+    assert "4 hidden files or folders (.ipynb_checkpoints, .thumb.png, @eaDir, __MACOSX)" in text
     assert "1 images that lie in no class folder" in text
     assert "no images in the folders empty, which are no classes" in text
     assert "1 images lie in folders within their class (b), and count as of that class" in text
@@ -42,6 +44,25 @@ def test_a_class_map_chooses(tmp_path, caplog):
     assert reader.class_to_idx == {"c": 0, "a": 1}
     assert [target for _, target in reader.samples] == [1, 0]
     assert "1 images of classes that map.txt does not name (b)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("map.txt", b"a\na\nb\n", "blank line or a name twice"),
+        ("map.txt", b"a\n\nb\n", "blank line or a name twice"),
+        ("map.pkl", b"cos\nmkdir\n(Vexecuted\ntR.", "cannot read --class-map map.pkl: .*os.mkdir is not permitted"),
+        ("map.json", b"{}", "cannot read --class-map map.json"),
+        ("map.txt", b"\xff", "cannot read --class-map map.txt"),
+        ("", b"", "cannot read --class-map gone.txt"),
+    ],
+)
+def test_a_class_map_that_is_none(tmp_path, name, content, message):
+    write(tmp_path, "a/1.png", "b/1.png")
+    if name:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        FolderReader(tmp_path, name or "gone.txt")
 
 
 def test_nothing_there(tmp_path):
@@ -71,5 +92,9 @@ def test_deep_images_are_scaled_or_named(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a" / "2.tif")
     dataset = SkipUnreadable(ImageDataset(tmp_path, reader=FolderReader(tmp_path)), "stop", count_substitutes=True)
     assert np.asarray(dataset[0][0]).tolist() == [[[128] * 3] * 4] * 4
+    os.mkfifo(tmp_path / "a" / "3.png")
+    dataset = SkipUnreadable(ImageDataset(tmp_path, reader=FolderReader(tmp_path)), "stop", count_substitutes=True)
+    with pytest.raises(DataError, match=r"cannot read the image .*3.png: it is no regular file"):
+        dataset[2]
     with pytest.raises(DataError, match=r"cannot read the image .*2.tif: its pixels are floats of 32 bits"):
         dataset[1]

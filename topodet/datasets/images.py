@@ -14,6 +14,8 @@ from PIL import Image, ImageOps
 from ..errors import DataError, show
 from ..files import atomic_path
 
+# What macOS, in archives, and network storage put beside the files of users.
+_BESIDE = ("__MACOSX", "@eaDir")
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # What Pillow raises for files that are missing, cut off, no images, or too large to be meant as images.
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -109,7 +111,7 @@ class ImageFolder:
     Attributes:
         images: paths, sorted by name.
         other_files: number of files with other suffixes, by suffix.
-        hidden: names of hidden files and folders, which start with a dot.
+        hidden: names of hidden files and folders, see `is_hidden`.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -152,6 +154,11 @@ def _walk(folder: Path, hidden: list[str]) -> Iterator[tuple[Path, list[str]]]:
             folders.clear()
             continue
         above[place] = {*outer, real}
-        hidden += [name for name in (*folders, *files) if name.startswith(".")]
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield Path(place), [name for name in files if not name.startswith(".")]
+        hidden += [name for name in (*folders, *files) if is_hidden(name)]
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        yield Path(place), [name for name in files if not is_hidden(name)]
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or folder is hidden: its name starts with a dot, or a system put it beside the user's."""
+    return name.startswith(".") or name in _BESIDE

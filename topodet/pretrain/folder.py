@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from pathlib import Path
 from typing import BinaryIO
@@ -11,7 +12,7 @@ from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader import Reader
 from timm.utils.misc import natural_key
 
-from topodet.datasets.images import SUFFIXES, find_images
+from topodet.datasets.images import SUFFIXES, find_images, is_hidden
 from topodet.errors import DataError
 
 _logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class FolderReader(Reader):
         found = find_images(self.root)
         parts = {path: path.relative_to(self.root).parts for path in found.images}
         inside = {path: names[0] for path, names in parts.items() if len(names) > 1}
-        known = load_class_map(class_map, str(root)) if class_map else None
+        known = _read_class_map(class_map, str(root)) if class_map else None
         if known is None:
             known = {name: k for k, name in enumerate(sorted(set(inside.values()), key=natural_key))}
         spelled = {str(name).lower(): name for name in known}
@@ -70,7 +71,7 @@ class FolderReader(Reader):
             )
         if skipped:
             _logger.warning("%s: left out are %s", root, ", ".join(skipped))
-        empty = {path.name for path in self.root.iterdir() if path.is_dir() and path.name[0] != "."} - {
+        empty = {path.name for path in self.root.iterdir() if path.is_dir() and not is_hidden(path.name)} - {
             *inside.values()
         }
         if empty:
@@ -82,6 +83,8 @@ class FolderReader(Reader):
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         path, target = self.samples[index]
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe, which would be waited for
+            raise OSError("it is no regular file")
         return open(path, "rb"), target
 
     def __len__(self) -> int:
@@ -90,6 +93,21 @@ class FolderReader(Reader):
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         path = Path(self.samples[index][0])
         return path.name if basename else str(path if absolute else path.relative_to(self.root))
+
+
+def _read_class_map(class_map: str, root: str) -> dict[str, int]:
+    """Read timm's file of class names.
+
+    Raises:
+        DataError: it cannot be read, or has a blank line or a name twice.
+    """
+    try:
+        known = load_class_map(class_map, root)
+    except Exception as error:  # of whatever kind for a file that is missing, another kind or no text
+        raise DataError(f"cannot read --class-map {class_map}: {error}") from error
+    if "" in known or (class_map.endswith(".txt") and len(known) != max(known.values(), default=-1) + 1):
+        raise DataError(f"--class-map {class_map} has a blank line or a name twice: each line names one class")
+    return known
 
 
 def _count(number: int, what: str) -> str:
