@@ -32,7 +32,7 @@ def train_mmdet(folder, coco, nano):
     (folder / "run").mkdir()
     config.dump(folder / "run" / "config.py")
     train(config)
-    return BLOCK.replace("epoch_12.pth", "epoch_1.pth")
+    return _in_run(BLOCK.replace("epoch_12.pth", "epoch_1.pth"))
 
 
 def train_detectron2(folder, coco, nano):
@@ -42,7 +42,11 @@ def train_detectron2(folder, coco, nano):
     write_run(folder / "run", nano)
     names = f'"published", classes={list(CLASSES)}'  # its checkpoints do not hold them
     code = BLOCK.replace("topodet.mmdet", "topodet.detectron2").replace('"published"', names)
-    return code.replace("epoch_12.pth", "model_final.pth").replace("config.py", "config.yaml")
+    return _in_run(code.replace("epoch_12.pth", "model_final.pth")).replace("config.py", "config.yaml")
+
+
+def _in_run(code):
+    return code.replace('"runs/mine"', '"run"').replace("mine.py", "config.py")
 
 
 @pytest.mark.slow

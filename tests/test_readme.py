@@ -5,7 +5,7 @@ import pytest
 import timm
 
 from tests.weights.helpers import checkpoint
-from topodet import weights
+from topodet import connectivity, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -52,6 +52,11 @@ def test_the_config_block_builds(name, tmp_path):
     content = config.fromfile(path)
     init_default_scope("mmdet")
     backbone = content.model.backbone
+    if backbone.type == "Connected":
+        backbone.backbone.init_cfg = None  # a download
+        made = MODELS.build(content.model).backbone
+        assert sum(wiring.topology.num_edges for wiring in connectivity.wirings(made).values()) == 27
+        return
     if isinstance(backbone.pretrained, str):  # a name that stands for a file
         backbone.update(pretrained=None, width=8)
         content.model.neck.in_channels = [16, 32, 64, 128]
