@@ -67,6 +67,8 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_connected_network_equals_the_original(name):
     options, side, form, edges = NETWORKS[name]
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
     torch.manual_seed(0)
     model = census.randomize(timm.create_model(name, num_classes=3, **options)).eval()
     side = side or model.pretrained_cfg["input_size"][-1]

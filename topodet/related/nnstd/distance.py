@@ -255,7 +255,7 @@ def _by_layers(a: Layers, b: Layers, fixed_outputs: bool, most: float = np.inf) 
             break
         near = _near(ours, theirs, alignment[-1]).tocoo()
         costs = np.ones((size, size))
-        costs[near.coords] = near.data
+        costs[near.row, near.col] = near.data
         if total + costs.min(axis=1).mean() >= most:
             return None
         rows, columns = linear_sum_assignment(costs)
