@@ -178,7 +178,9 @@ def run_steps(args: argparse.Namespace, out: Path, progress: Progress) -> dict:
         draw(args.framework, framework.trained(out / "pretrained"), scenes, out / "pictures")
         visualization.save_figures(weights.build(backbone, quiet=True), out / "pictures", "pretrained")
         with atomic_path(out / "pictures" / "ap_curves.png") as temporary:
-            average_precision_curves(histories, step=framework.STEP).savefig(temporary, format="png", dpi=130)
+            title = f"Faster R-CNN, toponet_nano, scenes of digits, seed {args.seed}"
+            figure = average_precision_curves(histories, step=framework.STEP, title=title)
+            figure.savefig(temporary, format="png", dpi=130)
         progress.done("pictures")
 
     if progress.needs("summary"):

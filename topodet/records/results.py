@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..errors import DataError
@@ -101,25 +102,30 @@ def read_speed(folder: str | Path) -> dict[str, float]:
     return {key: round(value, 3) for key, value in speed.items()}
 
 
-def average_precision_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], *, step: str = "epoch") -> Figure:
+def average_precision_curves(
+    runs: Mapping[str, Sequence[Mapping[str, float]]], *, step: str = "epoch", title: str = ""
+) -> Figure:
     """Draw AP (solid) and AP50 (dashed) over training of several runs, from results of `read_evaluations`.
 
     Args:
         runs: evaluations of each run, by name.
         step: unit of the runs' steps.
+        title: above the picture, e.g. network, data and seed.
     """
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axis = figure.subplots()
     for k, (name, rows) in enumerate(runs.items()):
         steps = [row.get("step", place + 1) for place, row in enumerate(rows)]
+        marker = "os^Dv"[k % 5]  # gray print has no colors
         for key, style, label in (("coco/bbox_mAP", "-", "AP"), ("coco/bbox_mAP_50", "--", "AP50")):
-            axis.plot(
-                steps, [row[key] for row in rows], style, color=f"C{k}", label=f"{name.replace('_', ' ')}, {label}"
-            )
-    axis.set_xlabel(step)
-    axis.set_ylim(0, 1)
+            look = {"color": f"C{k}", "marker": marker, "markersize": 4, "label": f"{name.replace('_', ' ')}, {label}"}
+            axis.plot(steps, [row[key] for row in rows], style, **look)
+    axis.set(xlabel=step, ylabel="AP", xlim=(0, None), ylim=(0, 1))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
