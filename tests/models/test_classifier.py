@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from packaging.version import Version
 from timm.models import save_for_hf
 
 from tests.models.helpers import NAMES, NETWORKS, create, image
@@ -15,7 +16,10 @@ from topodet.models import TopoNet, TopoNetFeatures, fuse_for_inference
 def test_channels_of_the_image(name, channels, tmp_path):
     """Timm asks a network how many it takes; a folder of the hub gives them back."""
     model = create(name, in_chans=channels).eval()
-    assert model.in_chans == timm.create_model(name, in_chans=channels, features_only=True).in_chans == channels
+    assert model.in_chans == channels
+    if Version(timm.__version__) < Version("1.0.31"):
+        pytest.skip("older versions of timm give channels back neither of feature extractors nor of folders")
+    assert timm.create_model(name, in_chans=channels, features_only=True).in_chans == channels
     save_for_hf(model, str(tmp_path), model_args={**NETWORKS[name], "in_chans": channels})
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     x = image(32, channels)
@@ -24,6 +28,8 @@ def test_channels_of_the_image(name, channels, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_device_and_dtype(name):
+    if name.startswith("mobilenetv2") and Version(timm.__version__) < Version("1.0.29"):
+        pytest.skip("the EfficientNets of older versions of timm take neither")
     empty = create(name, device="meta", dtype=torch.bfloat16)
     assert {(p.device.type, p.dtype) for p in empty.parameters()} == {("meta", torch.bfloat16)}
     assert {b.device.type for b in empty.buffers()} == {"meta"}
