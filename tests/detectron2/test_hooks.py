@@ -114,7 +114,7 @@ def test_frozen_edges_stay_as_they_are():
         (SparsityHook("adaptve"), Task(), "unknown sparsity 'adaptve'. Did you mean 'adaptive'"),
         (SparsityHook("uniform", -1.0), Task(), "must not be negative, got -1.0"),
         (SparsityHook("uniform"), Task(edge_weights="fixed"), "without learned edge weights"),
-        (SparsityHook("uniform"), Task(freeze_at=5), "edge weights are all frozen"),
+        (SparsityHook("uniform"), Task(freeze_at=3), "edge weights are all frozen"),
     ],
 )
 def test_wrong_settings_stop_before_the_first_step(hook, model, words):
