@@ -25,7 +25,7 @@ def test_a_detectors_record_is_read_from_its_folder(tmp_path, capsys):
     text = zoo.model_zoo(PAPER, [record], [])
     assert (
         "| [a_b](configs/mmdet/a_b.py) | BCCD | x-1.pth | 1 | 35.0 | 70.0 | 35.0 "
-        "| [seed 7](records/runs/a_b_pretrained_seed7.json) |"
+        "| [seed 7](records/runs/a_b_x-1_seed7.json) |"
     ) in text
     assert "```bash\npython train.py\n```" in zoo.commands([record])
 

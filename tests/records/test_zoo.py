@@ -82,7 +82,7 @@ def test_seeds_of_one_run_are_one_row():
     runs += [detector("mmdetection", 0, 0.4, initialization="random", weights="")]
     text = page(*runs)
     name = "faster-rcnn_toponet-nano_fpn_bccd"
-    path = f"records/runs/{name}_pretrained_seed"
+    path = f"records/runs/{name}_x-1_seed"
     # 50, 51, 55: the mean is 52, the squares of what is left 4 + 1 + 9, over two 7, of which the root is 2.65.
     assert (
         f"| [{name}]({BCCD['mmdetection']}) | BCCD | x-1.pth | 3 "

@@ -324,8 +324,9 @@ def compact_json(record: Mapping[str, Any]) -> str:
 
 
 def full_name(record: dict[str, Any]) -> str:
-    """Return a record's name, which distinguishes it from those with another initialization or seed."""
-    parts = [record["name"], record.get("initialization"), f"seed{record['seed']}"]
+    """Return a record's name, which distinguishes it from those with other initial weights or another seed."""
+    start = record["weights"].removesuffix(".pth") if record["kind"] == "detector" else ""
+    parts = [record["name"], start or record.get("initialization"), f"seed{record['seed']}"]
     return "_".join(part for part in parts if part)
 
 
