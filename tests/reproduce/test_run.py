@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 
 import pytest
 
@@ -124,9 +125,14 @@ def test_a_budget_ends_a_run_and_the_next_one_goes_on(here, capsys):
     assert not records(here)
 
 
-def test_a_line_that_is_out_of_time_is_interrupted(tmp_path):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])  # the second: in the background
+def test_a_line_that_is_out_of_time_is_interrupted(handler, tmp_path):
+    before = signal.signal(signal.SIGINT, handler)
     script = 'trap "touch stopped; exit 0" INT; touch begun; while true; do sleep 0.05; done'
-    assert runner.run_line(script, 0.5, folder=tmp_path) == runner.OUT_OF_TIME
+    try:
+        assert runner.run_line(script, 2, folder=tmp_path) == runner.OUT_OF_TIME
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / "stopped").exists()
 
 

@@ -42,7 +42,9 @@ def run_line(line: str, seconds: float | None, *, folder: Path | None = None) ->
     """
     here = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     here["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder or Path.cwd()), here.get("PYTHONPATH")]))
-    process = subprocess.Popen(["bash", "-c", line], env=here, cwd=folder, start_new_session=True)
+    process = subprocess.Popen(
+        ["bash", "-c", line], env=here, cwd=folder, start_new_session=True, preexec_fn=_take_interrupts
+    )
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -51,6 +53,11 @@ def run_line(line: str, seconds: float | None, *, folder: Path | None = None) ->
     except BaseException:
         _stop(process)
         raise
+
+
+def _take_interrupts() -> None:
+    """Undo that a shell starts what it puts into the background with SIGINT ignored, which children inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(process: subprocess.Popen) -> None:
