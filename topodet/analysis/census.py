@@ -226,7 +226,7 @@ def update_page(page: str, record: Mapping[str, Any]) -> str:
     """
     rows = record["networks"]
     counts = totals(rows)
-    head = ("network", "parameters", "form", "runs", "edges", "output", "gradient", "or why not")
+    head = ("network", "parameters", "form", "runs", "edges", "output", "gradient")
     share = counts["connected_with_blocks"] / max(1, counts["with_blocks"])
     text = (
         f"Of the {record['registered']} names that timm {record['timm']} registers, {counts['taken']} were taken so "
@@ -236,16 +236,18 @@ def update_page(page: str, record: Mapping[str, Any]) -> str:
         f"{counts['connected']} equal the original to 1e-5; the largest difference of an output is "
         f"{counts['difference']:.1e}, of a gradient {counts['gradient']:.1e}."
     )
-    body = [_cells(row) for row in sorted(rows, key=lambda row: (row["family"], row["name"]))]
-    return replace_measured(page, f"{text}\n\n{table(head, body)}", path="docs/census.md")
+    ordered = sorted(rows, key=lambda row: (row["family"], row["name"]))
+    body = [_cells(row) for row in ordered if "edges" in row]
+    # Whole sentences make no column.
+    reasons = [f"- {row['name']}: {row['reason']}" for row in ordered if "edges" not in row]
+    parts = [text, table(head, body), *(["## Not connected", "\n".join(reasons)] if reasons else [])]
+    return replace_measured(page, "\n\n".join(parts), path="docs/census.md")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    parameters = f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else ""
-    if "edges" not in row:
-        return row["name"], parameters, "", "", "", "", "", row["reason"].replace("|", "/")
     measured = (f"{row[key]:.0e}" if row[key] else "0" for key in ("difference", "gradient"))
-    return row["name"], parameters, ", ".join(row["forms"]), str(row["runs"]), str(row["edges"]), *measured, ""
+    parameters = f"{row['parameters'] / 1e6:.1f} M"
+    return row["name"], parameters, ", ".join(row["forms"]), str(row["runs"]), str(row["edges"]), *measured
 
 
 def _shortened(text: str, length: int = 300) -> str:
