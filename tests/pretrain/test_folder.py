@@ -1,4 +1,5 @@
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -51,18 +52,30 @@ def test_a_class_map_chooses(tmp_path, caplog):
     [
         ("map.txt", b"a\na\nb\n", "blank line or a name twice"),
         ("map.txt", b"a\n\nb\n", "blank line or a name twice"),
-        ("map.pkl", b"cos\nmkdir\n(Vexecuted\ntR.", "cannot read --class-map map.pkl: .*os.mkdir is not permitted"),
+        ("map.pkl", b"cos\nmkdir\n(Vexecuted\ntR.", "cannot read --class-map map.pkl: .*os.mkdir"),
+        ("map.pkl", pickle.dumps(["a", "b"]), "map.pkl: it is no dict of class names"),
+        ("map.pkl", pickle.dumps({"a": "0"}), "map.pkl: it is no dict of class names"),
+        ("map.pkl", pickle.dumps({"a": 0})[:-2], "cannot read --class-map map.pkl"),
         ("map.json", b"{}", "cannot read --class-map map.json"),
         ("map.txt", b"\xff", "cannot read --class-map map.txt"),
         ("", b"", "cannot read --class-map gone.txt"),
     ],
 )
-def test_a_class_map_that_is_none(tmp_path, name, content, message):
+def test_a_class_map_that_is_none(tmp_path, name, content, message, monkeypatch):
     write(tmp_path, "a/1.png", "b/1.png")
     if name:
         (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=message):
         FolderReader(tmp_path, name or "gone.txt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_class_map_of_timms_pickle(tmp_path):
+    """With every timm: older ones unpickle it with all that is in it."""
+    write(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "map.pkl").write_bytes(pickle.dumps({"b": 0, "a": 1}))
+    assert [target for _, target in FolderReader(tmp_path, "map.pkl").samples] == [1, 0]
 
 
 def test_nothing_there(tmp_path):

@@ -26,6 +26,7 @@ from torchvision.datasets import DatasetFolder
 from topodet.datasets.images import load_rgb
 from topodet.errors import ConfigError, DataError, unknown_name
 from topodet.pretrain.arrays import ArrayDataset, in_memory
+from topodet.pretrain.class_map import read_class_map
 from topodet.pretrain.folder import FolderReader
 from topodet.pretrain.group import Group
 from topodet.pretrain.loader import Loader
@@ -128,7 +129,7 @@ def _open_timm(options: Options, kind: str, root: str | None, split: str, is_tra
             split=split,
             search_split=bool(kind),
             is_training=is_training,
-            class_map=options.data.class_map or None,
+            class_map=read_class_map(options.data.class_map, root) if options.data.class_map else None,
             download=options.data.dataset_download,
             batch_size=options.optimizer.batch_size
             if is_training

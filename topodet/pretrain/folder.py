@@ -8,12 +8,12 @@ from collections import Counter
 from pathlib import Path
 from typing import BinaryIO
 
-from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader import Reader
 from timm.utils.misc import natural_key
 
 from topodet.datasets.images import SUFFIXES, find_images, is_hidden
 from topodet.errors import DataError
+from topodet.pretrain.class_map import read_class_map
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class FolderReader(Reader):
         found = find_images(self.root)
         parts = {path: path.relative_to(self.root).parts for path in found.images}
         inside = {path: names[0] for path, names in parts.items() if len(names) > 1}
-        known = _read_class_map(class_map, str(root)) if class_map else None
+        known = read_class_map(class_map, str(root)) if class_map else None
         if known is None:
             known = {name: k for k, name in enumerate(sorted(set(inside.values()), key=natural_key))}
         spelled = {str(name).lower(): name for name in known}
@@ -93,21 +93,6 @@ class FolderReader(Reader):
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         path = Path(self.samples[index][0])
         return path.name if basename else str(path if absolute else path.relative_to(self.root))
-
-
-def _read_class_map(class_map: str, root: str) -> dict[str, int]:
-    """Read timm's file of class names.
-
-    Raises:
-        DataError: it cannot be read, or has a blank line or a name twice.
-    """
-    try:
-        known = load_class_map(class_map, root)
-    except Exception as error:  # of whatever kind for a file that is missing, another kind or no text
-        raise DataError(f"cannot read --class-map {class_map}: {error}") from error
-    if "" in known or (class_map.endswith(".txt") and len(known) != max(known.values(), default=-1) + 1):
-        raise DataError(f"--class-map {class_map} has a blank line or a name twice: each line names one class")
-    return known
 
 
 def _count(number: int, what: str) -> str:
