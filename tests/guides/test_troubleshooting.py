@@ -43,7 +43,7 @@ def test_message_is_in_the_source(message):
 @pytest.mark.parametrize(("message", "package"), [heading for heading in HEADINGS if heading[1]])
 def test_message_of_another_package(message, package):
     spec = importlib.util.find_spec(package)
-    if spec is None:
+    if spec is None:  # Detectron2 and what it brings along are on no package index
         pytest.skip(f"{package} is not installed")
     text = Path(spec.submodule_search_locations[0], ELSEWHERE[package]).read_text()
     assert pattern(message).search(text)
