@@ -423,19 +423,9 @@ def test_a_small_config_detects_as_mmdetections_does(small_pair, nano):
     assert torch.equal(found.pred_classes, expected.labels)
 
 
-def _scheduler(registry, optimizer, an_epoch, described):
-    """Build a scheduler of MMEngine as its runner does, all of them counting iterations."""
-    by_epoch = described.pop("by_epoch")
-    described.pop("convert_to_iter_based", None)
-    made = registry.get(described.pop("type"))
-    if by_epoch:
-        return made.build_iter_from_epoch(optimizer, epoch_length=an_epoch, **described)
-    return made(optimizer, by_epoch=False, **described)
-
-
 @pytest.mark.slow
 def test_a_small_config_trains_as_mmdetections_does(small_pair):
-    from mmengine.registry import PARAM_SCHEDULERS
+    from tests.mmdet.helpers import build_scheduler
 
     config, cfg = small_pair
     optimizer = config.optim_wrapper.optimizer
@@ -445,8 +435,7 @@ def test_a_small_config_trains_as_mmdetections_does(small_pair):
     assert config.train_dataloader.batch_size == cfg.SOLVER.IMS_PER_BATCH
     mine, other = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr) for lr in (cfg.SOLVER.BASE_LR, optimizer.lr))
     scheduler = build_lr_scheduler(cfg, mine)
-    # The runner turns epochs into iterations, too.
-    theirs = [_scheduler(PARAM_SCHEDULERS, other, an_epoch, dict(described)) for described in config.param_scheduler]
+    theirs = [build_scheduler(described, other, an_epoch) for described in config.param_scheduler]
     rates = []
     for _ in range(cfg.SOLVER.MAX_ITER):
         rates.append((mine.param_groups[0]["lr"], other.param_groups[0]["lr"]))

@@ -11,7 +11,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config import config as mmengine_config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
+from mmengine.optim import _ParamScheduler
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
+from torch.optim import Optimizer
 from yapf.yapflib import yapf_api
 
 import topodet.mmdet  # noqa: F401 - registers
@@ -107,6 +110,16 @@ def narrow(config: Config, backbone: str = "") -> Config:
             if settings and stage in settings and "max_per_img" in settings[stage]:
                 settings[stage].max_per_img = 50
     return config
+
+
+def build_scheduler(described: dict, optimizer: Optimizer, epoch_length: int) -> _ParamScheduler:
+    """Build a scheduler of a config as MMEngine's runner does, with epochs turned into iterations."""
+    options = dict(described)
+    made, by_epoch = PARAM_SCHEDULERS.get(options.pop("type")), options.pop("by_epoch")
+    options.pop("convert_to_iter_based", None)
+    if by_epoch:
+        return made.build_iter_from_epoch(optimizer, epoch_length=epoch_length, **options)
+    return made(optimizer, by_epoch=False, **options)
 
 
 def train(config: Config, *hooks: Hook) -> Runner:

@@ -4,12 +4,11 @@ import pytest
 import torch
 from mmdet.datasets import CocoDataset
 from mmengine.hooks import Hook
-from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.detection import write_coco
-from tests.mmdet.helpers import SHIPPED, load, small_config, train
+from tests.mmdet.helpers import SHIPPED, build_scheduler, load, small_config, train
 from topodet.mmdet.base import TopodetBackbone
 
 ROWS = [
@@ -179,21 +178,12 @@ def test_connected_mobilenetv2_differs_from_the_plain_one_in_its_edges_alone():
 def rates(config, iterations):
     """Return the learning rate of every iteration, as MMEngine's runner has it with `iterations` to an epoch."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.optim_wrapper.optimizer.lr)
-    by_iteration, by_epoch = [], []
-    for described in config.param_scheduler:
-        described = dict(described)
-        made = PARAM_SCHEDULERS.get(described.pop("type"))
-        if described.pop("convert_to_iter_based", False):
-            del described["by_epoch"]
-            by_iteration.append(made.build_iter_from_epoch(optimizer, epoch_length=iterations, **described))
-        else:
-            (by_epoch if described["by_epoch"] else by_iteration).append(made(optimizer, **described))
+    schedulers = [build_scheduler(described, optimizer, iterations) for described in config.param_scheduler]
     found = []
-    for step in range(1, config.train_cfg.max_epochs * iterations + 1):
+    for _ in range(config.train_cfg.max_epochs * iterations):
         found.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        for scheduler in [*by_iteration, *(by_epoch if step % iterations == 0 else [])]:
-            scheduler.step()
+        for stepped in (optimizer, *schedulers):
+            stepped.step()
     return found
 
 
