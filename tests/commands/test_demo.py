@@ -182,9 +182,9 @@ def test_damage_of_a_detector(trained, tmp_path, capsys):
     assert whole["bbox/AP"] != half["bbox/AP"]
     capsys.readouterr()
     assert run_command("damage", [*words, "--in-memory"]) == 1
-    assert "a detector's damage has no option --in-memory" in capsys.readouterr().err
+    assert "a detector does not support --in-memory" in capsys.readouterr().err
     assert run_command("damage", [checkpoint, "--config", config]) == 1
-    assert "--config of a detector: give --annotations ANN.json" in capsys.readouterr().err
+    assert "--config needs a detector: give --annotations ANN.json" in capsys.readouterr().err
 
 
 def test_input_that_cannot_be_drawn(images, tmp_path):

@@ -40,4 +40,4 @@ def test_it_publishes_what_pruning_leaves(tmp_path, capsys):
     assert [graph.num_edges for graph in weights.build(pth).topologies] == [5, 9, 14, 5]
     with pytest.raises(SystemExit):
         run_command("publish", ["--detector", "x.pth", "--keep", "0.5"])
-    assert "--hub, --head and the options of pruning are for backbones" in capsys.readouterr().err
+    assert "--hub, --head and the pruning options are for backbones" in capsys.readouterr().err

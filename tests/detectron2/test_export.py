@@ -145,7 +145,7 @@ def test_the_tool(tmp_path, nano, images, capsys):
         == 0
     )
     assert {path.name for path in out.iterdir()} == {"model_final.ts", "model_final.ts.json"}
-    assert "boxes as the original's" in capsys.readouterr().out
+    assert "boxes equal the original's" in capsys.readouterr().out
     assert run_command("export", [*arguments, str(tmp_path / "missing.png")]) == 1
     assert "missing.png" in capsys.readouterr().err
     assert (

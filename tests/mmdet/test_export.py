@@ -133,7 +133,7 @@ def test_the_command(detectors, images, tmp_path, capsys):
     Image.fromarray(images[0]).save(tmp_path / "sample.png")
     options = ["--weights", tmp_path / "epoch_1.pth", "--config", detector.cfg.filename, "--output", tmp_path / "out"]
     assert run_command("export", [*options, "--sample", tmp_path / "sample.png", "--format", "onnx"]) == 0
-    assert f"{len(before)} boxes as the original's" in capsys.readouterr().out
+    assert f"{len(before)} boxes equal the original's" in capsys.readouterr().out
     names = json.loads((tmp_path / "out" / "epoch_1.onnx.json").read_text())["outputs"]
     session = onnxruntime.InferenceSession(tmp_path / "out" / "epoch_1.onnx", providers=["CPUExecutionProvider"])
     check(dict(zip(names, session.run(None, {"image": as_input(images[1])}))), detector, images[1])

@@ -44,7 +44,7 @@ def make_parser(module: str, doc: str | None, **options: object) -> argparse.Arg
     Args:
         module: `__name__` of the module.
         doc: its docstring, which becomes the description as it is.
-        options: of `argparse.ArgumentParser`.
+        options: further arguments of `argparse.ArgumentParser`.
     """
     last = module.rpartition(".")[2]
     name = next(name for name, file in COMMANDS.items() if file == last)

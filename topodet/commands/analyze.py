@@ -20,25 +20,29 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "source",
         metavar="SOURCE",
-        help="checkpoint or published file (path, URL, hf-hub:USER/REPO), folder of a run of `topodet pretrain`, or "
+        help="checkpoint or published file (path, URL, hf-hub:USER/REPO), folder of a `topodet pretrain` run, or "
         "name of a network in timm",
     )
-    made.add_argument("--against", metavar="SOURCE", help="measure NNSTD to this network, with nodes as many")
+    made.add_argument(
+        "--against", metavar="SOURCE", help="also measure NNSTD to this network with the same number of nodes"
+    )
     made.add_argument(
         "--threshold",
         type=float,
         nargs="+",
         metavar="T",
-        help="at which to cut the edges (default: those that take every fiftieth part of them)",
+        help="thresholds below which edges are removed (default: steps of 2%% of the edges)",
     )
     made.add_argument(
         "--html",
         type=Path,
         default=Path("topology_report.html"),
         metavar="FILE",
-        help="of the report (default: %(default)s)",
+        help="report to write (default: %(default)s)",
     )
-    made.add_argument("--json", metavar="FILE", help="write all numbers there; - prints them instead of the tables")
+    made.add_argument(
+        "--json", metavar="FILE", help="write all numbers to this file; - prints them instead of the tables"
+    )
     return made
 
 
@@ -49,7 +53,7 @@ def main(words: Sequence[str]) -> None:
 
     against = args.against and report.open_subject(args.against)
     numbers = report.measure(report.open_subject(args.source), thresholds=args.threshold, against=against)
-    # Files first: who reads what is printed may stop reading.
+    # Files first: printing fails if the reader of the output, such as `head`, closes the pipe.
     written = [atomic_json(args.json, numbers)] if args.json and args.json != "-" else []
     written.append(atomic_write(args.html, report.page(numbers)))
     printed = args.json == "-"

@@ -24,14 +24,20 @@ def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__)
     add = made.add_argument
     source = made.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", type=Path, help="of a detector: .yaml or .py (MMDetection's, or a LazyConfig)")
+    source.add_argument("--config", type=Path, help="detector config: .yaml or .py (MMDetection's, or a LazyConfig)")
     source.add_argument("--weights", help="published detector")
-    add("--tasks", nargs="+", choices=TASKS, required=True)
-    add("-n", "--num-inputs", type=int, default=1, help="images of noise (default: %(default)s)")
-    add("--size", nargs=2, type=int, default=(800, 1333), metavar=("H", "W"), help="(default: 800 1333)")
-    add("--input", nargs="+", type=Path, default=[], help="images instead, short side H, long side at most W")
-    add("--depth", type=int, default=4, help="of the modules in the tables (default: %(default)s)")
-    add("--opts", nargs="+", default=[], help="over the config: KEY VALUE ... or, with a .py, KEY=VALUE ...")
+    add("--tasks", nargs="+", choices=TASKS, required=True, help="what to print")
+    add("-n", "--num-inputs", type=int, default=1, help="number of noise images (default: %(default)s)")
+    add("--size", nargs=2, type=int, default=(800, 1333), metavar=("H", "W"), help="image size (default: 800 1333)")
+    add(
+        "--input",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="images to use instead of noise, resized to short side H and long side at most W",
+    )
+    add("--depth", type=int, default=4, help="depth of the modules in the tables (default: %(default)s)")
+    add("--opts", nargs="+", default=[], help="config overrides: KEY VALUE ... or, with a .py, KEY=VALUE ...")
     return made
 
 

@@ -26,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
         "--config",
         type=Path,
         metavar="CONFIG",
-        help="of the training: MMDetection's .py, Detectron2's .yaml or LazyConfig .py. It is run, so take none of a "
-        "stranger's",
+        help="training config: MMDetection's .py, Detectron2's .yaml or LazyConfig .py. It is executed: do not use one "
+        "from an untrusted source",
     )
     made.add_argument("--read-images", action="store_true", help="open each image's header and compare its size")
     made.add_argument(
@@ -35,10 +35,12 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KIND",
-        help="note this kind of problem without failing; may be repeated. COCO train2017 needs --allow empty_boxes "
+        help="report this kind of problem without failing; may be repeated. COCO train2017 needs --allow empty_boxes "
         "--allow small_boxes",
     )
-    made.add_argument("--json", metavar="FILE", help="write all findings there; - prints them instead of the table")
+    made.add_argument(
+        "--json", metavar="FILE", help="write all findings to this file; - prints them instead of the table"
+    )
     return made
 
 
@@ -50,7 +52,7 @@ def main(words: Sequence[str]) -> int:
 
     readings = DEFAULTS
     if args.config:
-        with contextlib.redirect_stdout(sys.stderr):  # frameworks print what they miss
+        with contextlib.redirect_stdout(sys.stderr):  # frameworks print about missing packages
             framework = import_framework(framework_of_config(args.config))
             readings = [framework.reading_of_config(args.config)]
     report = check_coco(

@@ -16,7 +16,7 @@ from topodet.errors import ConfigError, did_you_mean
 
 def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__)
-    made.add_argument("name", nargs="?", help="as listed, or its last part; without it all are listed")
+    made.add_argument("name", nargs="?", help="config as listed, or only its file name (default: list all)")
     return made
 
 

@@ -7,10 +7,10 @@
 
     topodet damage published/DETECTOR-hash.pth --annotations val.json --images val2017/ --no-nodes
 
-Of a classifier: the network and its graphs are those of the checkpoint, the images those of --data-dir (and --dataset,
---val-split), since a file does not choose what is opened; other options of `topodet pretrain`, after it, replace what
-it was trained with. Of a detector of either framework (--annotations and --images): COCO's scores. The folder gets
-nodes.csv and edges.csv, row by row as they are measured, and pictures of both.
+For a classifier, the network and its graphs come from the checkpoint, but the images from --data-dir (and --dataset,
+--val-split), so that a file cannot choose what is opened; other options of `topodet pretrain` override those of the
+training. For a detector of either framework (--annotations and --images), COCO's scores are measured. The output
+folder gets nodes.csv and edges.csv, written row by row, and pictures of both.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__, allow_abbrev=False)
     add = made.add_argument
-    add("checkpoint", help="of `topodet pretrain`, e.g. model_best.pth.tar; or a detector")
+    add("checkpoint", help="checkpoint of a `topodet pretrain` run, e.g. model_best.pth.tar; or a detector")
     add("--output", type=Path, help="folder (default: runs/damage/ and the name of the checkpoint's folder)")
     add("--nodes", action=argparse.BooleanOptionalAction, default=True, help="remove each node in turn")
-    add("--edges", action=argparse.BooleanOptionalAction, default=True, help="remove more and more edges")
-    # Without either, --keep is 0.9 ... 0.1.
+    add("--edges", action=argparse.BooleanOptionalAction, default=True, help="remove increasing numbers of edges")
+    # Without --threshold and --keep, --keep is 0.9 ... 0.1.
     add_pruning(made.add_argument_group("the edges that are removed"), several=True, allow=True)
-    add("--in-memory", action="store_true", help="read the validation images once, not for each measurement")
-    add("--retrained", type=Path, nargs="+", default=[], metavar="RUN", help="runs that retrained it, pruned")
-    add("--data", default="", help="which images, in words, for the record")
+    add("--in-memory", action="store_true", help="keep the validation images in memory between measurements")
+    add("--retrained", type=Path, nargs="+", default=[], metavar="RUN", help="runs that retrained the pruned network")
+    add("--data", default="", help="description of the images, for the record")
     add("--record", metavar="NAME", help="write the record to records/damage/NAME.json of the working folder")
     detector = made.add_argument_group("a detector")
     detector.add_argument("--annotations", type=Path, metavar="ANN.json", help="COCO annotations to evaluate on")
-    detector.add_argument("--images", type=Path, metavar="IMAGES/", help="folder of their images")
+    detector.add_argument("--images", type=Path, metavar="IMAGES/", help="folder of the images")
     add_config(detector)
     return made
 
@@ -58,9 +58,9 @@ def main(words: Sequence[str]) -> None:
     made = parser()
     args, rest = made.parse_known_args(words)
     if args.record and not args.data:
-        made.error("--record needs --data: which images, in words")
+        made.error("--record needs --data, a description of the images")
     if (args.annotations is None) != (args.images is None):
-        made.error("a detector is evaluated on --annotations ANN.json and --images IMAGES/: give both")
+        made.error("a detector needs both --annotations ANN.json and --images IMAGES/")
     from topodet import connectivity, weights
     from topodet.analysis import damage_curves
     from topodet.records import runs
@@ -99,7 +99,7 @@ def main(words: Sequence[str]) -> None:
 
 @contextmanager
 def _open(args: argparse.Namespace, rest: Sequence[str]) -> Iterator[tuple[nn.Module, Evaluate]]:
-    """Yield the network, and what measures it."""
+    """Yield the network and the function that evaluates it."""
     if args.annotations is None:
         from topodet.pretrain.checkpoint import open_checkpoint
         from topodet.pretrain.engine import accuracy
@@ -107,14 +107,16 @@ def _open(args: argparse.Namespace, rest: Sequence[str]) -> Iterator[tuple[nn.Mo
         unused = {"--config": args.config, "--classes": args.classes, "--opts": args.opts}
         given = [option for option, value in unused.items() if value]
         if given:
-            raise ConfigError(f"{', '.join(given)} of a detector: give --annotations ANN.json and --images IMAGES/ too")
+            raise ConfigError(
+                f"{', '.join(given)} needs a detector: give --annotations ANN.json and --images IMAGES/ too"
+            )
         device = ["--device", args.device] if args.device else []
         with open_checkpoint(args.checkpoint, [*rest, *device]) as (model, loader):
             yield model, accuracy(list(loader) if args.in_memory else loader)
         return
     unused = [*rest, *(["--retrained"] if args.retrained else []), *(["--in-memory"] if args.in_memory else [])]
     if unused:
-        raise ConfigError(f"a detector's damage has no option {unused[0]}")
+        raise ConfigError(f"a detector does not support {unused[0]}; remove it")
     framework, detector = open_detector(args, args.checkpoint)
     evaluate = partial(framework.evaluate, detector, args.annotations, args.images, progress=False)
     yield getattr(detector, "model", detector), lambda model: evaluate()

@@ -30,11 +30,11 @@ LOWEST = 0.05
 def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__)
     add = made.add_argument
-    add("--weights", required=True, help="published detector, or a training's checkpoint with --config")
+    add("--weights", required=True, help="published detector, or a training checkpoint with --config")
     add_config(made)
     add("--input", type=Path, nargs="+", required=True, help="images, or folders of images")
     add("--output", type=Path, required=True, help="folder for the pictures and predictions.json")
-    add("--score-threshold", type=float, default=0.5, help="(default: %(default)s)")
+    add("--score-threshold", type=float, default=0.5, help="lowest score to draw (default: %(default)s)")
     return made
 
 
@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> int:
     if not 0 <= args.score_threshold <= 1:
         raise ConfigError(f"--score-threshold {args.score_threshold} must lie in 0..1")
     images = find_images(args.input, args.output)
-    # Both frameworks leave out what is below LOWEST by themselves.
+    # Both frameworks drop detections below LOWEST by default.
     options = {"score_threshold": args.score_threshold} if args.score_threshold < LOWEST else {}
     framework, detector = open_detector(args, args.weights, draws=True, **options)
     classes = framework.class_names(detector)
@@ -75,7 +75,7 @@ def main(words: Sequence[str]) -> int:
     if content["images"] and not content["predictions"]:
         print(f"no score reaches --score-threshold {args.score_threshold:g}; the highest is {highest:.3f}")
     if failed:
-        print(f"error: {failed} of {len(images)} images could not be read; they are named above", file=sys.stderr)
+        print(f"error: {failed} of {len(images)} images could not be read; see the errors above", file=sys.stderr)
     return 1 if failed else 0
 
 

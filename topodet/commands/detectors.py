@@ -14,11 +14,11 @@ from topodet.frameworks import framework_of_config, import_framework, require_fr
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add --config, --classes and --opts, which a training checkpoint needs but a published detector does not."""
     add = parser.add_argument
-    add("--config", type=Path, help="of a training's checkpoint: .yaml (Detectron2) or .py (MMDetection)")
-    known = "names by index, or the COCO annotations .json (default: those in the checkpoint)"
+    add("--config", type=Path, help="config of a training checkpoint: .yaml (Detectron2) or .py (MMDetection)")
+    known = "class names in index order, or a COCO annotation .json (default: those in the checkpoint)"
     add("--classes", nargs="+", default=[], help=known)
-    add("--opts", nargs="+", default=[], help="over the config: KEY VALUE ... or, MMDetection, KEY=VALUE ...")
-    add("--device", help="cuda or cpu (default: a GPU where there is one)")
+    add("--opts", nargs="+", default=[], help="config overrides: KEY VALUE ... or, for MMDetection, KEY=VALUE ...")
+    add("--device", help="cuda or cpu (default: a GPU if available)")
 
 
 def open_detector(
@@ -61,5 +61,5 @@ def config_framework(config: Path, *, lazy: bool = False) -> ModuleType:
     """
     name = framework_of_config(config)
     if name == "detectron2" and config.suffix == ".py" and not lazy:
-        raise ConfigError(f"{config} is a LazyConfig; give its twin, the .yaml of the same name")
+        raise ConfigError(f"{config} is a LazyConfig; use the .yaml of the same name")
     return import_framework(name)

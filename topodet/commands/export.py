@@ -19,14 +19,14 @@ from topodet.commands.detectors import add_config, open_detector
 def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__)
     add = made.add_argument
-    add("--weights", required=True, help="published detector, or a checkpoint with --config")
+    add("--weights", required=True, help="published detector, or a training checkpoint with --config")
     add_config(made)
-    add("--format", choices=("torchscript", "onnx"), default="torchscript")
+    add("--format", choices=("torchscript", "onnx"), default="torchscript", help="(default: %(default)s)")
     add("--sample", type=Path, required=True, help="image with something to detect")
-    add("--output", type=Path, required=True, help="folder")
-    add("--name", help="of the file (default: that of the weights)")
-    add("--score-threshold", type=float, default=0.05, help="built in (default: %(default)s)")
-    add("--opset", type=int, default=17, help="of ONNX (default: %(default)s)")
+    add("--output", type=Path, required=True, help="output folder")
+    add("--name", help="file name without suffix (default: that of the weights)")
+    add("--score-threshold", type=float, default=0.05, help="lowest score in the output (default: %(default)s)")
+    add("--opset", type=int, default=17, help="ONNX opset (default: %(default)s)")
     made.set_defaults(device="cpu")
     return made
 
@@ -43,6 +43,6 @@ def main(words: Sequence[str]) -> None:
     content = framework.export_detector(detector, image, path, format=args.format, opset=args.opset)
     compared = content["compared"]
     print(
-        f"{path}  {path.stat().st_size / 1e6:.2f} MB, {compared['boxes']} boxes as the original's: scores to "
-        f"{compared['score']:.1g}, boxes to {compared['box']:.1g} of the image's side"
+        f"{path}  {path.stat().st_size / 1e6:.2f} MB, {compared['boxes']} boxes equal the original's: scores to "
+        f"{compared['score']:.1g}, boxes to {compared['box']:.1g} of the image's longer side"
     )

@@ -1,4 +1,4 @@
-"""Add the operators that MMDetection needs to an mmcv without compiled ones, by torchvision; needs no compiler.
+"""Add the operators that MMDetection needs to an mmcv without compiled ones, from torchvision; needs no compiler.
 
 topodet install-mmcv-ops
 """
@@ -15,8 +15,8 @@ from topodet.commands import make_parser
 from topodet.errors import ConfigError
 from topodet.files import atomic_write
 
-# What stands in mmcv: it holds no code of its own, so that it never is older than topodet.
-MODULE = '''"""Written by `topodet install-mmcv-ops`: mmcv's operators by torchvision. Delete it to undo."""
+# The file written into mmcv. It only imports from topodet, so it cannot become outdated.
+MODULE = '''"""Written by `topodet install-mmcv-ops`: mmcv's operators from torchvision. Delete it to undo."""
 
 import warnings
 
@@ -52,16 +52,16 @@ def install() -> str:
         raise ConfigError(f"{sys.executable} has no mmcv: pip install 'topodet[mmdet]' first")
     folder = Path(spec.origin).parent
     if not (folder / "ops").is_dir():
-        raise ConfigError(f"{folder} has no folder ops, as mmcv 1 lite had none; pip install onedl-mmcv")
+        raise ConfigError(f"{folder} has no folder ops, like mmcv 1 lite; pip install onedl-mmcv")
     compiled = [path.name for path in folder.glob("_ext.*") if path.suffix in (".so", ".pyd")]
     if compiled:
         return f"{folder} has compiled operators ({compiled[0]}); nothing to do"
     path = folder / "_ext.py"
     before = path.read_text() if path.is_file() else None
     if before == MODULE:
-        return f"{path} is there already"
+        return f"{path} already exists"
     if before is not None and not before.startswith(_MARK):
-        raise ConfigError(f"{path} is there and not of topodet install-mmcv-ops; remove it first")
+        raise ConfigError(f"{path} was not written by topodet install-mmcv-ops; remove it first")
     return (
         f"wrote {atomic_write(path, MODULE)}: nms, roi_align and the focal loss are torchvision's, without a compiler"
     )

@@ -1,4 +1,4 @@
-"""Create a dataset of the recipes and studies from its public source.
+"""Create a dataset for the recipes and studies from its public source.
 
 topodet make-dataset tiny_imagenet75 --output data/tiny_imagenet75         folders of images
 topodet make-dataset tiny_imagenet75_npz --output data/tiny_imagenet75_npz arrays
@@ -17,19 +17,20 @@ from pathlib import Path
 
 from topodet.commands import make_parser
 
-# The subset of each name: 75 of the 200 classes or all of them, as folders of images or as arrays.
+# 75 of the 200 classes or all of them, as folders of images or as arrays.
 TINY_IMAGENET = ("tiny_imagenet75", "tiny_imagenet75_npz", "tiny_imagenet", "tiny_imagenet_npz")
 
 
 def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__)
     add = made.add_argument
-    add("name", choices=("cifar100", *TINY_IMAGENET), help="of the dataset")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder that the recipe's --data-dir names")
-    add("--archive", type=Path, metavar="FILE", help="a copy of tiny-imagenet-200.zip, in place of a download")
-    add("--size", type=int, metavar="N", help="cifar100: pixels of a side (default: 32)")
-    add("--images-per-class", type=int, metavar="N", help="cifar100: write so many training images of each class")
-    add("--cache", type=Path, default=Path("data/downloads"), metavar="DIR", help="(default: %(default)s)")
+    add("name", choices=("cifar100", *TINY_IMAGENET), help="dataset to create")
+    add("--output", type=Path, required=True, metavar="DIR", help="output folder, the --data-dir of the recipes")
+    add("--archive", type=Path, metavar="FILE", help="local copy of tiny-imagenet-200.zip, instead of a download")
+    add("--size", type=int, metavar="N", help="cifar100: image side in pixels (default: 32)")
+    add("--images-per-class", type=int, metavar="N", help="cifar100: number of training images per class")
+    cache = Path("data/downloads")
+    add("--cache", type=Path, default=cache, metavar="DIR", help="folder of downloads (default: %(default)s)")
     return made
 
 
@@ -37,11 +38,11 @@ def main(words: Sequence[str]) -> None:
     made = parser()
     args = made.parse_args(words)
     if args.archive and args.name == "cifar100":
-        made.error("--archive is of Tiny ImageNet; for CIFAR-100 give torchvision's folder with --cache")
+        made.error("--archive is for Tiny ImageNet; for CIFAR-100 give torchvision's folder with --cache")
     chosen = {"--size": args.size, "--images-per-class": args.images_per_class}
     for option, value in chosen.items():
         if value is not None and (args.name != "cifar100" or value < 1):
-            made.error(f"{option} is of CIFAR-100 and at least 1, got {value} for {args.name}")
+            made.error(f"{option} is for cifar100 and must be at least 1, got {value} for {args.name}")
     from topodet.datasets import recipes
 
     if args.name == "cifar100":

@@ -16,39 +16,44 @@ from topodet.commands import make_parser
 
 def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__)
-    made.add_argument("--framework", choices=["mmdet", "detectron2"], required=True)
-    made.add_argument("--train", type=Path, required=True, metavar="ANN.json", help="annotations to train on")
-    made.add_argument("--val", type=Path, required=True, metavar="ANN.json", help="annotations to evaluate on")
+    made.add_argument("--framework", choices=["mmdet", "detectron2"], required=True, help="framework of the config")
+    made.add_argument("--train", type=Path, required=True, metavar="ANN.json", help="COCO annotations to train on")
+    made.add_argument("--val", type=Path, required=True, metavar="ANN.json", help="COCO annotations to evaluate on")
     made.add_argument(
         "--images", type=Path, required=True, metavar="DIR", help="folder that the file names are relative to"
     )
-    made.add_argument("--val-images", type=Path, metavar="DIR", help="that of --val, if it is another one")
+    made.add_argument("--val-images", type=Path, metavar="DIR", help="image folder of --val, if different")
     made.add_argument(
         "--backbone",
         default="",
         metavar="NAME",
-        help="a TopoNet (topodet list) or a network of timm (default: that of --weights, or toponet_nano)",
+        help="TopoNet (see topodet list) or network in timm (default: that of --weights, or toponet_nano)",
     )
     made.add_argument(
         "--weights",
         default="",
         metavar="FILE",
-        help="published backbone: path, URL or hf-hub:USER/REPO; timm for those that timm publishes; topodet for "
-        "those in the package; none for random ones, with nothing frozen (default: topodet where it has any of the "
-        "backbone, else none)",
+        help="published backbone: path, URL or hf-hub:USER/REPO; timm: those that timm publishes; topodet: those in "
+        "the package; none: random weights, with nothing frozen (default: topodet if it has weights of the backbone, "
+        "else none)",
     )
-    made.add_argument("--batch", type=int, default=8, metavar="N", help="images a step (default: %(default)s)")
-    made.add_argument("--epochs", type=int, metavar="N", help="(default: 12, or as many as make 1000 iterations)")
+    made.add_argument("--batch", type=int, default=8, metavar="N", help="images per step (default: %(default)s)")
+    made.add_argument("--epochs", type=int, metavar="N", help="(default: 12, or enough for 1000 iterations)")
     made.add_argument(
-        "--short-side", type=int, metavar="N", help="of the images, in pixels (default: the set's median, at most 800)"
+        "--short-side",
+        type=int,
+        metavar="N",
+        help="short side of the images in pixels (default: the dataset's median, at most 800)",
     )
-    made.add_argument("--output", type=Path, metavar="FILE", help="the config (default: BACKBONE_FOLDER.py or .yaml)")
+    made.add_argument(
+        "--output", type=Path, metavar="FILE", help="config to write (default: BACKBONE_FOLDER.py or .yaml)"
+    )
     made.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="KIND",
-        help="note this kind of problem in the data without failing, see topodet check-coco; may be repeated",
+        help="report this kind of problem without failing, see topodet check-coco; may be repeated",
     )
     return made
 

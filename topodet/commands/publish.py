@@ -1,4 +1,4 @@
-"""Turn a training checkpoint into a published file: of a backbone or, with --detector, of a detector.
+"""Turn a training checkpoint into a published file, for a backbone or, with --detector, for a detector.
 
     topodet publish runs/pretrain/NAME/model_best.pth.tar --output published
     topodet publish --detector RUN/model_final.pth
@@ -22,21 +22,21 @@ from topodet.options import Pruning, add_pruning
 def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__)
     add = made.add_argument
-    add("checkpoint", nargs="?", help="of `topodet pretrain`, e.g. model_best.pth.tar")
-    add("--detector", metavar="CHECKPOINT", help="of a detector, e.g. RUN/model_final.pth")
-    add("--config", type=Path, help="of the detector: .yaml or .py (default: that beside the checkpoint)")
+    add("checkpoint", nargs="?", help="checkpoint of a `topodet pretrain` run, e.g. model_best.pth.tar")
+    add("--detector", metavar="CHECKPOINT", help="checkpoint of a detector, e.g. RUN/model_final.pth")
+    add("--config", type=Path, help="detector config: .yaml or .py (default: the one beside the checkpoint)")
     add(
         "--classes",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="of the detector by index, or its COCO annotations .json (default: those in the checkpoint)",
+        help="class names in index order, or a COCO annotation .json (default: those in the checkpoint)",
     )
-    add("--output", type=Path, default=Path("published"), help="folder (default: %(default)s)")
-    add("--name", help="stem before the hash (default: the architecture, or the detector's folder)")
-    add("--licence", default="Apache-2.0", help="of the weights, SPDX name (default: %(default)s)")
+    add("--output", type=Path, default=Path("published"), help="output folder (default: %(default)s)")
+    add("--name", help="file name before the hash (default: the architecture, or the detector's folder)")
+    add("--licence", default="Apache-2.0", help="license of the weights, SPDX name (default: %(default)s)")
     add("--notes", default="", help="one line for the card, e.g. the data")
-    add("--head", action="store_true", help="of a backbone: publish its classifier too")
+    add("--head", action="store_true", help="also publish the classifier of a backbone")
     add_pruning(made.add_argument_group("pruning of a backbone's edges"))
     add("--hub", metavar="USER/REPO", help="also upload a backbone to the Hugging Face hub")
     add("--hub-private", action="store_true", help="make a new hub repository private")
@@ -50,9 +50,9 @@ def main(words: Sequence[str]) -> None:
     if (args.checkpoint is None) == (args.detector is None):
         made.error("give either the checkpoint of a backbone or --detector CHECKPOINT")
     if args.detector and (args.hub or args.head or prune):
-        made.error("--hub, --head and the options of pruning are for backbones")
+        made.error("--hub, --head and the pruning options are for backbones")
     if args.checkpoint and (args.config or args.classes):
-        made.error("--config and --classes go with --detector")
+        made.error("--config and --classes need --detector")
     card = {"name": args.name, "licence": args.licence, "notes": args.notes}
     if args.detector:
         publish_detector(args.detector, args.config, args.output, classes=args.classes, **card)

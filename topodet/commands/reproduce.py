@@ -23,28 +23,28 @@ from topodet.errors import ConfigError
 def parser() -> argparse.ArgumentParser:
     made = make_parser(__name__, __doc__)
     add = made.add_argument
-    add("study", metavar="STUDY", help="name in configs/studies, or path of a study's .yaml")
-    add("--scale", choices=("small", "paper"), help="(default: small where there is one)")
-    add("--seeds", type=int, metavar="N", help="how many, from 0 (default: the study's)")
-    add("--framework", choices=("mmdetection", "detectron2"), help="of detectors (default: both)")
-    add("--gpus", type=int, metavar="N", help="of each node, for one run; 0 is the CPU (default: the study's)")
-    add("--nodes", type=int, default=1, metavar="N", help="that a run spans; start the command on each of them")
-    add("--node-rank", type=int, default=0, metavar="K", help="of this node, from 0")
-    add("--address", default="", metavar="HOST:PORT", help="of node 0, for several nodes")
+    add("study", metavar="STUDY", help="name of a study in configs/studies, or path of its .yaml")
+    add("--scale", choices=("small", "paper"), help="scale of the study (default: small if it has one)")
+    add("--seeds", type=int, metavar="N", help="number of seeds, from 0 (default: the study's)")
+    add("--framework", choices=("mmdetection", "detectron2"), help="framework of the detectors (default: both)")
+    add("--gpus", type=int, metavar="N", help="GPUs per node for one run; 0 uses the CPU (default: the study's)")
+    add("--nodes", type=int, default=1, metavar="N", help="nodes per run; start the command on each of them")
+    add("--node-rank", type=int, default=0, metavar="K", help="rank of this node, from 0")
+    add("--address", default="", metavar="HOST:PORT", help="address of node 0, for several nodes")
     add(
         "--python",
         action="append",
         default=[],
         metavar="FRAMEWORK=PATH",
-        help="the Python that has the framework, where it is not this one; may be repeated",
+        help="Python with the framework installed, if not this one; may be repeated",
     )
-    add("--budget", type=float, metavar="HOURS", help="stop after so long; the same command goes on later")
+    add("--budget", type=float, metavar="HOURS", help="stop after this time; the same command continues later")
     shown = made.add_mutually_exclusive_group()
-    shown.add_argument("--dry-run", action="store_true", help="print the commands of what is missing, run nothing")
-    shown.add_argument("--status", action="store_true", help="tell what is done, running and missing; run nothing")
-    shown.add_argument("--page", action="store_true", help="only make the study's page anew from its records")
-    add("--runs", type=Path, default=Path("runs/studies"), metavar="DIR", help="of trainings (default: %(default)s)")
-    add("--data", type=Path, default=Path("data"), metavar="DIR", help="of datasets (default: %(default)s)")
+    shown.add_argument("--dry-run", action="store_true", help="print the missing commands; run nothing")
+    shown.add_argument("--status", action="store_true", help="print what is done, running and missing; run nothing")
+    shown.add_argument("--page", action="store_true", help="only update the study's page from its records")
+    add("--runs", type=Path, default=Path("runs/studies"), metavar="DIR", help="folder of runs (default: %(default)s)")
+    add("--data", type=Path, default=Path("data"), metavar="DIR", help="folder of datasets (default: %(default)s)")
     return made
 
 

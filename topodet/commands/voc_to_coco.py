@@ -18,26 +18,30 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("images", type=Path, metavar="IMAGES/", help="folder of the images; they stay there")
     made.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for train.json and val.json")
     made.add_argument(
-        "--split", type=float, default=0.8, metavar="SHARE", help="of the images to train on (default: %(default)s)"
+        "--split",
+        type=float,
+        default=0.8,
+        metavar="SHARE",
+        help="share of the images to train on (default: %(default)s)",
     )
     made.add_argument(
         "--train-list",
         type=Path,
         metavar="FILE",
-        help="names to train on, one a line, as in VOC's ImageSets/Main, in place of a share; the others are for val",
+        help="names to train on, one per line, as in VOC's ImageSets/Main, instead of a share; the others go to val",
     )
-    made.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    made.add_argument("--seed", type=int, default=0, help="seed of the random split (default: %(default)s)")
     made.add_argument(
         "--zero-based",
         action="store_true",
-        help="the corners are coordinates from 0, as some labeling tools write them, not VOC's pixels from 1",
+        help="box corners count from 0, as some labeling tools write them, not from 1 as in VOC",
     )
     made.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="KIND",
-        help="note this kind of problem without failing, see topodet check-coco; may be repeated",
+        help="report this kind of problem without failing, see topodet check-coco; may be repeated",
     )
     return made
 
@@ -46,7 +50,7 @@ def main(words: Sequence[str]) -> int:
     args = parser().parse_args(words)
     from topodet.datasets.voc import voc_to_coco
 
-    # A line of VOC's lists of one class has a number behind the name.
+    # In VOC's lists of a single class, a number follows each name.
     lines = args.train_list.read_text(encoding="utf-8").splitlines() if args.train_list else None
     reports = voc_to_coco(
         args.annotations,
