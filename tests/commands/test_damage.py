@@ -117,7 +117,7 @@ def test_images_of_another_folder(run, tmp_path):
     [
         (["--workres", "0"], "unknown option '--workres'. Did you mean '--workers'"),
         (["--data-dir", "gone"], "--data-dir 'gone' does not exist"),
-        (["--val-split", ""], "there is nothing to evaluate on: give --val-split NAME"),
+        (["--val-split", ""], "there is no validation split to evaluate on: give --val-split NAME"),
         (["--threshold", "2", "--per", "node"], "threshold=2.0 is out of range"),
     ],
 )

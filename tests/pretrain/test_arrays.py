@@ -63,21 +63,21 @@ def test_names_and_mode(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": None}, "has no images, but labels, class_names: expected are images uint8"),
+        ({"images": None}, "has no images, but labels, class_names: expected images uint8"),
         ({"images": None, "labels": None}, "has no images and no labels"),
         ({"images": IMAGES / 255}, r"images is float64 \[5, 4, 4, 3\]; expected"),
         ({"images": IMAGES[0]}, r"images is uint8 \[4, 4, 3\]"),
         ({"images": IMAGES.transpose(0, 3, 1, 2)}, r"images is uint8 \[5, 3, 4, 4\]"),
         ({"images": IMAGES[:4]}, "has 4 images, but 5 labels"),
         ({"labels": LABELS.astype(float)}, r"labels is float64 \[5\]"),
-        ({"labels": np.full(5, 2**63, np.uint64)}, r"labels\[0\] is 9223372036854775808, which is no class"),
+        ({"labels": np.full(5, 2**63, np.uint64)}, r"labels\[0\] is 9223372036854775808, which is not a class index"),
         ({"labels": np.eye(5, dtype=int)}, r"labels is int64 \[5, 5\]"),
-        ({"labels": LABELS - 1}, r"labels\[0\] is -1; classes count from 0"),
-        ({"labels": LABELS + 1}, r"labels\[2\] is 3, but class_names makes 3 classes, 0 to 2; 1 of 5 labels"),
+        ({"labels": LABELS - 1}, r"labels\[0\] is -1; class indices start at 0"),
+        ({"labels": LABELS + 1}, r"labels\[2\] is 3, but class_names defines 3 classes, 0 to 2; 1 of 5 labels"),
         ({"labels": np.array([0, 1, None, 1, 0])}, "labels holds Python objects"),
         ({"class_names": [1, 2, 3]}, r"class_names is int64 \[3\]"),
-        ({"class_names": ["a", "b", "a"]}, "class_names has 'a' more than once"),
-        ({"class_names": [*map(str, range(50_000)), "7"]}, "class_names has '7' more than once"),  # at once
+        ({"class_names": ["a", "b", "a"]}, "class_names contains 'a' more than once"),
+        ({"class_names": [*map(str, range(50_000)), "7"]}, "class_names contains '7' more than once"),  # at once
     ],
 )
 def test_refuses(tmp_path, arrays, message):
@@ -154,7 +154,7 @@ class TestRun:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (("--val-split", "test"), "has no file 'test.npz'; expected is DIR/train.npz and DIR/validation.npz."),
+            (("--val-split", "test"), "has no file 'test.npz'; expected DIR/train.npz and DIR/validation.npz."),
             (("--num-classes", "4"), "--num-classes 4, but"),
             (("--dataset", "npz/cifar100"), "unknown kind of dataset 'npz'"),
         ],
@@ -172,13 +172,13 @@ class TestRun:
         write(tmp_path / "validation.npz", class_names=None)
         argv = options(tmp_path, tmp_path / "out", "--dataset", "npz", "--batch-size", "4")
         assert main(argv) == 1
-        assert "does not tell its number of classes: give --num-classes" in capsys.readouterr().err
+        assert "does not define its number of classes: give --num-classes" in capsys.readouterr().err
         assert main([*argv, "--num-classes", "2"]) == 1
-        assert "labels[2] is 2, but --num-classes 2 makes 2 classes, 0 to 1" in capsys.readouterr().err
+        assert "labels[2] is 2, but --num-classes 2 defines 2 classes, 0 to 1" in capsys.readouterr().err
         assert main([*argv, "--num-classes", "3"]) == 0
 
     def test_labels_of_validation_must_be_classes_of_training(self, tmp_path, capsys):
         write(tmp_path / "train.npz")
         write(tmp_path / "validation.npz", class_names=None, labels=LABELS + 1)
         assert main(options(tmp_path, tmp_path / "out", "--dataset", "npz")) == 1
-        assert "validation.npz: labels[2] is 3, but the train split makes 3 classes" in capsys.readouterr().err
+        assert "validation.npz: labels[2] is 3, but the train split defines 3 classes" in capsys.readouterr().err

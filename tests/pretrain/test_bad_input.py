@@ -30,11 +30,13 @@ def refusal(capsys, argv) -> str:
 
 class TestData:
     def test_no_folder_given(self, tmp_path, capsys):
-        assert "no dataset given: --data-dir DIR" in refusal(capsys, ["--output", str(tmp_path), "--device", "cpu"])
+        assert "no dataset given: give --data-dir DIR" in refusal(
+            capsys, ["--output", str(tmp_path), "--device", "cpu"]
+        )
 
     def test_missing_folder(self, tmp_path, capsys):
         error = refusal(capsys, options(tmp_path / "nowhere", tmp_path / "out"))
-        assert "nowhere' does not exist; expected is DIR/train/CLASS/IMAGE" in error
+        assert "nowhere' does not exist; expected DIR/train/CLASS/IMAGE" in error
         assert not (tmp_path / "out").exists()
 
     def test_missing_split(self, tmp_path, capsys):
@@ -59,7 +61,7 @@ class TestData:
         for split in ("train", "validation"):
             for path in (images / split / "class0").iterdir():
                 path.rename(images / split / path.name)
-        assert "images that lie in no class folder" in refusal(capsys, options(images, tmp_path / "out"))
+        assert "images outside class folders" in refusal(capsys, options(images, tmp_path / "out"))
 
     def test_splits_with_other_classes(self, tmp_path, capsys):
         images = write_images(tmp_path / "images", {"train": 3, "validation": 3})
@@ -72,17 +74,17 @@ class TestData:
         for split in ("train", "validation"):
             os.rename(os.fsencode(images / split / "class2"), os.fsencode(images / split) + b"/caf\xe9")
         error = refusal(capsys, options(images, tmp_path / "out"))
-        assert "class 'caf\\udce9' is no text in UTF-8, or has a NUL in it: rename it" in error
+        assert "class 'caf\\udce9' is not valid UTF-8 or contains a NUL character: rename it" in error
         os.rename(images, os.fsencode(tmp_path) + b"/\xe9")
         error = refusal(capsys, options(tmp_path / "\udce9", tmp_path / "out"))
         assert "--data-dir '" in error
-        assert "udce9' is no text in UTF-8" in error
-        assert "--output 'a\\x00b' is no text" in refusal(capsys, options(images, "a\0b"))
+        assert "udce9' is not valid UTF-8" in error
+        assert "--output 'a\\x00b' is not valid UTF-8 or contains a NUL" in refusal(capsys, options(images, "a\0b"))
 
     @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil"])
     def test_an_experiment_lies_within_output(self, images, tmp_path, capsys, name):
         error = refusal(capsys, options(images, tmp_path / "out", "--experiment", name))
-        assert f"--experiment {name!r} leads out of --output" in error
+        assert f"--experiment {name!r} is outside --output" in error
         assert not list(tmp_path.iterdir())
 
     def test_class_map_with_other_capitals(self, images, tmp_path, capsys):
@@ -90,7 +92,7 @@ class TestData:
         names.write_text("class0\nClass1\nclass2\n")
         error = refusal(capsys, options(images, tmp_path / "out", "--class-map", str(names)))
         assert "names.txt has 'Class1' where" in error
-        assert "has the folder 'class1': give both the same capitals" in error
+        assert "has the folder 'class1': use the same capitalization in both" in error
 
     def test_other_number_of_classes(self, images, tmp_path, capsys):
         error = refusal(capsys, options(images, tmp_path, "--num-classes", "10"))
@@ -99,7 +101,7 @@ class TestData:
 
     def test_fewer_images_than_an_update(self, images, tmp_path, capsys):
         error = refusal(capsys, options(images, tmp_path, "--batch-size", "64"))
-        assert "an update takes 64 images, but there are 39: give a smaller --batch-size" in error
+        assert "an update needs 64 images, but there are 39: give a smaller --batch-size" in error
 
     def test_unknown_kind_of_dataset(self, images, tmp_path, capsys):
         error = refusal(capsys, options(images, tmp_path, "--dataset", "toch/cifar10"))
@@ -188,7 +190,7 @@ class TestDivergence:
         model = torch.nn.Linear(2, 2)
         check_finite(model, 0)
         model.bias.data[1] = float("nan")
-        with pytest.raises(DivergedError, match="'bias' holds a value that is not finite after .* epoch 4"):
+        with pytest.raises(DivergedError, match="'bias' has a value that is not finite after .* epoch 4"):
             check_finite(model, 3)
 
 
@@ -254,7 +256,7 @@ class TestOptions:
             ("amp: 1", "amp must be true or false, not 1"),
             ("lr: fast", "recipe.yaml: argument --lr: invalid float value: 'fast'"),
             ("sparsity: adaptif", "recipe.yaml: argument --sparsity: invalid choice: 'adaptif'"),
-            ("- lr", "must hold one 'option: value' a line, but holds a list"),
+            ("- lr", "must contain one 'option: value' per line, but contains a list"),
             ("lr: [", "is no YAML that can be read"),
         ],
     )
@@ -317,4 +319,4 @@ def test_warning_is_logged_by_name(images, tmp_path, caplog):
     truncate(copy / "train" / "class0" / "02.jpg")
     with caplog.at_level(logging.WARNING, logger="topodet"):
         train(copy, tmp_path / "out", "--epochs", "1")
-    assert any("class0/02.jpg" in text and "another one takes its place" in text for text in caplog.messages)
+    assert any("class0/02.jpg" in text and "using another one instead" in text for text in caplog.messages)

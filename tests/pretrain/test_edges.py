@@ -136,7 +136,7 @@ def test_a_pruned_run_is_pruned_again(images, dense, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--keep", "0.5"), "pruning needs edge weights that were trained: give --initial-checkpoint"),
+        (("--keep", "0.5"), "pruning needs trained edge weights: give --initial-checkpoint"),
         (("--keep", "0.5", "--threshold", "0.1"), "leave one out"),
         (("--initial-checkpoint", "DENSE", "--keep", "1.5"), "keep=1.5 is out of range"),
         (("--initial-checkpoint", "DENSE", "--threshold", "99"), "the input no longer reaches the output"),
@@ -144,9 +144,9 @@ def test_a_pruned_run_is_pruned_again(images, dense, tmp_path):
         (("--edges-from", "gone.pth"), "no weights file at gone.pth"),
         (
             ("--freeze-alpha", "--sparsity", "adaptive"),
-            "leaves --sparsity adaptive nothing to press: give --sparsity none",
+            "leaves --sparsity adaptive with nothing to penalize: give --sparsity none",
         ),
-        (("--per", "node"), "--per node prunes nothing alone: give --keep or --threshold too"),
+        (("--per", "node"), "--per node has no effect on its own: give --keep or --threshold too"),
         (
             ("--initial-checkpoint", "gone.pth"),
             "--initial-checkpoint 'gone.pth' cannot be read: no weights file at gone.pth",

@@ -33,9 +33,9 @@ def test_classes_and_what_is_left_out(tmp_path, caplog):
     assert "2 files that are no .bmp, .jpeg" in text
     assert "(.txt: 2)" in text
     assert "4 hidden files or folders (.ipynb_checkpoints, .thumb.png, @eaDir, __MACOSX)" in text
-    assert "1 images that lie in no class folder" in text
-    assert "no images in the folders empty, which are no classes" in text
-    assert "1 images lie in folders within their class (b), and count as of that class" in text
+    assert "1 images outside class folders" in text
+    assert "no images in the folders empty, which are not used as classes" in text
+    assert "1 images are in subfolders of their class folder (b) and count towards that class" in text
 
 
 def test_a_class_map_chooses(tmp_path, caplog):
@@ -44,17 +44,17 @@ def test_a_class_map_chooses(tmp_path, caplog):
     reader = FolderReader(tmp_path, "map.txt")
     assert reader.class_to_idx == {"c": 0, "a": 1}
     assert [target for _, target in reader.samples] == [1, 0]
-    assert "1 images of classes that map.txt does not name (b)" in caplog.text
+    assert "1 images of classes that are not in map.txt (b)" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("map.txt", b"a\na\nb\n", "blank line or a name twice"),
-        ("map.txt", b"a\n\nb\n", "blank line or a name twice"),
+        ("map.txt", b"a\na\nb\n", "blank line or a duplicate name"),
+        ("map.txt", b"a\n\nb\n", "blank line or a duplicate name"),
         ("map.pkl", b"cos\nmkdir\n(Vexecuted\ntR.", "cannot read --class-map map.pkl: .*os.mkdir"),
-        ("map.pkl", pickle.dumps(["a", "b"]), "map.pkl: it is no dict of class names"),
-        ("map.pkl", pickle.dumps({"a": "0"}), "map.pkl: it is no dict of class names"),
+        ("map.pkl", pickle.dumps(["a", "b"]), "map.pkl: it is not a dict of class names"),
+        ("map.pkl", pickle.dumps({"a": "0"}), "map.pkl: it is not a dict of class names"),
         ("map.pkl", pickle.dumps({"a": 0})[:-2], "cannot read --class-map map.pkl"),
         ("map.json", b"{}", "cannot read --class-map map.json"),
         ("map.txt", b"\xff", "cannot read --class-map map.txt"),
@@ -80,9 +80,7 @@ def test_a_class_map_of_timms_pickle(tmp_path):
 
 def test_nothing_there(tmp_path):
     write(tmp_path, "stray.png")
-    with pytest.raises(
-        DataError, match="Found 0 images in class folders .* there are 1 images that lie in no class folder"
-    ):
+    with pytest.raises(DataError, match="Found 0 images in class folders .* left out: 1 images outside class folders"):
         FolderReader(tmp_path)
 
 
@@ -107,7 +105,7 @@ def test_deep_images_are_scaled_or_named(tmp_path):
     assert np.asarray(dataset[0][0]).tolist() == [[[128] * 3] * 4] * 4
     os.mkfifo(tmp_path / "a" / "3.png")
     dataset = SkipUnreadable(ImageDataset(tmp_path, reader=FolderReader(tmp_path)), "stop", count_substitutes=True)
-    with pytest.raises(DataError, match=r"cannot read the image .*3.png: it is no regular file"):
+    with pytest.raises(DataError, match=r"cannot read the image .*3.png: it is not a regular file"):
         dataset[2]
     with pytest.raises(DataError, match=r"cannot read the image .*2.tif: its pixels are floats of 32 bits"):
         dataset[1]

@@ -205,9 +205,9 @@ class TestRun:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (("--img-size", "64"), "the images are 3x32x32, the network takes 3x64x64: give --input-size 3 32 32"),
-            (("--crop-pct", "0.9"), "not on a share of 0.9: give --crop-pct 1"),
-            (("--batch-size", "64"), "an update takes 64 images, but there are 39"),
+            (("--img-size", "64"), "the images are 3x32x32, the network needs 3x64x64: give --input-size 3 32 32"),
+            (("--crop-pct", "0.9"), "not on a crop of 0.9: give --crop-pct 1"),
+            (("--batch-size", "64"), "an update needs 64 images, but there are 39"),
         ],
     )
     def test_refuses(self, arrays, tmp_path, more, message):
@@ -234,17 +234,17 @@ class TestRun:
         assert state["data_config"]["input_size"] == [1, 28, 28]
 
     def test_refuses_images_of_a_folder(self, images, tmp_path):
-        with pytest.raises(ConfigError, match="needs images that the dataset holds in memory.*'an image folder'"):
+        with pytest.raises(ConfigError, match="needs a dataset that is in memory.*'an image folder'"):
             train(images, tmp_path, "--on-device")
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("--on-device --aa rand-m9 --reprob 0.2", "--on-device does not do --aa, --reprob: leave it out"),
-        ("--on-device --color-jitter 0", "--on-device does not do --color-jitter"),
-        ("--on-device --no-prefetcher", "--on-device does not do --no-prefetcher"),
-        ("--crop-padding 4 --cutout 8", "--crop-padding, --cutout is done on the device only: give --on-device"),
+        ("--on-device --aa rand-m9 --reprob 0.2", "--on-device does not support --aa, --reprob: leave it out"),
+        ("--on-device --color-jitter 0", "--on-device does not support --color-jitter"),
+        ("--on-device --no-prefetcher", "--on-device does not support --no-prefetcher"),
+        ("--crop-padding 4 --cutout 8", "--crop-padding, --cutout can only be used with --on-device: give it too"),
         ("--on-device --cutout -1", "--cutout must be at least 0, not -1"),
     ],
 )

@@ -132,7 +132,7 @@ def interrupted(first_epoch, tmp_path):
     ],
 )
 def test_refuses_another_run(images, interrupted, more, message):
-    with pytest.raises(ConfigError, match="was trained with other options") as error:
+    with pytest.raises(ConfigError, match="was trained with different options") as error:
         train(images, interrupted, "--model-ema", "--resume", "auto", *more)
     assert message in str(error.value)
     assert "--initial-checkpoint" in str(error.value)
@@ -141,7 +141,7 @@ def test_refuses_another_run(images, interrupted, more, message):
 
 def test_refuses_other_data(interrupted, tmp_path):
     other = write_images(tmp_path / "other", {"train": 14, "validation": 7})
-    with pytest.raises(ConfigError, match="trained on other data: train_images 39 -> 42"):
+    with pytest.raises(ConfigError, match="trained on different data: train_images 39 -> 42"):
         train(other, interrupted, "--model-ema", "--resume", "auto")
 
 
@@ -166,14 +166,14 @@ def test_finished_run_is_left_alone(images, interrupted, capsys):
 
 
 def test_new_run_does_not_overwrite(images, interrupted):
-    with pytest.raises(ConfigError, match="holds the checkpoints of another run.*--resume auto"):
+    with pytest.raises(ConfigError, match="contains the checkpoints of another run.*--resume auto"):
         train(images, interrupted)
     assert load(interrupted / "last.pth.tar")["epoch"] == 0
 
 
 def test_nothing_to_resume_is_told(images, tmp_path, capsys):
     assert main(options(images, tmp_path / "new", "--resume", "auto", "--epochs", "1")) == 0
-    assert f"nothing to resume in {tmp_path / 'new'} yet: a new run begins" in capsys.readouterr().err
+    assert f"nothing to resume in {tmp_path / 'new'} yet: starting a new run" in capsys.readouterr().err
 
 
 def test_resumes_from_a_file_into_another_folder(images, interrupted, tmp_path):
@@ -211,7 +211,7 @@ def damaged(path, how):
         ("empty", r"last.pth.tar is refused: it is empty \(0 bytes\)"),
         ("pickle", r"last.pth.tar is refused: .*logging"),
         ("one bit", r"last.pth.tar .*damaged"),
-        ("weights only", r"no checkpoint of a pretraining run \(no arch, .*--initial-checkpoint"),
+        ("weights only", r"not a checkpoint of a pretraining run \(no arch, .*--initial-checkpoint"),
     ],
 )
 def test_refuses_a_damaged_checkpoint(images, interrupted, how, message):
@@ -227,16 +227,18 @@ def test_goes_on_from_the_newest_good_checkpoint(images, tmp_path, caplog):
     damaged(run / "last.pth.tar", "truncated")
     damaged(run / "checkpoint-2.pth.tar", "one bit")
     # Whoever names the damaged one is told of the good one.
-    with pytest.raises(WeightsError, match=r"last.pth.tar .*newest good one .*checkpoint-1.pth.tar, of epoch 1: give"):
+    with pytest.raises(
+        WeightsError, match=r"last.pth.tar .*newest good checkpoint .*checkpoint-1.pth.tar, of epoch 1: give"
+    ):
         train(images, run, *more, "--resume", str(run / "last.pth.tar"))
     with caplog.at_level(logging.WARNING, logger="topodet"):
         rows = train(images, run, *more, "--resume", "auto")
     assert [row["epoch"] for row in rows] == [0, 1, 2]
-    assert f"going on from {run / 'checkpoint-1.pth.tar'} instead, of epoch 1" in caplog.text
+    assert f"resuming from {run / 'checkpoint-1.pth.tar'} instead, of epoch 1" in caplog.text
     assert_same_tensors(load(run / "last.pth.tar")["state_dict"], load(tmp_path / "whole/last.pth.tar")["state_dict"])
     # A new run does not overwrite what is left of this one.
     (run / "last.pth.tar").unlink()
-    with pytest.raises(ConfigError, match="holds the checkpoints of another run"):
+    with pytest.raises(ConfigError, match="contains the checkpoints of another run"):
         train(images, run, *more)
 
 
@@ -252,7 +254,7 @@ def test_two_runs_do_not_share_a_folder(images, tmp_path, capsys):
         for more in ((), ("--resume", "auto")):
             assert main([*argv, *more]) == 1
             error = capsys.readouterr().err
-            assert f"error: {tmp_path} is being written by process {first.pid} on " in error
+            assert f"error: {tmp_path} is in use by process {first.pid} on " in error
             assert "--experiment" in error
         assert first.poll() is None
     finally:
@@ -274,10 +276,10 @@ def test_a_folder_is_free_again_after_its_run(tmp_path):
     assert (tmp_path / "run" / "args.yaml").exists()
     (tmp_path / "file").write_text("")
     nowhere = tmp_path / "file" / "run"
-    with pytest.raises(OSError, match=r"cannot write into .*file/run: .*another --output"), hold(nowhere):
+    with pytest.raises(OSError, match=r"cannot write to .*file/run: .*another --output"), hold(nowhere):
         pass
 
 
 def test_refuses_a_missing_checkpoint(images, tmp_path):
-    with pytest.raises(WeightsError, match=r"there is no checkpoint '.*gone.pth.tar' to resume from"):
+    with pytest.raises(WeightsError, match=r"the checkpoint to resume from, '.*gone.pth.tar', does not exist"):
         train(images, tmp_path, "--resume", str(tmp_path / "gone.pth.tar"))

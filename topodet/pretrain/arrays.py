@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from topodet.datasets.npz import read_npz
 from topodet.errors import DataError
 
-_FORMAT = "expected are images uint8 [N, H, W, C] with C 1 or 3, labels integer [N] and, if known, class_names text [K]"
+_FORMAT = "expected images uint8 [N, H, W, C] with C 1 or 3, labels integer [N] and, optionally, class_names text [K]"
 
 
 class ArrayDataset(Dataset):
@@ -20,7 +20,7 @@ class ArrayDataset(Dataset):
 
     | array | |
     | --- | --- |
-    | `images` | uint8 [N, H, W, C], C is 3 (RGB) or 1 (grey) |
+    | `images` | uint8 [N, H, W, C], C is 3 (RGB) or 1 (gray) |
     | `labels` | integer [N], classes from 0 |
     | `class_names` | text [K], optional: the name of each class |
 
@@ -62,7 +62,7 @@ class ArrayDataset(Dataset):
         beyond = np.flatnonzero(self.targets >= num_classes)
         if len(beyond):
             raise DataError(
-                f"{self.path}: labels[{beyond[0]}] is {self.targets[beyond[0]]}, but {source} makes {num_classes} "
+                f"{self.path}: labels[{beyond[0]}] is {self.targets[beyond[0]]}, but {source} defines {num_classes} "
                 f"classes, 0 to {num_classes - 1}; {len(beyond)} of {len(self)} labels are out of range"
             )
 
@@ -86,13 +86,13 @@ def _checked(path: Path, images: np.ndarray, labels: np.ndarray) -> tuple[np.nda
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise DataError(f"{path}: labels is {labels.dtype} {list(labels.shape)}; {_FORMAT}")
     if len(images) != len(labels):
-        raise DataError(f"{path} has {len(images)} images, but {len(labels)} labels: give one label an image")
+        raise DataError(f"{path} has {len(images)} images, but {len(labels)} labels: give one label per image")
     if len(labels) and labels.min() < 0:
         first = int(np.flatnonzero(labels < 0)[0])
-        raise DataError(f"{path}: labels[{first}] is {labels[first]}; classes count from 0")
+        raise DataError(f"{path}: labels[{first}] is {labels[first]}; class indices start at 0")
     if len(labels) and labels.max() > np.iinfo(np.int64).max:
         first = int(labels.argmax())
-        raise DataError(f"{path}: labels[{first}] is {labels[first]}, which is no class")
+        raise DataError(f"{path}: labels[{first}] is {labels[first]}, which is not a class index")
     return np.ascontiguousarray(images), labels.astype(np.int64)
 
 
@@ -101,5 +101,5 @@ def _class_names(path: Path, names: np.ndarray) -> list[str]:
         raise DataError(f"{path}: class_names is {names.dtype} {list(names.shape)}; {_FORMAT}")
     for name, count in Counter(names.tolist()).items():
         if count > 1:
-            raise DataError(f"{path}: class_names has {name!r} more than once; a name stands for one class")
+            raise DataError(f"{path}: class_names contains {name!r} more than once; names must be unique")
     return names.tolist()

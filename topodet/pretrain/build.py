@@ -38,7 +38,8 @@ def create_model(
     """Return the network on its device, with its initial weights.
 
     Args:
-        trained: state that the caller will load into it; its graphs are used, pruned or not, and no other file is read.
+        trained: state dict that the caller will load afterwards; the network gets its graphs, pruned or not, and no
+            other file is read.
 
     Raises:
         ConfigError: arguments that it does not accept, blocks that cannot be connected, a penalty on edges that are not
@@ -62,7 +63,8 @@ def create_model(
         connectivity.freeze(model)
         if options.edges.sparsity != "none":
             raise ConfigError(
-                f"--freeze-alpha leaves --sparsity {options.edges.sparsity} nothing to press: give --sparsity none"
+                f"--freeze-alpha leaves --sparsity {options.edges.sparsity} with nothing to penalize: give "
+                "--sparsity none"
             )
     if options.edges.sparsity != "none":
         connectivity.penalty(model, options.edges.sparsity)  # refuses a model without learned edges
@@ -72,7 +74,7 @@ def create_model(
         model = convert_sync_batchnorm(model)
     if options.model.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
-        update_statistics_once(model)  # networks of timm do not do it themselves
+        update_statistics_once(model)  # timm's networks do not do this themselves
     model.to(group.device)
     if options.device.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -113,7 +115,7 @@ def create_network(
 
 
 def _load_initial(model: nn.Module, path: str) -> None:
-    """Fill a network with the weights of a file; a published backbone has no classifier, and leaves it as it is."""
+    """Load the weights of a file. A published backbone has no classifier; the network's stays as it is."""
     try:
         file = weights.read(path)
     except WeightsError as error:
@@ -121,7 +123,7 @@ def _load_initial(model: nn.Module, path: str) -> None:
     try:
         weights.load(model, file, head=weights.has_classifier(model, file.state_dict))
     except WeightsError as error:
-        hint = f"; or give it the graphs of the file: --edges-from {path}" if "does not fit" in str(error) else ""
+        hint = f"; or use the graphs of the file: --edges-from {path}" if "does not fit" in str(error) else ""
         raise WeightsError(f"--initial-checkpoint {path!r} does not fit the model: {error}{hint}") from error
 
 
@@ -136,12 +138,12 @@ def _graphs(options: Options, source: Mapping[str, Tensor] | None) -> dict[str, 
     }
     given = graphs.keys() & options.model.model_kwargs.keys()
     if options.edges.edges_from and given:
-        raise ConfigError(f"--edges-from gives the graphs: leave {', '.join(sorted(given))} out of --model-kwargs")
+        raise ConfigError(f"--edges-from sets the graphs: leave {', '.join(sorted(given))} out of --model-kwargs")
     return graphs
 
 
 def _read_edges(model: nn.Module, source: Mapping[str, Tensor], path: str) -> None:
-    """Give a network the edge weights of a state dict, in place.
+    """Load the edge weights of a state dict into a network, in place.
 
     Raises:
         WeightsError: names `path` and the wiring that it lacks.
@@ -149,7 +151,7 @@ def _read_edges(model: nn.Module, source: Mapping[str, Tensor], path: str) -> No
     for name, wiring in connectivity.wirings(model).items():
         own = {key: source.get(f"{name}.{key}") for key in wiring.state_dict()}
         if any(value is None for value in own.values()):
-            raise WeightsError(f"--edges-from {path!r} has no {name}: it is of another kind of network")
+            raise WeightsError(f"--edges-from {path!r} has no {name}: it comes from a different kind of network")
         wiring.load_state_dict(own)
 
 
@@ -162,13 +164,13 @@ def _shuffle(model: nn.Module, seed: int) -> None:
 
 
 def _pruned(options: Options, model: nn.Module) -> nn.Module:
-    """Return the network without the edges that are to be pruned; itself if none are."""
+    """Return the pruned network, or the network itself if no pruning is requested."""
     prune = options.pruning.arguments()
     if prune is None:
         return model
     if not (options.edges.edges_from or options.model.initial_checkpoint or options.model.pretrained):
         raise ConfigError(
-            "pruning needs edge weights that were trained: give --initial-checkpoint FILE, or --edges-from FILE to "
+            "pruning needs trained edge weights: give --initial-checkpoint FILE, or --edges-from FILE to "
             "train the pruned graphs from scratch"
         )
     pruned = connectivity.prune(model, **prune)
@@ -200,7 +202,7 @@ def prepare(options: Options, group: Group, model: nn.Module, loader: Loader, nu
         forward = torch.compile(model, backend=options.device.torchcompile, mode=options.device.torchcompile_mode)
     parallel = forward
     if group.world_size > 1:
-        # Of [C, 1, 3, 3] in channels_last: strides of dimensions of size 1, which nothing is read by.
+        # Raised for weights [C, 1, 3, 3] in channels_last; the strides differ only in the dimension of size 1.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         ids = [device.index] if device.type == "cuda" else None
         broadcast = not options.device.no_ddp_bb
@@ -259,11 +261,11 @@ def create_optimizer(
     except ValueError as error:
         raise ConfigError(f"--opt {options.opt!r}: {error}.{did_you_mean(options.opt, list_optimizers())}") from error
     except TypeError as error:
-        raise ConfigError(f"--opt {options.opt!r} does not take the arguments given: {error}") from error
+        raise ConfigError(f"--opt {options.opt!r} does not accept the given arguments: {error}") from error
 
 
 def scaled_lr(options: Options, group: Group) -> float:
-    """Return --lr-base scaled from --lr-base-size to the images of an update: linearly, or by the root."""
+    """Return --lr-base scaled from --lr-base-size to the images per update, linearly or by the square root."""
     images = options.optimizer.batch_size * options.optimizer.grad_accum_steps * group.world_size
     adaptive = any(part in options.optimizer.opt.lower() for part in ("ada", "lamb"))
     scale = options.schedule.lr_base_scale or ("sqrt" if adaptive else "linear")
@@ -276,7 +278,7 @@ def create_loss(options: AugmentationOptions) -> nn.Module:
     if options.jsd_loss:
         return JsdCrossEntropy(num_splits=options.aug_splits, smoothing=options.smoothing)
     if options.bce_loss:
-        # Mixed targets are smoothed where they are mixed.
+        # Mixup already smooths its targets.
         smoothing = 0.0 if options.mixes else options.smoothing
         return BinaryCrossEntropy(smoothing, target_threshold=options.bce_target_thresh, sum_classes=options.bce_sum)
     if options.mixes:

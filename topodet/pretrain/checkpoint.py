@@ -21,8 +21,8 @@ from topodet.pretrain.group import join
 def open_checkpoint(checkpoint: str | os.PathLike, argv: Sequence[str] = ()) -> Iterator[tuple[nn.Module, data.Loader]]:
     """Yield the network of a checkpoint of `topodet.pretrain`, in evaluation mode, and its validation batches.
 
-    The averaged weights (EMA) are used if there are any. Graphs, pruned or not, network and image size come from the
-    file; which data is opened, and how, does not.
+    The averaged weights (EMA) are used if there are any. Graphs (pruned or not), network and image size come from
+    the file; where the data is and how it is loaded do not.
 
     Args:
         checkpoint: e.g. RUN/model_best.pth.tar.
@@ -38,19 +38,19 @@ def open_checkpoint(checkpoint: str | os.PathLike, argv: Sequence[str] = ()) -> 
     file = weights.read(checkpoint)
     if not isinstance(file.checkpoint.get("args"), dict):
         raise WeightsError(
-            f"{file.path} is no checkpoint of a pretraining run (a published backbone has no classifier, which an "
-            "accuracy is measured with): give RUN/model_best.pth.tar"
+            f"{file.path} is not a checkpoint of a pretraining run (a published backbone has no classifier, so "
+            "its accuracy cannot be measured): give RUN/model_best.pth.tar"
         )
     options = parse_over(file.checkpoint["args"], argv, str(file.path))
     weights.check_network(file.path, options.model.model, options.model.model_kwargs, file.state_dict)
     if not options.data.val_split:
-        raise ConfigError("there is nothing to evaluate on: give --val-split NAME")
+        raise ConfigError("there is no validation split to evaluate on: give --val-split NAME")
     if not (options.data.data_dir or options.data.dataset):
         raise ConfigError(
-            "the images are not taken from the checkpoint, which anybody may have written: name those that it was "
-            "validated on with --data-dir DIR (and --dataset, --val-split as in the training)"
+            "the data is not taken from the checkpoint, which may come from an untrusted source: name the images it "
+            "was validated on with --data-dir DIR (and --dataset, --val-split as in training)"
         )
-    # Nothing is trained, and the images for it need not be there.
+    # The training images are not used and need not exist.
     options = replace(options, data=replace(options.data, train_split=options.data.val_split))
     channels = options.model.channels
     with join(options.device.device) as group:

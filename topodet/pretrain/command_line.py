@@ -28,7 +28,7 @@ _NOT_ON_DEVICE = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are `ConfigError`s, so that every wrong setting is reported one way."""
+    """An ArgumentParser that raises `ConfigError`, so that all invalid settings are reported the same way."""
 
     def error(self, message: str) -> None:
         raise ConfigError(message)
@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add(group: argparse._ArgumentGroup, each: Field, kind: Any) -> None:
-    """Add the option of a field: what its type does not say, its metadata does."""
+    """Add the option of a field, made from its type and its metadata."""
     default = each.default if each.default_factory is MISSING else each.default_factory()
     kind = next((part for part in get_args(kind) if part is not NoneType), kind) if _optional(kind) else kind
     arguments = {"default": default, "dest": each.name, **each.metadata}
@@ -91,7 +91,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     """Read the options from `argv` (None: the command line) and its YAML file.
 
     Raises:
-        ConfigError: an unknown option or key, a value of the wrong type, or two that contradict.
+        ConfigError: an unknown option or key, a value of the wrong type, or options that contradict each other.
     """
     parser = build_parser()
     chooser = _Parser(add_help=False, allow_abbrev=False)
@@ -106,7 +106,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     return _checked(args)
 
 
-# What a checkpoint may say: how its network is made and shown images. Data, files and devices are the user's word.
+# Options that are taken from a checkpoint: the network and its input. Data, files and devices must come from the user.
 _OF_A_CHECKPOINT = (
     *(
         "model",
@@ -150,7 +150,7 @@ def parse_over(saved: Mapping[str, object], argv: Sequence[str], place: str = "t
                 (action.nargs,) if action.nargs != "+" else range(1, 99)
             )
         if action.dest in known and not (fits and (action.choices is None or value in action.choices)):
-            raise WeightsError(f"{place} is damaged: it was trained with {_option(action.dest)} {str(value)[:80]!r}")
+            raise WeightsError(f"{place} is damaged: its {_option(action.dest)} {str(value)[:80]!r} is not valid")
     parser.set_defaults(**known)
     return _checked(_parse_known(parser, argv))
 
@@ -174,7 +174,7 @@ def _parse_known(parser: argparse.ArgumentParser, tokens: Sequence[str], where: 
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    return f"{did_you_mean(name, known)} --help lists all."
+    return f"{did_you_mean(name, known)} --help lists all options."
 
 
 def _config_tokens(path: Path) -> list[str]:
@@ -183,7 +183,7 @@ def _config_tokens(path: Path) -> list[str]:
     if values is None:
         return []
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold one 'option: value' a line, but holds a {type(values).__name__}")
+        raise ConfigError(f"{path} must contain one 'option: value' per line, but contains a {type(values).__name__}")
     defaults = Options().flat()
     defaults.pop("config")
     tokens = []
@@ -213,7 +213,7 @@ def _tokens(option: str, value: object, default: object) -> list[str]:
 
 
 def _literal(value: object) -> str:
-    """Return a value as ParseKwargs reads it, with quotes that a shell leaves alone within its own."""
+    """Return a value as ParseKwargs parses it, double-quoted if possible, since a shell command is single-quoted."""
     text = repr(value)
     return text if '"' in text else text.replace("'", '"')
 
@@ -280,36 +280,36 @@ def check(options: Options) -> None:
         raise ConfigError("--threshold and --keep are two ways to choose the edges: leave one out")
     if options.pruning.threshold is None and options.pruning.keep is None:
         if options.pruning.per != "network":
-            raise ConfigError(f"--per {options.pruning.per} prunes nothing alone: give --keep or --threshold too")
+            raise ConfigError(f"--per {options.pruning.per} has no effect on its own: give --keep or --threshold too")
         if options.pruning.random_edges is not None:
-            raise ConfigError("--random-edges prunes nothing alone: give --keep or --threshold too")
+            raise ConfigError("--random-edges has no effect on its own: give --keep or --threshold too")
     started = options.edges.edges_from or options.model.initial_checkpoint
     if options.edges.shuffle_alpha is not None and not started:
-        raise ConfigError("--shuffle-alpha needs edge weights that were trained: give --edges-from FILE")
+        raise ConfigError("--shuffle-alpha needs trained edge weights: give --edges-from FILE")
     if not options.data.val_split and options.run.eval_metric == "top5":
-        raise ConfigError("--eval-metric top5 needs a validation split; training itself counts top1 and loss only")
+        raise ConfigError("--eval-metric top5 needs a validation split; training itself only measures top1 and loss")
     if options.augmentation.jsd_loss and options.augmentation.bce_loss:
-        raise ConfigError("--jsd-loss and --bce-loss are two losses: leave one out")
+        raise ConfigError("--jsd-loss and --bce-loss exclude each other: leave one out")
     if options.edges.connect and options.edges.rewire:
-        raise ConfigError("--connect keeps what the network computes, --rewire makes another one: leave one out")
+        raise ConfigError("--connect keeps the output of the network, --rewire changes it: leave one out")
     if options.edges.connect_nodes != "residuals" and not options.edges.connect:
-        raise ConfigError(f"--connect-nodes {options.edges.connect_nodes} connects nothing alone: give --connect too")
+        raise ConfigError(f"--connect-nodes {options.edges.connect_nodes} has no effect on its own: give --connect too")
     _check_on_device(options)
 
 
 def _check_on_device(options: Options) -> None:
-    """Refuse options of the loader that does the work, or does not."""
+    """Refuse options that the chosen loader does not support."""
     values, defaults = options.flat(), Options().flat()
     names = _NOT_ON_DEVICE if options.data.on_device else _ON_DEVICE
     given = [_option(name) for name in names if values[name] != defaults[name]]
     if given and options.data.on_device:
         known = ", ".join(map(_option, _ON_DEVICE))
         raise ConfigError(
-            f"--on-device does not do {', '.join(given)}: leave it out. What it does: --hflip, --vflip, {known}, mixup "
-            "and cutmix"
+            f"--on-device does not support {', '.join(given)}: leave it out. It supports --hflip, --vflip, {known}, "
+            "mixup and cutmix"
         )
     if given:
-        raise ConfigError(f"{', '.join(given)} is done on the device only: give --on-device too")
+        raise ConfigError(f"{', '.join(given)} can only be used with --on-device: give it too")
 
 
 def _option(name: str) -> str:

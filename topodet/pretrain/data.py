@@ -66,7 +66,7 @@ def open_datasets(options: Options, group: Group, channels: int) -> Datasets:
     kind = _kind(options.data.dataset)
     if kind in _STREAMED and options.data.on_bad_image == "stop":
         raise ConfigError(
-            f"--on-bad-image stop needs images by index; {options.data.dataset!r} is streamed: leave it out"
+            f"--on-bad-image stop needs an indexed dataset; {options.data.dataset!r} is streamed: leave it out"
         )
     if options.data.dataset_download and not group.primary:
         group.wait()
@@ -149,7 +149,7 @@ def _open_timm(options: Options, kind: str, root: str | None, split: str, is_tra
             f"--dataset {options.data.dataset!r} needs a package that is not installed: {error.name}"
         ) from error
     except (AssertionError, RuntimeError, ValueError, OSError) as error:
-        # timm and torchvision say 'no images', 'not downloaded' and 'unknown name' in these ways.
+        # timm and torchvision raise these for no images, missing downloads and unknown names.
         raise DataError(f"cannot open split {split!r} of {options.data.dataset or root!r}: {error}") from error
 
 
@@ -157,9 +157,9 @@ def _split_path(options: DataOptions, kind: str, split: str) -> Path:
     """Return where `split` is: DIR/SPLIT or DIR/SPLIT.npz, or there under another common name of that split."""
     suffix = f".{ARRAYS}" if kind else ""
     part = "" if kind else "/CLASS/IMAGE"
-    layout = f"expected is DIR/train{suffix}{part} and DIR/validation{suffix}{part}"
+    layout = f"expected DIR/train{suffix}{part} and DIR/validation{suffix}{part}"
     if not options.data_dir:
-        raise ConfigError(f"no dataset given: --data-dir DIR; {layout}")
+        raise ConfigError(f"no dataset given: give --data-dir DIR; {layout}")
     root = Path(options.data_dir)
     if not root.exists():
         raise DataError(f"--data-dir {str(root)!r} does not exist; {layout}")
@@ -178,7 +178,7 @@ def _split_path(options: DataOptions, kind: str, split: str) -> Path:
 
 
 def _class_indices(dataset: Dataset) -> dict[str, int]:
-    """Return class name -> index, empty where the dataset does not tell."""
+    """Return class name -> index, empty if the dataset does not define it."""
     reader = getattr(dataset, "reader", dataset)
     indices = getattr(reader, "class_to_idx", None)
     return dict(indices) if isinstance(indices, Mapping) else {}
@@ -196,20 +196,20 @@ def _same_classes(train: Mapping[str, int], val: Mapping[str, int], options: Dat
     ]
     raise DataError(
         f"the splits of {options.data_dir or options.dataset!r} differ in their classes: {' and '.join(sides)}. "
-        "Give both the same class folders, or say which index each class has with --class-map"
+        "Give both the same class folders, or assign the class indices with --class-map"
     )
 
 
 def _num_classes(classes: Mapping[str, int], given: int | None, where: str) -> int:
     if not classes:
         if given is None:
-            raise ConfigError(f"{where!r} does not tell its number of classes: give --num-classes")
+            raise ConfigError(f"{where!r} does not define its number of classes: give --num-classes")
         return given
     found = max(classes.values()) + 1
     if found < 2:
         name = next(iter(classes))
-        what = f"one class, {name!r}" if name else "images that lie in no class folder"
-        raise DataError(f"{where!r} has {what}; a classifier needs two or more, as DIR/train/CLASS/IMAGE")
+        what = f"one class, {name!r}" if name else "only images outside class folders"
+        raise DataError(f"{where!r} has {what}; a classifier needs two or more classes, as DIR/train/CLASS/IMAGE")
     if given not in (None, found):
         raise ConfigError(
             f"--num-classes {given}, but {where!r} has {found} classes: leave the option out, or check the data"
@@ -230,7 +230,7 @@ def _count(dataset: Dataset) -> int | None:
 def preprocessing(options: Options, model: nn.Module, channels: int) -> dict[str, Any]:
     """Return timm's data config for a network and the options, with a mean and standard deviation for each channel.
 
-    timm's own config of an architecture always has three; a network with one channel gets their mean.
+    timm's own config of an architecture always has three values; a network with one channel gets their mean.
     """
     found = resolve_data_config({**options.flat(), "in_chans": channels}, model=model)
     return {**found, **{key: adapt_to_chs(found[key], channels) for key in ("mean", "std")}}
@@ -257,14 +257,14 @@ class TimmLoader(Loader):
         self.loader.mixup_enabled = enabled
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        # range goes first: zip would draw one batch too many the other way round.
+        # range comes first, otherwise zip would fetch one batch too many.
         for _, batch in zip(range(self.batches), self.loader):
             yield batch
 
     def bad_images(self, group: Group) -> int:
         """Return how many images of this epoch could not be read, over all processes.
 
-        An image may go to several processes, because the sampler gives each of them equally many, but counts once.
+        An image may go to several processes, because the sampler gives all of them the same number, but counts once.
         """
         if not isinstance(self.dataset, SkipUnreadable):
             return 0
@@ -274,7 +274,7 @@ class TimmLoader(Loader):
 def train_loader(options: Options, dataset: Dataset, num_classes: int, data_config: Mapping, group: Group) -> Loader:
     """Return the loader of training batches: images [B, C, H, W] and classes [B], or class shares [B, classes].
 
-    Any number of processes together reads the same images in each update as one process with the total batch.
+    In each update, any number of processes reads the same images as one process with the total batch size.
 
     Raises:
         DataError: there are fewer images than one update needs.
@@ -330,18 +330,18 @@ def train_loader(options: Options, dataset: Dataset, num_classes: int, data_conf
     batches = len(loader)
     if isinstance(loader.sampler, DistributedSampler):
         loader.sampler.seed = options.run.seed
-        # The sampler fills the last round of processes up with repeated images; an update made of them would exist
-        # for some numbers of processes only.
+        # The sampler pads the last round of processes with repeated images; an update made of them would exist only
+        # for some numbers of processes.
         batches = len(guarded) // (options.optimizer.batch_size * group.world_size)
     return TimmLoader(loader, guarded, options.optimizer.batch_size, _whole_updates(batches, guarded, options, group))
 
 
 def _whole_updates(batches: int, dataset: Dataset, options: Options, group: Group) -> int:
-    """Return how many of the batches an epoch takes, so that each accumulates into a whole update."""
+    """Return the number of batches per epoch, without those that do not fill a whole update."""
     batches -= batches % options.optimizer.grad_accum_steps
     if batches == 0:
         update = options.optimizer.batch_size * options.optimizer.grad_accum_steps * group.world_size
-        raise DataError(f"an update takes {update} images, but there are {len(dataset)}: give a smaller --batch-size")
+        raise DataError(f"an update needs {update} images, but there are {len(dataset)}: give a smaller --batch-size")
     return batches
 
 
@@ -368,18 +368,18 @@ def _on_device(
 
 
 def _stored(options: Options, dataset: Dataset, data_config: Mapping) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images and classes that --on-device takes, of the very size that the network does."""
+    """Return the images and classes for --on-device, whose size must be the input size of the network."""
     stored = in_memory(dataset.dataset) if isinstance(dataset, SkipUnreadable) else None
     if stored is None:
         raise ConfigError(
-            f"--on-device needs images that the dataset holds in memory, as npz, torch/cifar10 or torch/cifar100 do; "
-            f"{options.data.dataset or 'an image folder'!r} reads its own one by one: leave the option out"
+            f"--on-device needs a dataset that is in memory, such as npz, torch/cifar10 or torch/cifar100; "
+            f"{options.data.dataset or 'an image folder'!r} reads images one by one: leave the option out"
         )
     height, width, channels = stored[0].shape[1:]
     wanted = tuple(data_config["input_size"])
     if wanted != (channels, height, width):
         raise ConfigError(
-            f"--on-device does not resize: the images are {channels}x{height}x{width}, the network takes "
+            f"--on-device does not resize: the images are {channels}x{height}x{width}, the network needs "
             f"{'x'.join(map(str, wanted))}: give --input-size {channels} {height} {width}, or leave --on-device out"
         )
     return stored
@@ -395,7 +395,7 @@ def val_loader(options: Options, dataset: Dataset, data_config: Mapping, group: 
     if options.data.on_device:
         if data_config["crop_pct"] != 1:
             raise ConfigError(
-                f"--on-device validates on whole images, not on a share of {data_config['crop_pct']}: give "
+                f"--on-device validates on whole images, not on a crop of {data_config['crop_pct']}: give "
                 "--crop-pct 1, or leave --on-device out"
             )
         return _on_device(options, dataset, data_config, group, batch_size=batch_size, augmentation=None)
@@ -421,7 +421,7 @@ def _common(options: Options, data_config: Mapping, group: Group) -> dict:
         "device": group.device,
         "img_dtype": torch.float32,
         "use_prefetcher": not options.data.no_prefetcher,
-        # New loader processes each epoch: their random numbers then follow from the epoch's seed alone.
+        # New loader processes each epoch, so that their random numbers depend only on the epoch's seed.
         "persistent_workers": False,
         "worker_seeding": options.data.worker_seeding,
     }

@@ -94,7 +94,7 @@ class Training:
             if self.scaler is not None and self.scaler.state_dict_key in state:
                 self.scaler.load_state_dict(state[self.scaler.state_dict_key])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise WeightsError(f"the state does not fit the model or the optimiser: {error}") from error
+            raise WeightsError(f"the state does not fit the model or the optimizer: {error}") from error
 
 
 def seed_all(*numbers: int) -> None:
@@ -122,7 +122,7 @@ def train_epoch(training: Training, epoch: int, progress: Progress, run_logger: 
 
     Raises:
         DivergedError: the loss is not finite; names the update.
-        DataError: an image cannot be read, and the run should stop then.
+        DataError: an image cannot be read, with --on-bad-image stop.
     """
     seed_all(training.seed, epoch, training.group.rank)
     training.loader.set_epoch(epoch)
@@ -175,7 +175,7 @@ def _update(training: Training, batches: Iterator[tuple[Tensor, Tensor]]) -> Ten
             with training.autocast():
                 logits = training.parallel(images)
                 task = training.loss(logits, targets)
-            # Outside of autocast: the penalty sums many small numbers.
+            # Outside autocast, because the penalty sums many small numbers.
             penalty = _penalty(training)
             _backward(training, (task + penalty) / parts, step=last)
         with torch.no_grad():
@@ -186,13 +186,13 @@ def _update(training: Training, batches: Iterator[tuple[Tensor, Tensor]]) -> Ten
 
 
 def _unwrapped(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches; a DataError of a loader process loses that process's traceback, which wraps its message."""
+    """Yield the batches; raise a DataError of a loader process again, without the traceback around its message."""
     try:
         yield from loader
         return
     except DataError as error:
         message = str(error).strip().rsplit("DataError: ", 1)[-1]
-        # The frames hold the loader's iterator; left to the garbage collector its processes end seconds later.
+        # The frames keep the loader's iterator alive; its processes would end only with a later garbage collection.
         traceback.clear_frames(error.__traceback__)
     raise DataError(message)
 
@@ -201,7 +201,7 @@ def _next(batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     batch = next(batches, None)
     if batch is None:
         raise DataError(
-            "the training data ended before the epoch did: give the true number of images with --train-num-samples"
+            "the training data ended before the epoch did: give the actual number of images with --train-num-samples"
         )
     return batch
 
@@ -237,19 +237,19 @@ def _backward(training: Training, loss: Tensor, step: bool) -> None:
 def clipped_parameters(model: nn.Module, mode: str) -> list[nn.Parameter]:
     """Return the parameters whose gradients are clipped.
 
-    Adaptive clipping bounds a gradient by its weights and excludes the classifier, as its authors and timm do: a bias
-    starts at 0.
+    Adaptive clipping bounds a gradient relative to its weights. As in the paper and timm, it excludes the classifier,
+    whose bias starts at 0.
     """
     if mode != "agc":
         return list(model.parameters())
-    classifiers = model.get_classifier()  # a network that was made for distillation has two
+    classifiers = model.get_classifier()  # a distilled network has two
     classifiers = classifiers if isinstance(classifiers, tuple | list) else [classifiers]
     head = {id(parameter) for module in classifiers for parameter in module.parameters()}
     return [parameter for parameter in model.parameters() if id(parameter) not in head]
 
 
 class _Watch:
-    """Gathers what the updates of an epoch yield, and looks at it only at reports, so that a GPU need not wait."""
+    """Collects the results of updates, and reads them only at reports to avoid synchronizing with a GPU."""
 
     def __init__(self, training: Training, epoch: int, progress: Progress, run_logger: RunLogger | None) -> None:
         self.training = training
@@ -266,7 +266,7 @@ class _Watch:
         self._lrs.append(lr)
 
     def report(self, update: int) -> None:
-        """Show the mean over all processes of what came since the last report; `update` counts from 1."""
+        """Show the mean over all processes since the last report; `update` counts from 1."""
         group = self.training.group
         rows = (group.sum(torch.stack(self._pending)) / group.world_size).tolist()
         first = update - len(rows) + 1
@@ -323,7 +323,7 @@ def check_finite(model: nn.Module, epoch: int) -> None:
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise DivergedError(
-                f"{name!r} holds a value that is not finite after the last update of epoch {epoch + 1}. "
+                f"{name!r} has a value that is not finite after the last update of epoch {epoch + 1}. "
                 "Try a lower --lr, a longer --warmup-epochs or --clip-grad 1"
             )
 
@@ -332,14 +332,14 @@ def evaluate(training: Training, forward: nn.Module, loader: Loader) -> dict[str
     """Return loss, top1 and top5 (percent) over all images of the dataset, in any number of processes.
 
     Raises:
-        DataError: an image cannot be read and the run should stop then, or no image can be read.
+        DataError: an image cannot be read, with --on-bad-image stop, or no image can be read.
     """
     group = training.group
     sums = _sums(
         forward.eval(),
         _unwrapped(loader),
         group.device,
-        # The sampler repeats images so that each process has as many.
+        # The sampler repeats images so that all processes have the same number.
         places=range(group.rank, loader.count, group.world_size) if loader.count is not None else None,
         channels_last=training.channels_last,
         autocast=training.autocast,
@@ -356,8 +356,10 @@ def accuracy(batches: Iterable[tuple[Tensor, Tensor]]) -> Callable[[nn.Module], 
     """
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        means = _means(_sums(model, batches, next(model.parameters()).device), "there is no image to evaluate on")
-        return {name: means[name] for name in ("top1", "top5", "loss")}  # the first one names a damage
+        means = _means(_sums(model, batches, next(model.parameters()).device), "there are no images to evaluate on")
+        return {
+            name: means[name] for name in ("top1", "top5", "loss")
+        }  # the first is the default score of damage curves
 
     return evaluate
 
@@ -375,7 +377,7 @@ def _sums(
     """Return the sums of `_scores` over all batches.
 
     Args:
-        places: of this process's images in the dataset; what comes after the last one does not count.
+        places: positions of this process's images in the dataset; any further images are repeated and do not count.
     """
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     seen = 0
@@ -385,7 +387,7 @@ def _sums(
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast():
             logits = forward(images)
-        counts = targets != NO_TARGET  # images that stand in for others
+        counts = targets != NO_TARGET  # exclude substitutes of unreadable images
         if places is not None:
             counts &= torch.arange(seen, seen + len(targets), device=device) < len(places)
         seen += len(targets)
@@ -406,5 +408,5 @@ def _scores(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
     losses = F.cross_entropy(logits, targets, reduction="none")
     right = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
     scores = torch.stack([losses, right[:, 0], right.any(dim=1), torch.ones_like(losses)]).double()
-    # Not a product: a loss that is left out may be infinite.
+    # Not a product, since the loss of an excluded image may be infinite.
     return torch.where(counts, scores, 0.0).sum(dim=1)

@@ -26,7 +26,7 @@ class FolderReader(Reader):
 
     Args:
         root: folder with a folder for each class.
-        class_map: timm's file of class names, whose order gives the indices; "" for the order of the names.
+        class_map: timm's class map, which defines the indices; "" to number the folders in natural order.
 
     Attributes:
         samples: path and class of each image, in the order of the paths.
@@ -49,8 +49,8 @@ class FolderReader(Reader):
         for name in sorted(set(inside.values()) - set(known)):
             if name.lower() in spelled:
                 raise DataError(
-                    f"--class-map {class_map} has {spelled[name.lower()]!r} where {root} has the folder {name!r}: give "
-                    "both the same capitals"
+                    f"--class-map {class_map} has {spelled[name.lower()]!r} where {root} has the folder {name!r}: use "
+                    "the same capitalization in both"
                 )
         self.class_to_idx: dict[str, int] = known
         chosen = sorted(
@@ -60,31 +60,31 @@ class FolderReader(Reader):
         unmapped = Counter(name for name in inside.values() if name not in known)
         skipped = [
             found.skipped(),
-            _count(len(parts) - len(inside), "images that lie in no class folder"),
-            _count(unmapped.total(), f"images of classes that {class_map} does not name ({_names(unmapped)})"),
+            _count(len(parts) - len(inside), "images outside class folders"),
+            _count(unmapped.total(), f"images of classes that are not in {class_map} ({_names(unmapped)})"),
         ]
         skipped = [text for text in skipped if text]
         if not self.samples:
             raise DataError(
-                f"Found 0 images in class folders of {root} (known: {', '.join(SUFFIXES)}); expected is "
-                f"{root}/CLASS/IMAGE{'; there are ' + ', '.join(skipped) if skipped else ''}"
+                f"Found 0 images in class folders of {root} (suffixes: {', '.join(SUFFIXES)}); expected "
+                f"{root}/CLASS/IMAGE{'; left out: ' + ', '.join(skipped) if skipped else ''}"
             )
         if skipped:
-            _logger.warning("%s: left out are %s", root, ", ".join(skipped))
+            _logger.warning("%s: left out: %s", root, ", ".join(skipped))
         empty = {path.name for path in self.root.iterdir() if path.is_dir() and not is_hidden(path.name)} - {
             *inside.values()
         }
         if empty:
-            _logger.warning("%s: no images in the folders %s, which are no classes", root, _names(empty))
+            _logger.warning("%s: no images in the folders %s, which are not used as classes", root, _names(empty))
         deeper = Counter(names[0] for names in parts.values() if len(names) > 2)
         if deeper:
-            text = "%s: %d images lie in folders within their class (%s), and count as of that class"
+            text = "%s: %d images are in subfolders of their class folder (%s) and count towards that class"
             _logger.warning(text, root, deeper.total(), _names(deeper))
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         path, target = self.samples[index]
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe, which would be waited for
-            raise OSError("it is no regular file")
+        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would block
+            raise OSError("it is not a regular file")
         return open(path, "rb"), target
 
     def __len__(self) -> int:

@@ -69,8 +69,8 @@ def join(device: str | None) -> Iterator[Group]:
     group = Group(dist.get_rank(), world_size, here)
     try:
         yield group
-        # Gloo's threads need the interpreter to let go of the last tensors; a group that is destroyed before they have
-        # done so can wait for them for ever.
+        # Gloo's threads need the interpreter lock to release the last tensors; destroying the group before that can
+        # deadlock.
         group.wait()
     finally:
         dist.destroy_process_group()
@@ -89,7 +89,7 @@ def _device(name: str | None) -> torch.device:
     count = torch.cuda.device_count()
     index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
     if index >= count:
-        raise ConfigError(f"device {name!r}: process {index} of this machine has no GPU, {count} are there")
+        raise ConfigError(f"device {name!r}: process {index} of this machine has no GPU, only {count} found")
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device

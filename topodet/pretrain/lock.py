@@ -17,7 +17,7 @@ from topodet.parse import parse_json
 
 try:
     import fcntl
-except ImportError:  # Windows, where folders are not held
+except ImportError:  # Windows, where folders are not locked
     fcntl = None
 
 LOCK = ".lock"
@@ -27,18 +27,18 @@ LOCK = ".lock"
 def hold(folder: Path) -> Iterator[None]:
     """Lock a folder for this process until the block or the process ends; create the folder if it is missing.
 
-    This is a record lock of the operating system on FOLDER/.lock. It ends with its process, however that ends, and
-    loader processes that outlive a killed run do not hold it. The file names the process that holds the folder, or held
-    it last. A folder without other files is removed at the end.
+    This is a POSIX record lock on FOLDER/.lock. It is released when its process ends, even if killed, and is not
+    inherited by loader processes that outlive the run. The file names the process that holds the lock, or held it
+    last. A folder without other files is removed at the end.
 
     Raises:
-        ConfigError: another process holds the folder; names it.
+        ConfigError: another process holds the lock; names it.
         OSError: the folder cannot be written to.
     """
     with _open(folder) as file:
         if fcntl is not None and not _take(file):
             raise ConfigError(
-                f"{folder} is being written by {_holder(file)}. Wait for its end or stop it, or give this run another "
+                f"{folder} is in use by {_holder(file)}. Wait until it ends or stop it, or give this run another "
                 "--experiment"
             )
         file.seek(0)
@@ -60,12 +60,12 @@ def _open(folder: Path) -> TextIO:
         return open(folder / LOCK, "a+")
     except OSError as error:
         raise OSError(
-            f"cannot write into {folder}: {error.strerror}. Let it be writable, or give another --output"
+            f"cannot write to {folder}: {error.strerror}. Make it writable, or give another --output"
         ) from error
 
 
 def _take(file: TextIO) -> bool:
-    """Lock a file; False where another process has, or has just taken the file away."""
+    """Lock a file; return False if another process has locked it or has just removed it."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -76,7 +76,7 @@ def _take(file: TextIO) -> bool:
 
 
 def _holder(file: TextIO) -> str:
-    """Return in words which process wrote the lock's file."""
+    """Describe the process that wrote the lock file."""
     file.seek(0)
     try:
         known = parse_json(file.read(1 << 16), file.name)

@@ -105,7 +105,7 @@ class RunLogger:
         folder: folder of the run.
         model: model whose wiring is drawn, if it has edges.
         figure_interval: epochs between two pictures; 0 for none.
-        first_update: updates made before; later entries of an interrupted process are removed.
+        first_update: updates of earlier processes; entries that an interrupted one wrote after them are removed.
     """
 
     def __init__(self, folder: Path, model: torch.nn.Module, figure_interval: int, first_update: int) -> None:
@@ -145,10 +145,10 @@ class RunLogger:
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
-    """Return once an event file made now is read after those in the folder.
+    """Wait until the name of a new event file comes after those in the folder.
 
-    TensorBoard reads them by name, which begins with the second they were made in. A run that is resumed within the
-    second of its start would be read before what it goes on from, and then dropped as out of date.
+    TensorBoard reads event files in the order of their names, which start with the creation time in seconds. If a run
+    is resumed within the second of its start, its new file could be read first and be dropped as out of date.
     """
     now = int(time.time())
     if any(path.name.split(".")[3:4] == [str(now)] for path in folder.glob("events.out.tfevents.*")):

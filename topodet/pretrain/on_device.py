@@ -1,6 +1,6 @@
-"""Training on small images in device memory, where whole batches are cropped, mirrored and cut out at once.
+"""Training on small images in device memory: whole batches are cropped, mirrored and cut out at once.
 
-A network for 32x32 images is faster than loader processes. Here a batch is one gather from a uint8 tensor with the
+Loader processes cannot keep up with a network for 32x32 images. Here a batch is one gather from a uint8 tensor with the
 whole dataset, on a GPU or a CPU, without host synchronization.
 """
 
@@ -53,7 +53,7 @@ class Augmentation:
         )
 
     def __call__(self, images: Tensor, chosen: Tensor, draws: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Return some of the images, varied and normalized.
+        """Return some of the images, augmented and normalized.
 
         Args:
             images: uint8 [N, H, W, C], contiguous.
@@ -80,13 +80,13 @@ class Augmentation:
 
 
 def _places(size: int, mirrored: Tensor, start: Tensor) -> Tensor:
-    """Return along one side of each image which of its pixels, or of those beside it, the result shows: [B, size]."""
+    """Return the source position of each output pixel along one side, which may be outside the image: [B, size]."""
     places = torch.arange(size, device=start.device).expand(len(start), size)
     return torch.where(mirrored[:, None].bool(), size - 1 - places, places) + start[:, None]
 
 
 def _around(centre: Tensor, length: int, size: int) -> Tensor:
-    """Return which places of a side of `size` lie in the stretch of `length` around each centre: [B, size]."""
+    """Return which positions of a side are within the interval of `length` around each center: bool [B, size]."""
     first = centre[:, None] - length // 2
     return _within(torch.arange(size, device=centre.device), first, first + length)
 
@@ -96,7 +96,7 @@ def _within(places: Tensor, first: Tensor | int, end: Tensor | int) -> Tensor:
 
 
 def _both(rows: Tensor, columns: Tensor) -> Tensor:
-    """Return [B, H, W] of what holds for the rows [B, H] and for the columns [B, W]."""
+    """Return the logical and, [B, H, W], of a mask of rows [B, H] and one of columns [B, W]."""
     return rows[:, :, None] & columns[:, None, :]
 
 
@@ -109,8 +109,8 @@ def _normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 class DeviceLoader(Loader):
     """Batches of a dataset in device memory, as one uint8 tensor.
 
-    Any number of processes together uses the same images with the same augmentation in each update as one process with
-    the total batch. Validation, without `augmentation`, is in the dataset's order; process r of n reads images r, r +
+    In each update, any number of processes uses the same images with the same augmentation as one process with the
+    total batch size. Validation, without `augmentation`, is in the dataset's order; process r of n reads images r, r +
     n, ...
 
     Args:
@@ -118,7 +118,8 @@ class DeviceLoader(Loader):
         labels: int64 [N].
         batch_size: batch size of this process.
         mean, std: values for each channel, for pixels in 0..1.
-        augmentation: of training images, which come in random order and full batches; None to validate on every image.
+        augmentation: augmentation of training images, in random order and full batches; None to validate on every
+            image.
         seed: seed of order and augmentation.
         group: determines this process's share of the images and its device.
     """

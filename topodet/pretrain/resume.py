@@ -9,7 +9,7 @@ from topodet.errors import ConfigError
 
 _logger = logging.getLogger(__name__)
 
-# These change where a run is, how it is watched and how fast it goes.
+# Options that only affect the location, the reports or the speed of a run.
 _FREE = frozenset(
     [
         "config",
@@ -26,7 +26,7 @@ _FREE = frozenset(
         "dataset_trust_remote_code",
     ]
 )
-# These leave the run what it is, but its numbers come out slightly different.
+# Options that may change rounding or the random stream, but not the experiment.
 _INEXACT = frozenset(
     [
         "device",
@@ -66,8 +66,8 @@ def check_same_run(saved: Mapping, given: Mapping, path: str) -> None:
     refused = [key for key in differing if key not in inexact]
     if refused:
         raise ConfigError(
-            f"{path} was trained with other options: {_changes(refused, saved, given)}. Resume with those of the "
-            "checkpoint, or start a new run from its weights: --initial-checkpoint FILE and another --experiment"
+            f"{path} was trained with different options: {_changes(refused, saved, given)}. Resume with those of "
+            "the checkpoint, or start a new run from its weights: --initial-checkpoint FILE and another --experiment"
         )
     if inexact:
         _logger.warning(
@@ -80,12 +80,12 @@ def check_same_data(saved: Mapping, given: Mapping, path: str) -> None:
     """Compare the counts of images and classes.
 
     Raises:
-        ConfigError: the dataset is another one, or has changed.
+        ConfigError: the dataset is a different one or has changed.
     """
     if dict(saved) != dict(given):
         keys = [key for key in given if saved.get(key) != given[key]]
         changes = ", ".join(f"{key} {saved.get(key)} -> {given[key]}" for key in keys)
-        raise ConfigError(f"{path} was trained on other data: {changes}. Give the dataset of the checkpoint")
+        raise ConfigError(f"{path} was trained on different data: {changes}. Give the dataset of the checkpoint")
 
 
 def _global_batch(options: Mapping) -> int:

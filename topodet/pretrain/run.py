@@ -53,17 +53,17 @@ def run(options: Options) -> list[dict]:
         try:
             return _run(options, group)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("--resume auto goes on after the last finished epoch") from None
+            raise KeyboardInterrupt("--resume auto continues after the last finished epoch") from None
 
 
 def _run(options: Options, group: Group) -> list[dict]:
     folder = Path(options.run.output, options.run.experiment)
     flat = {key: _plain(value) for key, value in options.flat().items()} | {"world_size": group.world_size}
-    # What is wrong is told before anything slow begins, the quickest looks first.
+    # Report errors before anything slow starts; the fastest checks come first.
     check_timm_name(options.model.model)
     _check_text(flat)
     if leads_outside(options.run.experiment):
-        raise ConfigError(f"--experiment {options.run.experiment!r} leads out of --output: give a name within it")
+        raise ConfigError(f"--experiment {options.run.experiment!r} is outside --output: give a name within it")
     with hold(folder) if group.primary else contextlib.nullcontext():
         return _train(options, group, folder, flat)
 
@@ -109,7 +109,7 @@ def _train(options: Options, group: Group, folder: Path, flat: dict[str, Any]) -
             training.load_state_dict(checkpoint)
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from error
-        # In another folder than that of the checkpoint the best of what is there is wanted.
+        # In a new folder, the best checkpoint is the best of those saved there.
         known = history[:-1] if saver.best.exists() else []
         saver.load_state((row["epoch"], row["metric"]) for row in known if row["metric"] is not None)
     if not group.primary:
@@ -118,12 +118,12 @@ def _train(options: Options, group: Group, folder: Path, flat: dict[str, Any]) -
 
     _tell(options, training, datasets, epochs, start, folder)
     for unfinished in folder.glob(".*.tmp"):
-        unfinished.unlink()  # what a killed process was writing
+        unfinished.unlink()  # left by a killed process
     # A config file that starts the same run again.
     recipe = {key: value for key, value in flat.items() if key not in ("config", "resume", "world_size")}
     atomic_write(folder / "args.yaml", yaml.safe_dump(recipe))
     if checkpoint is not None:
-        # The kill may have come between the files of the last epoch: write them all again.
+        # The process may have been killed between the files of its last epoch: write all of them again.
         saver.save_epoch(start - 1, history[-1]["metric"])
     run_logger = RunLogger(folder, model, options.edges.figure_interval, start * training.updates_per_epoch)
     try:
@@ -147,7 +147,7 @@ def _epochs(
     epochs: int,
 ) -> None:
     group = training.group
-    # An average on the CPU is kept, and not validated.
+    # An average in CPU memory is not validated.
     average = None if options.average.model_ema_force_cpu or training.model_ema is None else training.model_ema.module
     updates = training.updates_per_epoch
     progress = Progress(epochs, updates, start * updates, show=group.primary)
@@ -173,8 +173,8 @@ def _epochs(
         row["metric"] = _metric(row, options.run.eval_metric, val_loader is not None)
         saver.history.append(row)
         if run_logger is not None:
-            # TensorBoard goes before the checkpoint, since an epoch is told again only if it has none; the summary goes
-            # after it, since it can be made again from it.
+            # TensorBoard comes before the checkpoint: a resumed run logs only epochs without one. The summary comes
+            # after it: it can be rebuilt from the checkpoint.
             run_logger.epoch(row, (epoch + 1) * updates)
             saver.save_epoch(epoch, row["metric"])
             run_logger.summary(saver.history)
@@ -194,7 +194,7 @@ def _validate(
 
 
 def _metric(row: dict, name: str, validates: bool) -> float | None:
-    """Return what ranks the epoch's checkpoint: the average's score, the model's, or without validation training's."""
+    """Return the metric of a checkpoint: the score of the average, else of the model; of training if not validated."""
     if not validates:
         return row.get(f"train_{name}")
     return row.get(f"ema_eval_{name}", row.get(f"eval_{name}"))
@@ -209,7 +209,7 @@ def _text(row: dict) -> str:
 
 
 def _plain(value: object) -> object:
-    """Return options as JSON has them, so that a checkpoint holds plain types and compares equal after reading."""
+    """Convert options to the types of JSON, so that a checkpoint has plain types and compares equal after reading."""
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
@@ -218,13 +218,13 @@ def _plain(value: object) -> object:
 
 
 def _check_text(facts: Mapping[str, Any]) -> None:
-    """Refuse names of files and classes that a checkpoint cannot give back: the run could not be resumed."""
+    """Refuse names of files and classes that a checkpoint cannot store: the run could not be resumed."""
     for key, value in facts.items():
         parts = list(value) if isinstance(value, list | dict) else [value]
         for part in parts:
             if isinstance(part, str) and not is_text(part):
                 what = "class" if key == "class_names" else f"--{key.replace('_', '-')}"
-                raise DataError(f"{what} {part!r} is no text in UTF-8, or has a NUL in it: rename it")
+                raise DataError(f"{what} {part!r} is not valid UTF-8 or contains a NUL character: rename it")
 
 
 def _find_checkpoint(options: RunOptions, folder: Path, group: Group) -> tuple[Path | None, dict | None]:
@@ -235,20 +235,20 @@ def _find_checkpoint(options: RunOptions, folder: Path, group: Group) -> tuple[P
         own = options.resume == "auto" or (path is not None and path.parent.resolve() == folder.resolve())
         if checkpoints(folder) and not own:
             raise ConfigError(
-                f"{folder} holds the checkpoints of another run: go on with that one by --resume auto, or give this "
-                "one a new --experiment name"
+                f"{folder} contains the checkpoints of another run: continue it with --resume auto, or give this run "
+                "a new --experiment name"
             )
         if options.resume == "auto":
             path, state = newest_checkpoint(folder)
             if path is not None and path != checkpoints(folder)[0]:
-                _logger.warning("going on from %s instead, of epoch %d", path, state["epoch"])
+                _logger.warning("resuming from %s instead, of epoch %d", path, state["epoch"])
         elif path is not None:
             state = _read(path)
     return group.share((path, state))
 
 
 def _read(path: Path) -> dict:
-    """Read the checkpoint that --resume names; where it is damaged, name the newest good one beside it."""
+    """Read the checkpoint of --resume; if it is damaged, the error names the newest good one in the same folder."""
     try:
         return read_checkpoint(path)
     except WeightsError as error:
@@ -259,7 +259,7 @@ def _read(path: Path) -> dict:
         if other is None:
             raise
         raise WeightsError(
-            f"{error}. The newest good one beside it is {other}, of epoch {state['epoch']}: give --resume {other}"
+            f"{error}. The newest good checkpoint there is {other}, of epoch {state['epoch']}: give --resume {other}"
         ) from error
 
 
@@ -275,7 +275,7 @@ def _tell(options: Options, training: Training, datasets: data.Datasets, epochs:
         training.group.device.type,
     )
     if options.run.resume == "auto" and not start:
-        _logger.info("nothing to resume in %s yet: a new run begins", folder)
+        _logger.info("nothing to resume in %s yet: starting a new run", folder)
     if start == epochs:
         _logger.info("all %d epochs are done: nothing is left to train", epochs)
         return

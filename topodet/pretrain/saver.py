@@ -157,7 +157,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, dict | None]:
             continue
         return path, state
     if first is not None:
-        others = f"; the others beside it ({', '.join(path.name for path in found[1:])}) neither" if found[1:] else ""
+        others = f"; nor can the others there ({', '.join(path.name for path in found[1:])})" if found[1:] else ""
         raise WeightsError(f"{first}{others}") from first
     return None, None
 
@@ -166,16 +166,16 @@ def read_checkpoint(path: Path) -> dict:
     """Read a checkpoint of `Saver`.
 
     Raises:
-        WeightsError: the file is missing, damaged (by its checksums and digests), holds more than tensors and plain
-            types, or is of another kind.
+        WeightsError: the file is missing, damaged (by its checksums and digests), contains more than tensors and
+            plain types, or is not a checkpoint of `Saver`.
     """
     if not path.is_file():
-        raise WeightsError(f"there is no checkpoint {str(path)!r} to resume from")
+        raise WeightsError(f"the checkpoint to resume from, {str(path)!r}, does not exist")
     state = weights.read_checkpoint(path)
     missing = [key for key, kind in _REQUIRED.items() if not isinstance(state.get(key), kind)]
     if missing:
         raise WeightsError(
-            f"{str(path)!r} is no checkpoint of a pretraining run (no {', '.join(missing)}); "
-            "to start a new run with its weights give --initial-checkpoint"
+            f"{str(path)!r} is not a checkpoint of a pretraining run (no {', '.join(missing)}); "
+            "to start a new run with its weights, give --initial-checkpoint"
         )
     return state

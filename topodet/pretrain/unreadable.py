@@ -18,7 +18,7 @@ from topodet.errors import DataError
 
 _logger = logging.getLogger(__name__)
 
-# What Pillow raises for files that are missing, cut off, no images, or too large to be meant as images.
+# Raised by Pillow for files that are missing, truncated, not images, or suspiciously large.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 NO_TARGET = -1
@@ -27,7 +27,7 @@ NO_TARGET = -1
 class SkipUnreadable(Dataset):
     """The images of a map-style dataset, with a rule for unreadable ones.
 
-    Loader processes share their findings: `bad_images()` has the files of the current epoch from all of them.
+    Loader processes share their counts: `bad_images()` covers the current epoch in all of them.
 
     Args:
         dataset: returns (PIL image, class); its own transform is not used.
@@ -61,19 +61,19 @@ class SkipUnreadable(Dataset):
             try:
                 image, target = self._read(place)
             except _UNREADABLE as error:
-                # Only what was asked for counts: a neighbor that is bad as well is found when its own turn comes.
+                # Count only the requested image; an unreadable neighbor is counted when it is requested itself.
                 if offset == 0:
                     self._report(index, error)
                 continue
             if offset and not self.count_substitutes:
                 target = NO_TARGET
             return (image if self.transform is None else self.transform(image)), target
-        raise DataError(f"none of the {len(self)} images can be read; the last is {self._name(index)}")
+        raise DataError(f"none of the {len(self)} images can be read; the last one is {self._name(index)}")
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         if not isinstance(self.dataset, ImageDataset):
             return self.dataset[index]
-        # timm's ImageDataset replaces a file it cannot open without telling, so its reader is asked directly.
+        # timm's ImageDataset silently replaces a file it cannot open, so its reader is called directly.
         stream, target = self.dataset.reader[index]
         with stream:
             return in_8_bits(Image.open(stream)).convert(self.dataset.input_img_mode), target
@@ -83,9 +83,9 @@ class SkipUnreadable(Dataset):
         self._bad_in_epoch[index] = self._epoch
         message = f"cannot read the image {self._name(index)}: {error}"
         if self.on_bad_image == "stop":
-            raise DataError(f"{message}. Repair or remove it, or go on without it: --on-bad-image skip")
+            raise DataError(f"{message}. Repair or remove it, or continue without it: --on-bad-image skip")
         if not known:
-            _logger.warning("%s; another one takes its place", message)
+            _logger.warning("%s; using another one instead", message)
 
     def _name(self, index: int) -> str:
         if isinstance(self.dataset, ImageDataset):
