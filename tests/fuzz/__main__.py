@@ -21,7 +21,7 @@ SHARE = 260  # inputs that a process reads before it starts anew
 def main() -> int:
     """Print the table and the first input of each wrong end; return 1 if there is any."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=13_000, help="how many")
+    parser.add_argument("--inputs", type=int, default=15_000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="number of the first one, to read it again")
     parser.add_argument("--seed", type=int, default=0, help="of all of them")
     parser.add_argument("--kinds", default="", metavar="WORD", help="only those with this word in their name")

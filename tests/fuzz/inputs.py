@@ -28,10 +28,12 @@ from topodet import weights
 from topodet.analysis import report
 from topodet.datasets.coco import Reading, check_before_use, check_coco, class_names, load_annotations
 from topodet.datasets.images import read_image
+from topodet.datasets.voc import voc_to_coco
 from topodet.errors import TopologyError
 from topodet.models import TopoNet
 from topodet.parse import parse_json
 from topodet.pretrain.arrays import ArrayDataset
+from topodet.pretrain.class_map import read_class_map
 from topodet.pretrain.command_line import parse
 from topodet.pretrain.saver import read_checkpoint
 from topodet.records import results, runs
@@ -130,6 +132,8 @@ def kinds(good: Path) -> dict[str, Kind]:
         ),
         "run of pretraining": Kind(_pretraining(good / "pretraining"), (_record_of_pretraining,)),
         "image": Kind(_image(images), (read_image,)),
+        "class map": Kind(_class_map, (lambda path: read_class_map(str(path), None),)),
+        "VOC": Kind(_voc(coco / "images"), (partial(_voc_to_coco, coco / "images"),)),
     }
 
 
@@ -293,6 +297,42 @@ def _pretraining(good: Path) -> Callable[[Random, Path], Path]:
     return write
 
 
+def _class_map(rng: Random, folder: Path) -> Path:
+    names: Any = {name: index for index, name in enumerate(("cat", "dog", "mouse"))}
+    if rng.random() < 0.5:
+        path = folder / "names.txt"
+        path.write_bytes(mutations.bytes_of(rng, "\n".join(names).encode()))
+        return path
+    path = folder / "names.pkl"
+    changed = mutations.content_of(rng, names, mutations.torch_value) if rng.random() < 0.6 else names
+    try:
+        data = pickle.dumps(changed, protocol=rng.randrange(6))
+    except Exception:  # what torch alone writes
+        data = pickle.dumps(names)
+    path.write_bytes(data if changed is not names and rng.random() < 0.8 else mutations.bytes_of(rng, data))
+    return path
+
+
+def _voc(images: Path) -> Callable[[Random, Path], Path]:
+    first, second = sorted(images.iterdir())[:2]
+    box = {"xmin": 1, "ymin": 1, "xmax": 9, "ymax": 8}
+    content = {
+        "filename": first.name,
+        "size": {"width": 32, "height": 24, "depth": 3},
+        "object": {"name": "cat", "difficult": 0, "bndbox": box},
+    }
+
+    def write(rng: Random, folder: Path) -> Path:
+        changed = mutations.content_of(rng, content, mutations.plain_value) if rng.random() < 0.7 else content
+        text = mutations.xml_text(rng, changed)
+        data = text if changed is not content else mutations.bytes_of(rng, text)
+        (folder / f"{first.stem}.xml").write_bytes(data)
+        (folder / f"{second.stem}.xml").write_text(mutations.elements({"annotation": content}))
+        return folder
+
+    return write
+
+
 def _images() -> dict[str, bytes]:
     pixels = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
     pictures = {
@@ -338,6 +378,10 @@ def _before_training(images: Path, path: Path) -> None:
     points = Reading(framework="Detectron2", masks="polygon", num_keypoints=1)
     check_before_use(path, images, points, warn=str)
     class_names(load_annotations(path)["categories"], "Detectron2")
+
+
+def _voc_to_coco(images: Path, path: Path) -> None:
+    voc_to_coco(path, images, path / "out", train_names=[min(path.glob("*.xml")).stem])
 
 
 def _report(path: Path) -> None:

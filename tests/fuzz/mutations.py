@@ -188,6 +188,34 @@ def yaml_text(rng: random.Random, content: Any) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def xml_text(rng: random.Random, content: Any) -> bytes:
+    """Return XML of such a content, a tag an entry, sometimes with a declaration that a parser could follow."""
+    text = elements({"annotation": content})
+    if rng.random() < 0.3:
+        entities = "".join(f'<!ENTITY {n} "{f"&{p};" * 10}">' for p, n in zip("abcdefgh", "bcdefghi"))
+        declarations = (
+            f'<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">{entities}]>',
+            '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]>',
+            '<!DOCTYPE x SYSTEM "http://127.0.0.1:9/x.dtd">',
+            '<?xml version="1.0" encoding="utf-7"?>',
+            '<?xml version="1.0" encoding="no-such"?>',
+            '<?xml version="9"?>',
+        )
+        text = rng.choice(declarations) + text.replace("cat", rng.choice(("&a;", "&i;", "&#0;", "&#xD800;", "cat")))
+    return text.encode("utf-8", "surrogatepass")
+
+
+def elements(content: Any) -> str:
+    """Return XML in which a key is a tag and a list is a series of objects."""
+    if isinstance(content, dict):
+        return "".join(f"<{key}>{elements(value)}</{key}>" for key, value in content.items())
+    if isinstance(content, list):
+        return "".join(f"<object>{elements(value)}</object>" for value in content)
+    if content == BIG:
+        return "9" * 5000
+    return "<object>" * 20_000 + "</object>" * 20_000 if content == DEEP else str(content)
+
+
 def torch_value(rng: random.Random) -> Any:
     """Draw what a torch file can hold and should not."""
     lists: list[Any] = [0] * 10

@@ -12,8 +12,8 @@ from topodet.errors import DataError
 
 
 def test_changed_files_end_in_named_errors():
-    findings = harness.fuzz(range(130), seed=1)
-    assert sum(row.total() for row in findings.counts.values()) == 130
+    findings = harness.fuzz(range(150), seed=1)
+    assert sum(row.total() for row in findings.counts.values()) == 150
     assert not findings.bad, "\n".join(findings.wrong.values())
 
 
