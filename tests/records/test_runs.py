@@ -1,4 +1,5 @@
 import json
+import subprocess
 
 import pytest
 
@@ -68,6 +69,20 @@ def test_the_commit_of_an_installation_is_told(tmp_path, monkeypatch):
     origin = {"url": "https://a.b", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}
     (folder / "direct_url.json").write_text(json.dumps(origin))
     assert runs.record_detector(run, **arguments)["versions"]["detectron2"] == "0.6 (0123456789ab)"
+
+
+def test_the_commit_of_a_checkout_is_told_by_its_root_alone(tmp_path):
+    assert runs.commit_of(tmp_path) == ""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    (tmp_path / "topodet").mkdir()
+    (tmp_path / "topodet" / "a.py").write_text("1")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout[:12]
+    assert runs.commit_of(tmp_path) == head
+    (tmp_path / "topodet" / "a.py").write_text("2")
+    assert runs.commit_of(tmp_path) == head + "+"
+    assert runs.commit_of(tmp_path / "topodet") == ""  # as site-packages of an environment within a checkout
 
 
 def test_records_from_before_frameworks_are_mmdetections(tmp_path):

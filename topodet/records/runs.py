@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, distribution
@@ -30,6 +31,7 @@ from ..parse import check_file_name, read_json, read_yaml
 from ..pretrain.command_line import command_line
 from .results import framework_of, read_evaluations, read_speed
 
+_ROOT = Path(__file__).resolve().parents[2]  # of the checkout, where topodet runs from one
 _PACKAGES = ("topodet", "torch", "timm")
 _OPTIONS = ("model", "experiment", "sparsity", "seed", "epochs")  # of args.yaml, that a record tells
 _FRAMEWORKS = {
@@ -198,6 +200,7 @@ def _measurement(
         "kind": kind,
         "name": name,
         "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": commit_of(_ROOT),
         "command": command,
         **results,
         "machine": machine,
@@ -236,6 +239,7 @@ def record_damage(
         "kind": "damage",
         "name": name,
         "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": commit_of(_ROOT),
         "command": command,
         "architecture": file.checkpoint.get("arch") or file.card.get("architecture"),
         "checkpoint": f"{file.path.name} ({sha256(file.path)[:8]})",
@@ -344,6 +348,24 @@ def load_all(folder: str | Path) -> list[dict[str, Any]]:
         if record.get("kind") == "detector":
             record.setdefault("framework", "mmdetection")  # the first records were all of it
     return records
+
+
+def commit_of(repository: Path) -> str:
+    """Return the commit of a checkout, with "+" if tracked files are changed; "" if the folder is not the root of one."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(repository), *words], capture_output=True, text=True, check=False)
+        return "" if done.returncode else done.stdout.strip()
+
+    try:
+        # An installed package may lie within the checkout of another project.
+        if not (top := git("rev-parse", "--show-toplevel")) or not Path(top).samefile(repository):
+            return ""
+        commit = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "topodet", "configs", "tools")
+    except FileNotFoundError:  # no git
+        return ""
+    return f"{commit}{'+' if changed else ''}" if commit else ""
 
 
 def _environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:

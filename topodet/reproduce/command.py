@@ -14,9 +14,10 @@ from ..errors import ConfigError
 from ..files import atomic_write
 from ..parse import read_json
 from ..records.pictures import save_picture
+from ..records.runs import commit_of
 from . import page, runner
 from .jobs import Job, Machines, Places, jobs_of
-from .record import commit_of, load_records
+from .record import load_records
 from .study import FRAMEWORKS, Scale, Study, find_study
 
 Action = Literal["run", "dry_run", "status", "page"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,21 +52,6 @@ def load_records(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """Return the records of a study at a scale, by arm and seed."""
     found = [read_json(path) for path in sorted(folder.glob("*.json"))]
     return {(record["arm"], record["seed"]): record for record in found}
-
-
-def commit_of(repository: Path) -> str:
-    """Return the commit of a checkout, with "+" if tracked files are changed; "" if there is none."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(repository), *words], capture_output=True, text=True, check=False)
-        return "" if done.returncode else done.stdout.strip()
-
-    try:
-        commit = git("rev-parse", "--short=12", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "topodet", "configs", "tools")
-    except FileNotFoundError:  # no git
-        return ""
-    return f"{commit}{'+' if changed else ''}" if commit else ""
 
 
 def _pretraining(job: Job, command: str) -> dict[str, Any]:
