@@ -5,7 +5,6 @@ import json
 import pytest
 import timm
 import torch
-from packaging.version import Version
 from torch import nn
 
 from tools import update_model_zoo
@@ -68,9 +67,6 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_connected_network_equals_the_original(name):
     options, side, form, edges = NETWORKS[name]
-    # The lower bound of timm is older than these two small networks; the tested and newest versions run them.
-    if name in ("test_maxvit", "test_vit_relpos") and Version(timm.__version__) < Version("1.0.31"):
-        pytest.skip(f"timm {timm.__version__} has no {name} yet")
     torch.manual_seed(0)
     model = census.randomize(timm.create_model(name, num_classes=3, **options)).eval()
     side = side or model.pretrained_cfg["input_size"][-1]

@@ -3,7 +3,6 @@
 import pytest
 import timm
 import torch
-from packaging.version import Version
 from timm.models import save_for_hf
 
 from tests.models.helpers import NAMES, NETWORKS, create, image
@@ -17,9 +16,6 @@ def test_channels_of_the_image(name, channels, tmp_path):
     """Timm asks a network how many it takes; a folder of the hub gives them back."""
     model = create(name, in_chans=channels).eval()
     assert model.in_chans == channels
-    # What follows is timm's own part of it, which is newer than its lower bound.
-    if Version(timm.__version__) < Version("1.0.31"):
-        pytest.skip("older versions of timm give channels back neither of feature extractors nor of folders")
     assert timm.create_model(name, in_chans=channels, features_only=True).in_chans == channels
     save_for_hf(model, str(tmp_path), model_args={**NETWORKS[name], "in_chans": channels})
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -29,9 +25,6 @@ def test_channels_of_the_image(name, channels, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_device_and_dtype(name):
-    # topodet's MobileNetV2 is built by timm's EfficientNet; the networks of its own take both with every timm.
-    if name.startswith("mobilenetv2") and Version(timm.__version__) < Version("1.0.29"):
-        pytest.skip("the EfficientNets of older versions of timm take neither device nor dtype")
     empty = create(name, device="meta", dtype=torch.bfloat16)
     assert {(p.device.type, p.dtype) for p in empty.parameters()} == {("meta", torch.bfloat16)}
     assert {b.device.type for b in empty.buffers()} == {"meta"}

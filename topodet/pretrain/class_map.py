@@ -1,4 +1,4 @@
-"""timm's class maps. Read here because older versions of timm unpickle a .pkl, which can run code from the file."""
+"""timm's class maps. Read here to check every line, and to limit what a .pkl from others can do."""
 
 from __future__ import annotations
 
