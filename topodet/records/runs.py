@@ -351,7 +351,7 @@ def load_all(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def commit_of(repository: Path) -> str:
-    """Return the commit of a checkout, with "+" if tracked files are changed; "" if the folder is not the root of one."""
+    """Return the commit of a checkout, with "+" if tracked files are changed; "" if the folder is not its root."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(repository), *words], capture_output=True, text=True, check=False)
