@@ -404,8 +404,10 @@ def _link(record: Record, text: str) -> str:
 
 
 def _circumstances(record: Record) -> str:
-    """Return the machine, the versions and the speed of a run, in words."""
+    """Return the date, commit, machine, versions and speed of a run, in words."""
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     speed = record.get("speed", {})
     measured = ", ".join(text.format(speed[key]) for key, text in _SPEED.items() if key in speed)
-    return "; ".join(text for text in (record["machine"], versions, measured) if text)
+    commit = f"commit {record['commit']}" if record.get("commit") else ""
+    when = ", ".join(text for text in (record.get("date"), commit) if text)
+    return "; ".join(text for text in (when, record["machine"], versions, measured) if text)
