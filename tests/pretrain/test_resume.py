@@ -207,7 +207,7 @@ def damaged(path, how):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("truncated", r"last.pth.tar .*cannot be read: it is truncated, damaged or no torch file"),
+        ("truncated", r"last.pth.tar .*cannot be read: it is truncated, damaged or not a torch file"),
         ("empty", r"last.pth.tar is refused: it is empty \(0 bytes\)"),
         ("pickle", r"last.pth.tar is refused: .*logging"),
         ("one bit", r"last.pth.tar .*damaged"),

@@ -18,8 +18,8 @@ from topodet.weights.model_options import check_network
 
 NAME = "toponet_nano"
 WRONG = {
-    "architecture": "size mismatch|another topology|in the file and",
-    "topology": "another topology",
+    "architecture": "size mismatch|a different topology|in the file and",
+    "topology": "a different topology",
     "dtype": "is int32 in the file and float32 in the model",
     "a tensor less": "[Mm]issing",
     "bytes": "damaged or was changed",
@@ -116,7 +116,7 @@ def test_wrappers_are_taken_off_and_said(tmp_path, prefix, capsys):
     torch.save({"state_dict": {f"{prefix}{name}": tensor for name, tensor in tensors().items()}}, tmp_path / "a.pth")
     model = made()
     weights.load(model, tmp_path / "a.pth")
-    assert f"(their names without {prefix!r}, a wrapper's)" in capsys.readouterr().out
+    assert f"(names without the prefix {prefix!r} of a wrapper)" in capsys.readouterr().out
     assert torch.equal(model.stem.conv.weight, tensors()["stem.conv.weight"])
 
 
@@ -129,7 +129,7 @@ def test_wrappers_of_parts_and_of_averages_are_taken_off(tmp_path):
     for state, said in ((model.state_dict(), "_orig_mod."), (averaged.state_dict(), "module._orig_mod.")):
         torch.save(state, path)
         other = made()
-        assert f"without {said!r}" in str(weights.load(other, path, quiet=True))
+        assert f"without the prefix {said!r}" in str(weights.load(other, path, quiet=True))
         assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
 
 
@@ -139,7 +139,7 @@ def test_a_training_checkpoint_tells_what_images_it_was_shown(tmp_path):
     assert report.card["mean"] == list(DATA_CONFIG["mean"])
     assert (report.card["channel_order"], report.card["architecture"], report.doubt) == ("RGB", NAME, "")
     torch.save(tensors(), tmp_path / "bare.pth")
-    assert "does not tell what images" in weights.load(made(), tmp_path / "bare.pth", quiet=True).doubt
+    assert "does not say what images" in weights.load(made(), tmp_path / "bare.pth", quiet=True).doubt
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn])
@@ -169,11 +169,11 @@ def test_a_changed_card_or_tensor_is_noticed_under_any_name(tmp_path):
     content = torch.load(files.pth, weights_only=True)
     content["card"]["mean"][0] += 0.1
     torch.save(content, tmp_path / "card.pth")
-    with pytest.raises(WeightsError, match="card has not the digest that the file states"):
+    with pytest.raises(WeightsError, match="card does not match the digest that the file states"):
         weights.read(tmp_path / "card.pth")
     bytes_ = files.safetensors.read_bytes()
     (tmp_path / "a.safetensors").write_bytes(bytes_.replace(b"0.485", b"0.585"))
-    with pytest.raises(WeightsError, match="its card has not the digest it states"):
+    with pytest.raises(WeightsError, match="its card does not match the digest it states"):
         weights.read(tmp_path / "a.safetensors")
     old = {key: value for key, value in torch.load(files.pth, weights_only=True).items() if key != "sha256"}
     torch.save(old, tmp_path / "old.pth")  # of an earlier version
@@ -197,14 +197,14 @@ def test_two_addresses_that_end_in_the_same_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("hf-hub:someone/evil", {}, "asks for other files"),
-        ("../evil", {}, "asks for other files"),
-        ("resnet18", {"checkpoint_path": "/etc/passwd"}, "asks for other files or for what no file may choose"),
+        ("hf-hub:someone/evil", {}, "refers to other files"),
+        ("../evil", {}, "refers to other files"),
+        ("resnet18", {"checkpoint_path": "/etc/passwd"}, "may refer to other files or to code"),
         ("resnet18", {"pretrained_cfg_overlay": {"file": "x"}}, "pretrained_cfg_overlay"),
         ("resnet18", {"features_only": True}, "features_only"),
-        ("convnext_atto", {"depths": [10**4] * 4}, "the file holds 3 tensors"),
-        ("convnext_atto", {"dims": [10**9] * 4}, "the file holds 3 tensors"),
-        ("resnet18", [1], "the options of its network are no dict"),
+        ("convnext_atto", {"depths": [10**4] * 4}, "the file contains 3 tensors"),
+        ("convnext_atto", {"dims": [10**9] * 4}, "the file contains 3 tensors"),
+        ("resnet18", [1], "the options of its network are not a dict"),
     ],
 )
 def test_a_file_does_not_choose_more_than_shapes(tmp_path, name, options, message):
@@ -216,7 +216,7 @@ def test_a_file_does_not_choose_more_than_shapes(tmp_path, name, options, messag
     ("card", "message"),
     [
         ({"architecture": "vit_giant_patch14_clip_224", "wiring": "none"}, r"describes a network of [\d,]+ values"),
-        ({"architecture": "resnet18", "wiring": "none", "options": {"width": 1}}, "what no file|cannot be built"),
+        ({"architecture": "resnet18", "wiring": "none", "options": {"width": 1}}, "may refer to|cannot be built"),
         ([1, 2], "its card is a list"),
         ({"mean": ["a"]}, "mean is"),
         ({"options": 3}, "options is a int"),
@@ -232,10 +232,10 @@ def test_cards_that_ask_for_too_much_or_are_none(tmp_path, card, message):
 def test_graphs_that_are_larger_than_the_file():
     state = tensors()
     state["stages.0.wiring.edges"][-1, 1] = 10**8
-    with pytest.raises(WeightsError, match="nodes up to 100000000; there may be 1,000,000, of 10,000 nodes"):
+    with pytest.raises(WeightsError, match="nodes up to 100000000; at most 1,000,000 edges of 10,000 nodes"):
         weights.infer_architecture(state)
     state["stages.0.wiring.edges"] = torch.tensor([[k, k + 1] for k in range(999)])
-    with pytest.raises(WeightsError, match="stage 0 has 1000 nodes of 32 channels, and node 4 is not there"):
+    with pytest.raises(WeightsError, match="stage 0 has 1000 nodes of 32 channels, but node 4 is missing"):
         weights.infer_architecture(state)
 
 

@@ -73,5 +73,5 @@ def test_what_is_not_there(cache, files, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["", "nano", "a/b/c", "me/nano@", "me/nano@v 1", "/nano", "../../x/y", "me/nano?a=b"])
 def test_malformed_names(name):
-    with pytest.raises(WeightsError, match="names no repository of the hub: expected hf-hub:USER/REPO"):
+    with pytest.raises(WeightsError, match="is not a repository of the hub: expected hf-hub:USER/REPO"):
         weights.read(f"hf-hub:{name}")

@@ -83,15 +83,15 @@ def nested(levels, value):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.zeros(1).expand(10**10), "asks for 10,000,000,000 values and the file holds 1 of them"),
+        (torch.zeros(1).expand(10**10), "needs 10,000,000,000 values, but the file contains 1 of them"),
         (nested(60, 1), "nested deeper than 50 levels"),
-        (nested(25, 1), "unfolds to more than 500,000 values"),
+        (nested(25, 1), "expands to more than 500,000 values"),
         (torch.eye(2).to_sparse(), "a tensor that is sparse"),
         (torch.empty(2, device="meta"), "on the meta device"),
         (torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8), "a tensor that is quantized"),
         ([10**5000], "an integer of 16610 bits"),
         ("a\0", "NUL"),
-        ({"\ud800": 1}, "no Unicode"),
+        ({"\ud800": 1}, "not valid Unicode"),
         ({(1, (2, 3)): 1}, "a key of type tuple"),
     ],
 )
@@ -108,12 +108,12 @@ def test_what_asks_for_too_much_or_cannot_be(tmp_path, value, message):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "run `git lfs pull`"),
         (b"\n<!DOCTYPE html><html>", "web page (HTML)"),
         (b'{"a": 1}', "text (JSON?)"),
-        (b"\x10\0\0\0\0\0\0\0" + b'{"w":{"dtype"', ".safetensors file under another name"),
+        (b"\x10\0\0\0\0\0\0\0" + b'{"w":{"dtype"', ".safetensors file with another suffix"),
         (b"\x1f\x8b123", "gzip archive"),
-        (b"hello", "no torch file"),
+        (b"hello", "not a torch file"),
         (pickle.dumps([1, 2]), "a pickle that torch did not write"),
         (pickle.dumps({"model": os.system}), "could run code"),
-        (b"\x80\x02" + b"K\x01" + b"\x85" * 10, "no torch file"),
+        (b"\x80\x02" + b"K\x01" + b"\x85" * 10, "not a torch file"),
     ],
 )
 def test_what_is_no_torch_file_is_named(tmp_path, data, message):
@@ -129,7 +129,7 @@ def test_what_is_no_torch_file_is_named(tmp_path, data, message):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "run `git lfs pull`"),
         (b"\n<!DOCTYPE html><html>", "web page (HTML)"),
         (b'{"error": "Repository not found"}', "text (JSON?)"),
-        (b"PK\x03\x04" + bytes(40), "a file of torch under another name: rename it to .pth"),
+        (b"PK\x03\x04" + bytes(40), "a torch file with another suffix: rename it to .pth"),
         (b"\x10\0\0\0\0\0\0\0" + b'{"w":{"dtype"', "truncated or damaged"),
     ],
 )
@@ -156,7 +156,7 @@ def test_archives_that_state_more_than_they_hold(tmp_path):
     archive(tmp_path / "without.pth", {name: data for name, data in entries.items() if name != "a/data/0"})
     (tmp_path / "flipped.pth").write_bytes(whole[:600] + bytes([whole[600] ^ 1]) + whole[601:])
     for name, message in (
-        ("short", "has 4 bytes and should have 100 values of 4"),
+        ("short", "has 4 bytes, not 100 values of 4"),
         ("deflated", "compressed"),
         ("without", "are missing"),
         ("flipped", "Bad CRC-32"),

@@ -190,7 +190,10 @@ def test_values_that_are_not_finite_are_named(tmp_path):
         (lambda: timm.create_model("resnet18"), "missing in the file: conv1.weight"),
         (lambda: timm.create_model("toponet_nano", norm_layer="groupnorm1"), "unknown to the model: stem.norm.running"),
         (lambda: timm.create_model("toponet_nano", in_chans=1), "in the file and [16, 1, 7, 7] in the model"),
-        (lambda: timm.create_model("toponet_nano", topology="residual"), "stages.0.wiring.edges: the file has another"),
+        (
+            lambda: timm.create_model("toponet_nano", topology="residual"),
+            "stages.0.wiring.edges: the file has a different",
+        ),
     ],
 )
 def test_another_network_is_refused(published, model, message):
@@ -214,7 +217,7 @@ def test_another_head_is_refused_when_asked_for(published, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds a list, expected a state dict"),
+        ([1, 2], "contains a list, expected a state dict"),
         ({}, "has no state dict (empty)"),
         ({"epoch": 3}, "has no state dict ('epoch' is a int)"),
         ({"state_dict": {"a": 1.0}}, "has no state dict ('a' is a float)"),

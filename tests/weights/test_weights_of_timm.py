@@ -202,14 +202,14 @@ def test_half_a_wiring_or_another_one_is_refused(published, tmp_path):
     with pytest.raises(WeightsError, match=r"missing in the file: blocks.2.1.wiring.edges"):
         weights.load(trunk("connected"), tmp_path / "half.pth")
     torch.save({**state, "blocks.2.1.wiring.edges": edges.flip(0)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="blocks.2.1.wiring.edges: the file has another topology"):
+    with pytest.raises(WeightsError, match="blocks.2.1.wiring.edges: the file has a different topology"):
         weights.load(trunk("connected"), tmp_path / "other.pth")
 
 
 def test_a_bare_state_dict_is_published_by_its_architectures_name(tmp_path):
     model, _ = trained("connected")
     torch.save(model.state_dict(), tmp_path / "bare.pth")
-    with pytest.raises(WeightsError, match="does not tell which network it was trained as"):
+    with pytest.raises(WeightsError, match="does not say which network it was trained as"):
         weights.publish(tmp_path / "bare.pth", tmp_path)
     files = weights.publish(tmp_path / "bare.pth", tmp_path, architecture="mobilenetv2_050")
     assert weights.read(files.pth).card["wiring"] == "learned"
@@ -298,8 +298,8 @@ def test_a_pruned_network_is_published_and_built_from_its_tensors(kind, publishe
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"options": {"checkpoint_path": "/etc/passwd"}}, "is refused: its network .* asks for other files"),
-        ({"architecture": "hf-hub:somebody/something"}, "is refused: its network .* asks for other files"),
+        ({"options": {"checkpoint_path": "/etc/passwd"}}, "is refused: its network .* refer.* to other files"),
+        ({"architecture": "hf-hub:somebody/something"}, "is refused: its network .* refer.* to other files"),
         ({"architecture": "mobilenetv9"}, "cannot be built here: unknown model 'mobilenetv9'"),
         ({"wiring": "all"}, "cannot be built here: unknown wiring 'all'"),
         ({"options": {"width": [1, {}]}}, "cannot be built here: .*width"),
@@ -328,7 +328,9 @@ def test_the_weights_that_timm_publishes(tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     with pytest.raises(WeightsError, match=r"timm/mobilenetv2_050.lamb_in1k \(mobilenetv2_050\) does not fit"):
         weights.load(trunk("convnext"), file)
-    with pytest.raises(WeightsError, match="timm's weights of toponet_small could not be had: No pretrained weights"):
+    with pytest.raises(
+        WeightsError, match="timm's weights of toponet_small could not be downloaded: No pretrained weights"
+    ):
         weights.from_timm("toponet_small")
 
 

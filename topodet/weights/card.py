@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import WeightsError
 
-# What a detector's card says of its backbone, besides its name.
+# Entries about the backbone in a detector's card, besides its name.
 OF_THE_BACKBONE = ("architecture", "output_stride", "mean", "std", "channel_order")
 
 _TYPES = {
@@ -34,7 +34,7 @@ def check_card(card: Any) -> dict[str, Any]:
         if value is not None and not isinstance(value, kind):
             raise WeightsError(f"its card is damaged: {key} is a {type(value).__name__}, not a {kind.__name__}")
         if key in ("mean", "std") and value is not None and not _are_numbers(value):
-            raise WeightsError(f"its card is damaged: {key} is {str(value)[:80]}, not a number for each channel")
+            raise WeightsError(f"its card is damaged: {key} is {str(value)[:80]}, not one number per channel")
     return dict(card)
 
 
@@ -63,7 +63,7 @@ def images(data_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_channels(values: Any, channels: int) -> Any:
-    """Return as many numbers as there are channels: timm gives each the mean where it is told of others."""
+    """Return one number per channel; as in timm, their mean for each if the counts differ."""
     if not _are_numbers(values) or not values or len(values) == channels or not isinstance(channels, int):
         return values
     return [sum(values) / len(values)] * channels
@@ -85,7 +85,7 @@ def card_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def backbone_card(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a file's card about the backbone: all of a backbone's own card, little of a detector's."""
+    """Return the part of a file's card about the backbone: all of a backbone's card, some entries of a detector's."""
     if card.get("kind") != "detector":
         return dict(card)
     known = {key: card.get(key) for key in OF_THE_BACKBONE} | {"name": card.get("backbone")}
@@ -95,10 +95,10 @@ def backbone_card(card: Mapping[str, Any]) -> dict[str, Any]:
 def preprocessing_problems(
     card: Mapping[str, Any], *, mean: Sequence[float], std: Sequence[float], channel_order: str
 ) -> list[str]:
-    """Compare a detector's preprocessing with the card; return a sentence for each disagreement.
+    """Compare a detector's preprocessing with the card; return a sentence for each mismatch.
 
     Args:
-        card: of the published backbone or detector. None for mean, std or channel_order means unknown, and is not
+        card: card of the published backbone or detector. None for mean, std or channel_order means unknown, and is not
             compared.
         mean, std: values of the detector, in 0..255 and in the detector's channel order.
         channel_order: "RGB", "BGR" or "L" (one channel), as the network sees the image.
@@ -112,7 +112,7 @@ def preprocessing_problems(
         if card.get(what) is None:
             continue
         ours = [255 * value for value in card[what]]
-        # Frameworks print these with two or three decimals.
+        # The frameworks' configs have two or three decimals.
         if len(theirs) != len(ours) or any(not math.isclose(a, b, abs_tol=0.05) for a, b in zip(ours, theirs)):
             problems.append(
                 f"the detector's {what} is {[round(float(v), 3) for v in theirs]}, "
@@ -122,7 +122,7 @@ def preprocessing_problems(
 
 
 def plain(value: Any) -> Any:
-    """Return `value` as JSON types; a number that JSON cannot hold becomes None."""
+    """Return `value` as JSON types; a number that JSON cannot represent becomes None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):

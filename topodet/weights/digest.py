@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 
-# The entry of a torch file that holds them, one for each other entry.
+# The entry of a torch file that contains the digest of each other entry.
 DIGESTS = "sha256"
 
 
@@ -41,8 +41,8 @@ def check_digests(content: Mapping[str, Any]) -> None:
     wrong = [str(key) for key in stated if ours.get(key) != stated[key]]
     if wrong:
         raise WeightsError(
-            f"it is damaged or was changed: {', '.join(wrong[:3])} {'has' if len(wrong) == 1 else 'have'} not the "
-            "digest that the file states; fetch it again"
+            f"it is damaged or was changed: {', '.join(wrong[:3])} {'does' if len(wrong) == 1 else 'do'} not match "
+            "the digest that the file states; fetch it again"
         )
 
 
@@ -55,7 +55,7 @@ def digest(value: Any) -> str:
 
 
 def _digests(content: Mapping[str, Any]) -> dict[str, str]:
-    known: dict[int, bytes] = {}  # published files hold their tensors twice, under two names
+    known: dict[int, bytes] = {}  # published files contain their tensors twice, under two names
     found = {}
     for key, value in content.items():
         sum_ = hashlib.sha256()
@@ -65,7 +65,7 @@ def _digests(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _add(sum_: Any, value: Any, known: dict[int, bytes]) -> None:
-    """Add a value to a digest, its type and length first, so that no two values read the same."""
+    """Add a value to a digest, its type and length first, so that no two values add the same bytes."""
     if isinstance(value, Tensor):
         if id(value) not in known:
             known[id(value)] = _of_tensor(value)

@@ -9,7 +9,7 @@ A published backbone is three files of one stem, `NAME-<first 8 digits of the .p
 - `.json`: only the card, with its digest and the hashes of both files.
 
 Each has digests of its tensors and its card; checkpoints of `topodet.pretrain` have digests of everything. Files of
-earlier versions have none, and are read as before.
+earlier versions have none, and are still accepted.
 
 A published detector is only the `.pth`. Its card has `kind: detector`, the framework, the framework's config as text
 and the class names, so a prediction needs only an image and this file.
@@ -39,10 +39,10 @@ from .digest import check_digests, digest
 from .location import NAME_HASH, fetch
 from .safe_load import check_extent, load_torch, refuse_other_kinds
 
-# A tensor that every TopoNet has, and no other network.
+# A tensor that only TopoNets have.
 STEM = "stem.conv.weight"
 _KEYS = ("state_dict_ema", "state_dict", "model")
-# What DDP, torch.compile and Lightning put before the names of a network's tensors.
+# Prefixes that DDP, torch.compile and Lightning add to the names of tensors.
 _COMPILED = "_orig_mod."
 _WRAPPERS = ("module.", _COMPILED, "model.")
 _DTYPES = frozenset(
@@ -51,11 +51,11 @@ _DTYPES = frozenset(
         *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
     ]
 )
-# What is read of a training checkpoint beside its tensors; of another type it is somebody else's, and left out.
+# Entries of a training checkpoint besides its tensors; those of another type are left out.
 _OF_TRAINING = {"args": Mapping, "data_config": Mapping, "meta": Mapping, "history": list, "arch": str, "epoch": int}
 
 
-# What is read of a checkpoint beside its tensors.
+# Entries of any checkpoint besides its tensors; those of another type are left out.
 _ENTRIES = {
     **dict.fromkeys(("args", "data_config", "meta", "data"), Mapping),
     "arch": str,
@@ -142,7 +142,7 @@ def _read(source: str | os.PathLike, check_hash: bool, *, skip_objects: bool = F
         state_dict, rest = _find_state_dict(path, content)
         card = rest.pop("card", None)
         card = {} if card is None else card
-        # A stranger's checkpoint may call objects of its own so; then nothing is known.
+        # Checkpoints of other programs may use these keys for something else.
         rest = {key: value for key, value in rest.items() if isinstance(value, _ENTRIES.get(key, object))}
         rest |= {key: plain(rest[key]) for key in ("args", "data_config", "history") if key in rest}
     try:
@@ -171,15 +171,15 @@ def read_detector(source: str | os.PathLike | WeightsFile, framework: str = "") 
         backbone = known and not of_detector(file.state_dict)
         what = "a backbone" if backbone else "a checkpoint without config and class names"
         raise WeightsError(
-            f"{file.path} is {what}, not a published detector; make one of a training's output with "
-            "topodet publish --detector CHECKPOINT --config CONFIG, or give --config where a tool takes it"
+            f"{file.path} is {what}, not a published detector; create one from a checkpoint with "
+            "topodet publish --detector CHECKPOINT --config CONFIG, or give --config to a tool that accepts it"
         )
     if framework and card.get("framework") != framework:
         raise WeightsError(f"{file.path} is a detector for {card.get('framework')!r}, not for {framework!r}")
     classes = card.get("classes")
     if not isinstance(card.get("config"), str) or not isinstance(classes, list) or not _all_text(classes):
         raise WeightsError(
-            f"{file.path} is no intact detector: its card has no config or no class names; fetch it again"
+            f"{file.path} is a damaged detector: its card has no config or no class names; fetch it again"
         )
     return file
 
@@ -198,10 +198,10 @@ def _fetch_checked(source: str | os.PathLike, check_hash: bool) -> Path:
 
 
 def _read_torch(path: Path, check_hash: bool, *, skip_objects: bool = False) -> tuple[dict[str, Any], frozenset[str]]:
-    """Return what a torch file holds, and the types of the objects that were passed over."""
+    """Return the content of a torch file, and the types of the skipped objects."""
     found = load_torch(path, skip_objects=skip_objects)
     if not isinstance(found.content, dict):
-        raise WeightsError(f"{path} holds a {type(found.content).__name__}, expected a state dict or a checkpoint")
+        raise WeightsError(f"{path} contains a {type(found.content).__name__}, expected a state dict or a checkpoint")
     if check_hash:
         try:
             check_digests(found.content)
@@ -222,7 +222,7 @@ def _read_safetensors(path: Path, check_hash: bool) -> tuple[dict[str, Tensor], 
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except Exception as error:  # of safetensors, of torch for dtypes it has not, of the operating system
+    except Exception as error:  # from safetensors, from torch for an unknown dtype, or from the operating system
         raise WeightsError(
             f"{path} ({path.stat().st_size} bytes) is truncated or damaged ({error}); fetch it again"
         ) from error
@@ -231,16 +231,18 @@ def _read_safetensors(path: Path, check_hash: bool) -> tuple[dict[str, Tensor], 
     expected = metadata.get("tensors_sha256")
     if check_hash and expected and tensors_sha256(state_dict) != expected:
         raise WeightsError(
-            f"{path} is damaged or was changed: its tensors do not have the hash it states; fetch it again"
+            f"{path} is damaged or was changed: its tensors do not match the hash it states; fetch it again"
         )
     expected = metadata.get("card_sha256")
     if check_hash and expected and digest(card) != expected:
-        raise WeightsError(f"{path} is damaged or was changed: its card has not the digest it states; fetch it again")
+        raise WeightsError(
+            f"{path} is damaged or was changed: its card does not match the digest it states; fetch it again"
+        )
     return state_dict, card
 
 
 def _find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a checkpoint and what else it holds, the names of its state dicts under `held`."""
+    """Return the tensors of a checkpoint, and its other entries with the names of its state dicts under `held`."""
     held = [key for key in _KEYS if isinstance(content.get(key), Mapping)]
     state_dict = content[held[0]] if held else content
     if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
@@ -256,30 +258,30 @@ def _find_state_dict(path: Path, content: dict[str, Any]) -> tuple[dict[str, Ten
 
 
 def without_wrappers(state_dict: Mapping[str, Tensor], own: Collection[str] = ()) -> tuple[str, dict[str, Tensor]]:
-    """Take off what wrappers (DDP, torch.compile, ...) have put into the names of tensors.
+    """Remove what wrappers (DDP, torch.compile, ...) have added to the names of tensors.
 
     Args:
         state_dict: tensors of a file.
-        own: names of the network that they are for; what is in these too stays.
+        own: names of the tensors of the target network; prefixes that these have too are kept.
 
     Returns:
-        what was taken off, "" for nothing, and the tensors by the names without it.
+        the removed text, "" if none, and the tensors by their remaining names.
 
     Raises:
         WeightsError: a name is not text.
     """
     for name in state_dict:
         if not isinstance(name, str):
-            raise WeightsError(f"one of its tensors is called {str(name)[:80]}, which is no text")
+            raise WeightsError(f"one of its tensors is named {str(name)[:80]}, which is not text")
     wrappers = [word for word in _WRAPPERS if not own or not all(name.startswith(word) for name in own)]
     found, taken = dict(state_dict), ""
-    # Beside the network itself, torch's AveragedModel saves how many it has averaged.
+    # torch's AveragedModel also saves the number of averaged models.
     if "module." in wrappers and all(name.startswith("module.") or name == "n_averaged" for name in found):
         found.pop("n_averaged", None)
     while found and (prefix := next((w for w in wrappers if all(name.startswith(w) for name in found)), "")):
         found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
         taken += prefix
-    # torch.compile of a part, a stage, say.
+    # A part was compiled, for example a stage.
     if any(_COMPILED in name for name in found) and not any(_COMPILED in name for name in own):
         found = {name.replace(_COMPILED, ""): tensor for name, tensor in found.items()}
         taken += _COMPILED

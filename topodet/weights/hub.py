@@ -15,7 +15,7 @@ from ..errors import WeightsError
 from ..models import ARCHITECTURES
 from . import PublishedFiles, WeightsFile
 
-# Timm's interpolation and crop are not always known; it has defaults for them.
+# Interpolation and crop are not always known; timm has defaults for them.
 _DATA_KEYS = ("mean", "std", "input_size", "interpolation", "crop_pct")
 _ARGUMENTS = ("nodes", "width", "topology", "edge_weights", "norm_layer", "output_stride")
 
@@ -43,8 +43,8 @@ def timm_model(file: WeightsFile) -> tuple[nn.Module, dict[str, Any]]:
         model = make()
     except WeightsError:
         raise
-    except Exception as error:  # whatever the arguments of a card make timm raise
-        raise WeightsError(f"{file.path}: its network cannot be made by timm: {error}") from error
+    except Exception as error:  # timm can raise anything for the arguments of a card
+        raise WeightsError(f"{file.path}: timm cannot create its network: {error}") from error
     if wiring not in (None, "none") and not connectivity.wirings(model):
         raise WeightsError(f"{file.path}: timm does not connect {name}, so the hub cannot serve it; publish the files")
     weights.load(model, file, quiet=True)
@@ -65,7 +65,7 @@ def push(files: PublishedFiles, repo: str, *, private: bool = False) -> str:
     model, arguments = timm_model(file)
     try:
         _upload(files, repo, model, arguments, licence=file.card["licence"], private=private)
-    except Exception as error:  # the hub's client lets the types of its HTTP library through, whichever that is
+    except Exception as error:  # huggingface_hub also raises errors of its HTTP library
         raise OSError(f"upload to the hub ({repo}) failed: {error}. The published files are kept") from error
     return f"https://huggingface.co/{repo}"
 

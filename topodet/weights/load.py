@@ -36,7 +36,7 @@ class LoadReport:
 
     def __str__(self) -> str:
         rest = f" (left at their initial values: {', '.join(self.left_out)})" if self.left_out else ""
-        wrapper = f" (their names without {self.prefix!r}, a wrapper's)" if self.prefix else ""
+        wrapper = f" (names without the prefix {self.prefix!r} of a wrapper)" if self.prefix else ""
         return f"{self.loaded}/{self.total} tensors{rest}{wrapper}"
 
     @property
@@ -45,8 +45,8 @@ class LoadReport:
         if self.card.get("mean") and self.card.get("std"):
             return ""
         return (
-            "the file does not tell what images it was trained on, so that mean, std and channel order of the detector "
-            "are compared with nothing: publish it with `topodet publish`, or see to them yourself"
+            "the file does not say what images it was trained on, so mean, std and channel order of the detector are "
+            "not checked: publish it with `topodet publish`, or check them yourself"
         )
 
 
@@ -93,22 +93,22 @@ def load(
     if problems:
         raise WeightsError(
             f"{misfit}{'; '.join(problems)}. Choose the architecture, norm and classes that the file was trained with "
-            "(of a pruned network arch='pretrained', or edges='pretrained' for one of timm), or rebuild the network "
+            "(for a pruned network arch='pretrained', or edges='pretrained' if it is timm's), or rebuild the network "
             "from it: topodet.weights.build"
         )
-    # One on the meta device has no values to copy into: it takes the file's tensors themselves.
+    # A network on the meta device has no values to copy into, so it gets the file's tensors themselves.
     assign = any(own[name].is_meta for name in wanted)
     if assign:
         offered = {name: tensor.to(own[name].dtype) for name, tensor in offered.items()}
     try:
-        # Names are checked above; `strict` would ask for the classifier.
+        # Names were checked above; `strict` would require the classifier.
         network.load_state_dict(offered, strict=False, assign=assign)
-    except WeightsError as error:  # another topology, which the wiring reports edge by edge
+    except WeightsError as error:  # a different topology, which the wiring reports edge by edge
         raise WeightsError(f"{misfit}{error}") from error
     if empty := [name for name, buffer in network.named_buffers() if buffer.is_meta and not ignored(name)]:
         raise WeightsError(
-            f"{type(model).__name__} was made on the meta device, and {', '.join(empty[:3])} are in no file: make it "
-            "elsewhere, or fill them after to_empty"
+            f"{type(model).__name__} was created on the meta device, and {', '.join(empty[:3])} are not in the file: "
+            "create it on another device, or fill them after to_empty"
         )
     left_out = tuple(sorted({name.rpartition(".")[0] for name in own.keys() - wanted if not is_update_counter(name)}))
     report = LoadReport(len(offered), len(wanted), left_out, card, file.prefix)
@@ -129,7 +129,7 @@ def check_filled(
     """Refuse a state dict that does not fill a detector's backbone completely; for its `_load_from_state_dict`.
 
     Called there, it applies to every loader of a framework, including those that load with strict=False and only log
-    missing tensors. Wirings with other edges are not checked here: they refuse them themselves, edge by edge.
+    missing tensors. Wirings with different edges are not checked here: they report them edge by edge.
 
     Args:
         backbone: any backbone; errors name its `arch` or its class.
@@ -148,7 +148,7 @@ def check_filled(
     own = {
         name: tensor
         for name, tensor in backbone.state_dict().items()
-        # A file may lack counters.
+        # Update counters may be missing.
         if name in given or not (is_update_counter(name) or name in optional)
     }
     for name in missing_wiring_keys(backbone, given):
@@ -160,7 +160,7 @@ def check_filled(
         arch = getattr(backbone, "arch", type(backbone).__name__)
         raise WeightsError(
             f"the checkpoint fills {len(filled)}/{len(own)} tensors of the backbone {arch}; missing, or of "
-            f"another shape or dtype: {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}. {remedy}"
+            f"a different shape or dtype: {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}. {remedy}"
         )
     return len(filled), len(own)
 
@@ -170,17 +170,17 @@ def _fits(theirs: Any, ours: Tensor) -> bool:
 
 
 def other_network(model: nn.Module, card: Mapping[str, Any]) -> list[str]:
-    """Return a sentence if a card's network differs in computation from a backbone with the same tensors."""
+    """Return a sentence for each reason that a card's network computes something else than the backbone."""
     differ = [
         (name, card[name], getattr(model, name))
         for name in ("rewire", "connect_nodes")
         if None not in (card.get(name), getattr(model, name, None)) and card[name] != getattr(model, name)
     ]
-    if card.get("wiring") == "none":  # of the original, which every form of `connect` begins as
+    if card.get("wiring") == "none":  # the original network, as which every form of `connect` starts
         differ = [item for item in differ if item[0] == "rewire"]
     return [
         f"the file has {name}={theirs}, the config asks for {name}={ours}: such a network computes something else from "
-        "the same tensors, and must be trained as such (`topodet pretrain`)"
+        "the same tensors and must be trained as such (`topodet pretrain`)"
         for name, theirs, ours in differ
     ]
 
@@ -193,7 +193,7 @@ def is_update_counter(name: str) -> bool:
 def missing_wiring_keys(network: nn.Module, names: Collection[str]) -> set[str]:
     """Return the tensors of a connected network that a checkpoint of the original, with `names`, lacks.
 
-    None for a rewired or pruned network, whose output differs from the original's even with initial edge weights.
+    Empty for a rewired or pruned network, whose output differs from the original's even with initial edge weights.
     """
     pairs = []
     for name, blocks in runs(network).items():
@@ -204,14 +204,14 @@ def missing_wiring_keys(network: nn.Module, names: Collection[str]) -> set[str]:
 
 
 def _differences(own: Mapping[str, Tensor], wanted: set[str], offered: Mapping[str, Tensor]) -> list[str]:
-    """Return what keeps `offered` from filling `wanted`: a sentence for each kind, with examples."""
+    """Describe why `offered` does not fill `wanted`: a sentence for each kind of problem, with examples."""
 
     def some(names: Sequence[str]) -> str:
         return ", ".join(names[:3]) + (f", ... ({len(names)} in all)" if len(names) > 3 else "")
 
     missing = [name for name in own if name in wanted and name not in offered]
     unexpected = [name for name in offered if name not in wanted]
-    # A graph of another size is another topology, which the wiring itself reports edge by edge.
+    # A graph of a different size is a different topology, which the wiring reports edge by edge.
     graphs = {name for name in offered if name.endswith("wiring.edges") and name in wanted}
     resized = {name for name in graphs if offered[name].shape != own[name].shape}
     reported = graphs | {f"{name.removesuffix('edges')}alpha" for name in resized}
@@ -242,7 +242,7 @@ def _word(dtype: torch.dtype) -> str:
 
 
 def _other_architecture(model: nn.Module, card: Mapping[str, Any]) -> str:
-    """Return the names of both architectures where the card and a framework's backbone have different ones, or ""."""
+    """Name both architectures if the card and a framework's backbone have different ones; otherwise ""."""
     theirs, ours = card.get("architecture"), getattr(model, "arch", None)
     if theirs and ours and theirs != ours.partition(".")[0]:
         return f"the file is {theirs}, the config asks for {ours}; "
@@ -265,7 +265,7 @@ def has_classifier(model: nn.Module, names: Collection[str]) -> bool:
 
 
 def _classifier(model: nn.Module) -> tuple[str, ...]:
-    """Return what the names of a timm network's classifier begin with; nothing for other modules."""
+    """Return the prefixes of the tensors of a timm network's classifier; empty for other modules."""
     if not hasattr(model, "get_classifier"):
         return ()
     found = model.get_classifier()

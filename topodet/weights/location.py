@@ -15,7 +15,7 @@ import torch
 from ..errors import WeightsError
 
 HUB = "hf-hub:"
-# Also of a copy, as browsers and file managers call them.
+# Also matches the copies of browsers and file managers.
 NAME_HASH = re.compile(r"-([0-9a-f]{8,64})(?:[ _-]?(?:\(\d+\)|copy(?: \d+)?))?\.(?:pth|pt)$")
 _REPOSITORY = re.compile(rf"{HUB}(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _HUB_FILE = "model.safetensors"  # as timm and transformers name it
@@ -47,7 +47,7 @@ def fetch(source: str | os.PathLike) -> Path:
             if not path.is_file():
                 raise WeightsError(f"no weights file at {path} (working folder {Path.cwd()}); check the path")
             return path
-        # Each address has a folder: two of them may end in the same name.
+        # One folder per URL, since two URLs may end in the same file name.
         folder = Path(torch.hub.get_dir(), "checkpoints", f"topodet-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
         path = folder / (Path(url.path).name or "weights.pth")
         if not path.exists():
@@ -66,7 +66,7 @@ def _fetch_from_hub(text: str) -> Path:
     match = _REPOSITORY.fullmatch(text)
     if match is None:
         raise WeightsError(
-            f"{text[:200]!r} names no repository of the hub: expected {HUB}USER/REPO or {HUB}USER/REPO@REVISION"
+            f"{text[:200]!r} is not a repository of the hub: expected {HUB}USER/REPO or {HUB}USER/REPO@REVISION"
         )
     from huggingface_hub import hf_hub_download, snapshot_download
 
@@ -75,7 +75,7 @@ def _fetch_from_hub(text: str) -> Path:
         found = sorted(folder.glob("*.pth"))
         if not found:
             return Path(hf_hub_download(match["repo"], _HUB_FILE, revision=match["revision"]))
-    except Exception as error:  # the hub's client lets the types of its HTTP library through, whichever that is
+    except Exception as error:  # huggingface_hub also raises errors of its HTTP library
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(
             f"{text} is not in the cache and could not be fetched: {type(error).__name__}: {reason}. Check the name, "

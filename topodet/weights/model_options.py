@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import WeightsError
 
-# Sizes, counts, rates and kinds of layers. Whatever is not here may name files, addresses or code.
+# Sizes, counts, rates and kinds of layers. Other options may refer to files, URLs or code.
 _ALLOWED = frozenset(
     """
     act_layer aa_layer always_partition attn_drop attn_drop_rate attn_layer attn_pool base_width block_reduce_first
@@ -25,7 +25,7 @@ _ALLOWED = frozenset(
     """.split()  # noqa: SIM905 - a list would be a line each
 )
 MAX_NUMBER = 100_000
-# Of these every unit has tensors of its own, so that the file tells how many there can be.
+# Each unit of these has tensors of its own, so the file limits how many there can be.
 _COUNTS = {"depth", "depths", "layers", "nodes"}
 
 
@@ -43,21 +43,21 @@ def check_network(path: Path, name: Any, options: Any, state_dict: Sized) -> dic
             the file has tensors.
     """
     if not isinstance(name, str) or ":" in name or "/" in name:
-        raise WeightsError(f"{path} is refused: its network {str(name)[:80]} asks for other files")
+        raise WeightsError(f"{path} is refused: its network {str(name)[:80]} refers to other files")
     if not isinstance(options, Mapping) or not all(isinstance(option, str) for option in options):
-        raise WeightsError(f"{path} is damaged: the options of its network are no dict")
+        raise WeightsError(f"{path} is damaged: the options of its network are not a dict")
     asked = [option for option in options if option.lower() not in _ALLOWED]
     if asked:
         raise WeightsError(
-            f"{path} is refused: its network {name} asks for other files or for what no file may choose "
-            f"({', '.join(asked)[:200]}). If you trust it, build the network yourself and use weights.load"
+            f"{path} is refused: its network {name} has options that may refer to other files or to "
+            f"code ({', '.join(asked)[:200]}). If you trust it, build the network yourself and use weights.load"
         )
     for option, value in options.items():
         numbers = list(_numbers(value))
         count = sum(numbers) if option.lower() in _COUNTS else 0
         if any(abs(number) > MAX_NUMBER for number in numbers) or count > len(state_dict):
             raise WeightsError(
-                f"{path} is refused: its network {name} is to have {option}={str(value)[:80]}, and the file holds "
+                f"{path} is refused: its network {name} has {option}={str(value)[:80]}, but the file contains "
                 f"{len(state_dict)} tensors"
             )
     return dict(options)
@@ -71,7 +71,7 @@ def check_numbers(path: Path, content: Any, limit: float, what: str) -> None:
     """
     for number in _numbers(content):
         if not abs(number) <= limit:
-            raise WeightsError(f"{path} is refused: {what} in its config has {number:.6g}; {limit:,} is the most")
+            raise WeightsError(f"{path} is refused: {what} in its config has {number:.6g}; the maximum is {limit:,}")
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -20,11 +20,11 @@ from ..errors import WeightsError
 
 # Far above what any checkpoint has.
 MAX_PICKLE = 2**28  # bytes of the pickle, without the tensors
-MAX_STEPS = 500_000  # about fifty a tensor
+MAX_STEPS = 500_000  # about fifty per tensor
 MAX_INTEGER = 128  # bits
-# What a tensor may ask for beyond the bytes that the file has for it, as one that was saved expanded does.
+# Limits of tensors that are larger than their bytes in the file, as a tensor that was saved expanded.
 MAX_EXPANDED = 2**20  # elements
-MAX_COPIES = 16  # of the file's bytes, by tensors that share them
+MAX_COPIES = 16  # times the size of the file, by tensors that share bytes
 
 _DTYPES = {
     "Double": torch.float64,
@@ -41,7 +41,7 @@ _DTYPES = {
     "ComplexDouble": torch.complex128,
 }
 _GETATTR = "builtins.getattr"  # by which pickles name methods
-# Tensors that are no plain ones, by what their pickles name.
+# Tensors that are not plain, by the name in their pickles.
 _OTHER_KINDS = {
     "torch._utils._rebuild_sparse_tensor": "sparse",
     "torch.serialization._get_layout": "sparse",
@@ -78,8 +78,7 @@ def storage_of(kind: str, data: bytearray, numel: int) -> Storage:
     """
     if len(data) != numel * width(kind):
         raise WeightsError(
-            f"a tensor's data has {len(data)} bytes and should have {numel} values of {width(kind)}: it is damaged, "
-            "fetch it again"
+            f"a tensor's data has {len(data)} bytes, not {numel} values of {width(kind)}: it is damaged, fetch it again"
         )
     tensor = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
     return Storage(tensor, _DTYPES.get(kind))
@@ -106,7 +105,7 @@ class PlainUnpickler:
         storage: (kind, key, values) to the bytes of a tensor.
         skip_objects: replace other objects by `Skipped` instead of refusing them; `skipped` has their names.
         size: size of the file in bytes.
-        check_sizes: whether the storages have their bytes; otherwise tensors are empty.
+        check_sizes: whether the storages contain their bytes; otherwise tensors are empty.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class PlainUnpickler:
         for count, (opcode, argument, place) in enumerate(pickletools.genops(file)):
             if count > MAX_STEPS or place - begin > MAX_PICKLE:
                 raise WeightsError(
-                    f"its pickle has more than {MAX_STEPS:,} steps or {MAX_PICKLE >> 20} MB; no checkpoint's"
+                    f"its pickle has more than {MAX_STEPS:,} steps or {MAX_PICKLE >> 20} MB; no checkpoint has"
                 )
             if opcode.name == "STOP":
                 (result,) = self.stack
@@ -142,7 +141,7 @@ class PlainUnpickler:
 
     def _take(self, count: int) -> list[Any]:
         if len(self.stack) < count or any(value is _MARK for value in self.stack[-count:]):
-            raise ValueError("the pickle takes more than it has put")
+            raise ValueError("the pickle pops more than it has pushed")
         taken = self.stack[-count:]
         del self.stack[-count:]
         return taken
@@ -157,7 +156,7 @@ class PlainUnpickler:
         del self.stack[place:]
         return taken
 
-    # One method an opcode of `_STEPS`, named as `pickletools` names it.
+    # One method per opcode of `_STEPS`, with its name in `pickletools`.
 
     def _proto(self, _: Any) -> None:
         pass
@@ -230,7 +229,7 @@ class PlainUnpickler:
         if isinstance(target, list):
             target += values
         elif not isinstance(target, Skipped):
-            raise ValueError("the pickle appends to what is no list")
+            raise ValueError("the pickle appends to something that is not a list")
 
     def _setitem(self, _: Any) -> None:
         _update(self.stack[-3], self._take(2))
@@ -252,11 +251,11 @@ class PlainUnpickler:
     def _name(self, text: str) -> None:
         name = _Name(text.replace("__builtin__", "builtins"))
         if name.text in _OTHER_KINDS:
-            raise WeightsError(f"it holds a tensor that is {_OTHER_KINDS[name.text]}; save plain, dense values")
+            raise WeightsError(f"it contains a tensor that is {_OTHER_KINDS[name.text]}; save plain, dense values")
         if not _is_known(name):
             if not self.skip_objects:
                 raise WeightsError(pickled_objects(name.text))
-            if name.text != _GETATTR:  # what it gets is told by the call
+            if name.text != _GETATTR:  # the call names the attribute
                 self.skipped.add(name.text)
         dtype = getattr(torch, name.last, None) if name.text == f"torch.{name.last}" else None
         self.stack.append(dtype if isinstance(dtype, torch.dtype) else name)
@@ -264,28 +263,28 @@ class PlainUnpickler:
     def _binpersid(self, _: Any) -> None:
         kind = self._take(1)[0]
         if not isinstance(kind, tuple) or len(kind) not in (5, 6) or kind[0] != "storage":
-            raise ValueError("a tensor's data is not given as torch gives it")
+            raise ValueError("a tensor's data is not described as torch does")
         _, storage, key, location, numel = kind[:5]
         if len(kind) == 6 and kind[5] is not None:
-            raise WeightsError("it holds views of storages as torch 0.3 saved them: save it with a newer torch")
+            raise WeightsError("it contains views of storages, as torch 0.3 saved them: save it with a newer torch")
         if not isinstance(storage, _Name) or not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
-            raise ValueError("a tensor's data is not given as torch gives it")
+            raise ValueError("a tensor's data is not described as torch does")
         if location == "meta":
-            raise WeightsError("it holds a tensor on the meta device: it has no values")
+            raise WeightsError("it contains a tensor on the meta device, which has no values")
         self.stack.append(self.storage(storage.last.removesuffix("Storage"), key, numel))
 
     def _reduce(self, _: Any) -> None:
         name, arguments = self._take(2)
         if not isinstance(name, _Name | Skipped) or not isinstance(arguments, tuple):
-            raise ValueError("the pickle calls what is no function")
+            raise ValueError("the pickle calls something that is not a function")
         if isinstance(name, Skipped):
-            self.skipped.add("a call of what an object returned")
+            self.skipped.add("a call of an object's return value")
         self.stack.append(Skipped() if isinstance(name, Skipped) else self._call(name, arguments))
 
     def _newobj(self, _: Any) -> None:
         name, _arguments = self._take(2)
         if not isinstance(name, _Name) or _is_known(name):
-            raise ValueError("the pickle makes an object of what is no class")
+            raise ValueError("the pickle creates an object of something that is not a class")
         self.stack.append(Skipped())
 
     def _newobj_ex(self, _: Any) -> None:
@@ -295,14 +294,14 @@ class PlainUnpickler:
         self._newobj(None)
 
     def _build(self, _: Any) -> None:
-        # Attributes of what was skipped, or the `_metadata` of a state dict: neither is needed.
+        # Attributes of a skipped object, or the `_metadata` of a state dict: neither is needed.
         target = self._take(2)[0]
         if not isinstance(target, Skipped | dict):
-            raise ValueError("the pickle sets attributes of what has none")
+            raise ValueError("the pickle sets attributes of something that has none")
         self.stack.append(target)
 
     def _call(self, name: _Name, arguments: tuple) -> Any:
-        """Return what a function of the table makes of its arguments."""
+        """Return the result of one of the allowed functions."""
         if name.text == "collections.OrderedDict":
             return _update({}, [part for pair in _only(arguments, default=()) for part in pair])
         if name.text == "collections.Counter":
@@ -314,7 +313,7 @@ class PlainUnpickler:
             return bytearray(value if isinstance(value, bytes) else b"")
         if name.text == "builtins.complex":
             return complex(*arguments)
-        if name.text == "_codecs.encode":  # of bytes, in protocol 2
+        if name.text == "_codecs.encode":  # how protocol 2 stores bytes
             text, encoding = arguments
             return text.encode("latin-1" if encoding in ("latin1", "latin-1") else "ascii")
         if name.text == "torch.Size":
@@ -327,14 +326,14 @@ class PlainUnpickler:
             return _resolved(self._tensor(*arguments[:4], dtype=arguments[6]), arguments[7:8])
         if name.text in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
             if not isinstance(arguments[0], Tensor):
-                raise ValueError("a parameter that is no tensor")
+                raise ValueError("a parameter that is not a tensor")
             return arguments[0]
         if _is_known(name):
-            raise ValueError(f"{name.text} is called")
+            raise ValueError(f"the pickle calls {name.text}")
         if name.text == _GETATTR:
             methods = isinstance(arguments[0], _Name) and not str(arguments[1]).startswith("_")
             self.skipped.add(f"{arguments[0].text}.{arguments[1]}" if methods else name.text)
-        elif name.last == "_reconstruct" and arguments[1:2] != ((0,),):  # else an array as large as it likes
+        elif name.last == "_reconstruct" and arguments[1:2] != ((0,),):  # other shapes could be of any size
             self.skipped.add(f"{name.text} of shape {arguments[1:2]}")
         return Skipped()
 
@@ -348,22 +347,22 @@ class PlainUnpickler:
         dtype = dtype or storage.dtype or torch.uint8
         numbers = [offset, *size, *stride]
         if len(size) != len(stride) or len(size) > 64 or any(type(n) is not int or n < 0 for n in numbers):
-            raise WeightsError(f"a tensor of shape {list(size)[:8]} with strides {list(stride)[:8]} cannot be")
+            raise WeightsError(f"a tensor of shape {list(size)[:8]} with strides {list(stride)[:8]} is not valid")
         held = storage.data.numel() // dtype.itemsize
         count = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride))
         if count and last >= held:
             raise WeightsError(
-                f"a tensor of shape {list(size)[:8]} goes beyond its data: it is damaged, fetch it again"
+                f"a tensor of shape {list(size)[:8]} extends beyond its data: it is damaged, fetch it again"
             )
         if count > max(held, MAX_EXPANDED):
             raise WeightsError(
-                f"a tensor of shape {list(size)[:8]} asks for {count:,} values and the file holds {held:,} of them "
-                f"(an expanded tensor; {MAX_EXPANDED:,} are allowed): save tensor.contiguous()"
+                f"a tensor of shape {list(size)[:8]} needs {count:,} values, but the file contains {held:,} of them "
+                f"(an expanded tensor; at most {MAX_EXPANDED:,} are allowed): save tensor.contiguous()"
             )
         self.budget -= count * dtype.itemsize
         if self.budget < 0:
-            raise WeightsError(f"its tensors unfold to more than {MAX_COPIES} times its size: save each .contiguous()")
+            raise WeightsError(f"its tensors expand to more than {MAX_COPIES} times its size: save each .contiguous()")
         values = storage.data[: held * dtype.itemsize].view(dtype)
         return torch.as_strided(values, size, stride, offset) if count else values.new_empty(size)
 
@@ -402,30 +401,30 @@ def _is_known(name: _Name) -> bool:
 def pickled_objects(what: str) -> str:
     """Return the error sentence for a pickle with more than plain types."""
     return (
-        f"it is no file of plain tensors: it holds pickled Python objects ({what}), and unpickling could run code. "
-        "Nothing of it was executed. Ask for a published file or .safetensors"
+        f"it is not a file of plain tensors: it contains pickled Python objects ({what}), and unpickling could run "
+        "code. Nothing of it was executed. Ask for a published file or .safetensors"
     )
 
 
 def _resolved(tensor: Tensor, bits: tuple) -> Tensor:
-    """Return a tensor whose sign or conjugation torch had put off: `bits` holds what it saved of that, if anything."""
+    """Apply the lazy negation and conjugation of a tensor, whose flags are in `bits` if they were saved."""
     put_off = bits[0] if bits and isinstance(bits[0], dict) else {}
     tensor = -tensor if put_off.get("neg") else tensor
     return tensor.conj().resolve_conj() if put_off.get("conj") else tensor
 
 
 def _checked(value: Any) -> Any:
-    """Return a plain value of a pickle, if it is one that can be printed."""
+    """Return a plain value of a pickle after checking that it can be printed."""
     if type(value) is int and value.bit_length() > MAX_INTEGER:
-        raise WeightsError(f"it holds an integer of {value.bit_length()} bits; {MAX_INTEGER} are allowed")
+        raise WeightsError(f"it contains an integer of {value.bit_length()} bits; at most {MAX_INTEGER} are allowed")
     return value
 
 
 def _key(value: Any) -> Hashable:
-    """Return a key of a dict or a member of a set: a scalar, whose hash costs nothing."""
+    """Return a key of a dict or a member of a set: a scalar, which is cheap to hash."""
     scalars = value if isinstance(value, tuple) else (value,)
     if not all(isinstance(part, str | int | float | bytes | None | Skipped) for part in scalars):
-        raise WeightsError(f"it holds a dict with a key of type {type(value).__name__}; keys are text or numbers")
+        raise WeightsError(f"it contains a dict with a key of type {type(value).__name__}, not text or numbers")
     return value
 
 
@@ -436,11 +435,11 @@ def _update(target: Any, pairs: list[Any]) -> Any:
         for key, value in zip(pairs[::2], pairs[1::2]):
             target[_key(key)] = value
     elif not isinstance(target, Skipped):
-        raise ValueError("the pickle sets items of what is no dict")
+        raise ValueError("the pickle sets items of something that is not a dict")
     return target
 
 
 def _only(arguments: tuple, *, default: Any = None) -> Any:
     if len(arguments) > 1 or (not arguments and default is None):
-        raise ValueError("a call with other arguments")
+        raise ValueError("a call with unexpected arguments")
     return arguments[0] if arguments else default

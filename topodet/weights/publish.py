@@ -75,7 +75,7 @@ def publish(
     file = read(checkpoint)
     classes = (file.checkpoint.get("num_classes") or file.card.get("num_classes")) if head else 0
     if classes is None or not (classes == 0 or any(len(t) == classes for t in file.state_dict.values() if t.ndim)):
-        raise WeightsError(f"{file.path} does not tell how many classes its classifier has: publish it without")
+        raise WeightsError(f"{file.path} does not say how many classes its classifier has: publish it without")
     model = build_network(file, network_design(file, architecture), num_classes=classes)
     ignored = ignored_by(model, head)
     state_dict = {name: tensor.contiguous() for name, tensor in file.state_dict.items() if not ignored(name)}
@@ -84,7 +84,7 @@ def publish(
         model = connectivity.prune(model, **prune)
         state_dict = model.state_dict()
     design = network_design(replace(file, state_dict=state_dict), architecture)
-    data = file.checkpoint.get("data_config") or file.card  # what was published before has it there
+    data = file.checkpoint.get("data_config") or file.card  # a file published before has it in its card
     graphs = {name: wiring.topology for name, wiring in connectivity.wirings(model).items()}
     card = {
         "format": FORMAT,
@@ -153,7 +153,7 @@ def publish_detector(
         "framework": framework,
         "config": config,
         "classes": list(classes),
-        # What the file's card says of the images, which the detector must go on to show its backbone.
+        # The format of the images, which the detector must keep for its backbone.
         **{key: file.card.get(key) for key in OF_THE_BACKBONE},
         "backbone": file.card.get("name"),
         "tensors": len(state_dict),
@@ -163,7 +163,7 @@ def publish_detector(
         "source_sha256": sha256(file.path),
         "topodet": __version__,
     }
-    # No `matching_heuristics`: a detector's names are its own, and Detectron2 takes them as they are.
+    # No `matching_heuristics`, so that Detectron2 uses the names of a detector's tensors as they are.
     content = {"model": state_dict, "__author__": "topodet", "card": card, **(more or {})}
     path = atomic_write(*_hashed(content, Path(folder), name))
     try:
@@ -192,7 +192,7 @@ def _write(folder: Path, state_dict: dict[str, Tensor], card: dict[str, Any]) ->
         "card_sha256": digest(card),
     }
     files = PublishedFiles(pth, pth.with_suffix(".safetensors"), pth.with_suffix(".json"))
-    with contextlib.ExitStack() as undo:  # all three or none of them
+    with contextlib.ExitStack() as undo:  # all three files or none
         for path in (files.pth, files.safetensors, files.card):
             if not path.exists():
                 undo.callback(path.unlink, missing_ok=True)

@@ -27,13 +27,13 @@ from .file import STEM, WeightsFile, of_detector, read
 from .load import load
 from .model_options import check_network
 
-# In the place of an architecture's name: the one that the weights file has.
+# Given instead of an architecture's name: the architecture of the weights file.
 PRETRAINED = "pretrained"
 _RUN = ".wiring.edges"
-# Modules that a network may have: some for each tensor of the file, and those of a loss or an activation.
+# Modules that a network may have: some per tensor of the file, and those without tensors, such as activations.
 _PER_TENSOR, _MODULES = 10, 10_000
-_CLASSIFIER = 100_000_000  # values that a network may have and its file not: a classifier of many classes
-# What a card says of a network's making, if it is one of timm.
+_CLASSIFIER = 100_000_000  # values that a network may have beyond those of its file: a large classifier
+# Entries of a card that describe a network of timm.
 _OF_TIMM = ("architecture", "wiring", "connect_nodes", "rewire", "options", "in_chans")
 
 
@@ -71,13 +71,13 @@ def backbone_arguments(arch: str, pretrained: str | os.PathLike | None, **overri
 
     Raises:
         ConfigError: no such network, or "pretrained" without a file.
-        WeightsError: as `read`; the file holds no TopoNet.
+        WeightsError: as `read`; the file contains no TopoNet.
     """
     if arch != PRETRAINED:
         return arch, architecture_arguments(arch, **overrides)
     if not pretrained:
         raise ConfigError(
-            f"arch={PRETRAINED!r} is the network of a weights file, and none is given: set pretrained "
+            f"arch={PRETRAINED!r} is the network of the weights file, but none is given: set pretrained "
             "(MODEL.TOPONET.PRETRAINED) to a published backbone, or arch to one of: " + ", ".join(ARCHITECTURES)
         )
     file = read(pretrained)
@@ -97,7 +97,7 @@ def infer_architecture(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         topologies = []
         while (edges := state_dict.get(f"stages.{len(topologies)}.wiring.edges")) is not None:
             _check_edges(f"stages.{len(topologies)}.wiring", edges)
-            # The output node is the highest one, and every node but the first is some edge's target.
+            # The output node is the highest one, and every node but the first is the target of an edge.
             topologies.append(Topology(int(edges.max()) + 1, edges.tolist()))
             _check_nodes(state_dict, len(topologies) - 1, topologies[-1].num_nodes, width)
     except (KeyError, ValueError, RuntimeError, TopologyError) as error:
@@ -124,27 +124,27 @@ def run_edges(state_dict: Mapping[str, Tensor]) -> dict[str, list[Edge]]:
 
 
 def _check_edges(wiring: str, edges: Tensor) -> None:
-    """Refuse what is no list of edges, or one that is too long to be read."""
+    """Refuse a tensor that is not a list of edges, or that is too long."""
     if edges.ndim != 2 or edges.shape[1] != 2 or edges.dtype != torch.int64:
         what = f"{str(edges.dtype).removeprefix('torch.')} {list(edges.shape)}"
         raise WeightsError(f"{wiring}.edges is {what}, not int64 [edges, 2]: the file is damaged, fetch it again")
     if not 0 < len(edges) <= MAX_EDGES or not 0 <= int(edges.max()) < MAX_NODES:
         raise WeightsError(
             f"{wiring}.edges has {len(edges):,} edges and nodes up to {int(edges.max()) if len(edges) else 'none'}; "
-            f"there may be {MAX_EDGES:,}, of {MAX_NODES:,} nodes"
+            f"at most {MAX_EDGES:,} edges of {MAX_NODES:,} nodes are allowed"
         )
 
 
 def _check_nodes(state_dict: Mapping[str, Tensor], stage: int, count: int, width: int) -> None:
-    """Refuse a stage whose nodes are not in the file: what is built is as large as what is there."""
+    """Refuse a stage whose nodes are not in the file, so that the network is not larger than the file."""
     wanted = width * 2 ** (stage + 1)
     for node in range(count):
         tensor = state_dict.get(f"stages.{stage}.nodes.{node}.conv_pw.weight")
         if tensor is None or tensor.shape[0] != wanted:
-            found = "not there" if tensor is None else f"of {tensor.shape[0]}"
+            found = "is missing" if tensor is None else f"has {tensor.shape[0]}"
             raise WeightsError(
-                f"these are not the tensors of a TopoNet: stage {stage} has {count} nodes of {wanted} channels, and "
-                f"node {node} is {found}"
+                f"these are not the tensors of a TopoNet: stage {stage} has {count} nodes of {wanted} channels, but "
+                f"node {node} {found}"
             )
 
 
@@ -161,7 +161,7 @@ def resolve_edges(edges: RunEdges | str | None, pretrained: str | os.PathLike | 
         raise ConfigError(unknown_name("edges", edges, (PRETRAINED,)))
     if not pretrained or pretrained is True:
         raise ConfigError(
-            f"edges={PRETRAINED!r} are those of a weights file, and none is given: set pretrained "
+            f"edges={PRETRAINED!r} are those of the weights file, but none is given: set pretrained "
             "(MODEL.CONNECTED_TIMM.PRETRAINED) to a published backbone, or leave edges out"
         )
     return run_edges(read(pretrained).state_dict)
@@ -185,10 +185,10 @@ def network_design(file: WeightsFile, architecture: str | None = None) -> dict[s
         return {"architecture": architecture or "toponet", **arguments}
     if file.card.get("wiring"):
         known = {key: file.card.get(key) for key in _OF_TIMM}
-        return {**known, "connect_nodes": known["connect_nodes"] or "residuals"}  # the only ones once
+        return {**known, "connect_nodes": known["connect_nodes"] or "residuals"}  # the only choice in earlier versions
     if not architecture:
-        raise WeightsError(f"{file.path} does not tell which network it was trained as; give its architecture")
-    # The tensors tell whether there are edges: an architecture may have them of its own, without any option.
+        raise WeightsError(f"{file.path} does not say which network it was trained as; give its architecture")
+    # Only the tensors show whether there are edges: an architecture may have its own, without any option.
     connected = any(name.endswith(".wiring.edges") for name in file.state_dict)
     return {
         "architecture": architecture,
@@ -204,7 +204,7 @@ def build_network(file: WeightsFile, design: Mapping[str, Any], **arguments: Any
     """Build the network of a card, without weights.
 
     Raises:
-        WeightsError: the card describes more than a network, or one that cannot be built here.
+        WeightsError: the card has options that are not allowed, or a network that cannot be built here.
     """
     if "nodes" in design:
         try:
@@ -220,12 +220,12 @@ def build_network(file: WeightsFile, design: Mapping[str, Any], **arguments: Any
         return make()
     except WeightsError:
         raise
-    except Exception as error:  # whatever the options of a stranger make timm raise
+    except Exception as error:  # timm can raise anything for untrusted options
         message = f"{file.path}: its network cannot be built here: {error}"
         if design["wiring"] != "none" and not (file.card or _options(file).get("connect_nodes")):
             message += (
-                ". The file does not say which nodes its edges join: save it with "
-                "args={'connect': 'learned', 'connect_nodes': 'auto'} beside state_dict, or as `connect` was called"
+                ". The file does not say which nodes its edges connect: save it with "
+                "args={'connect': 'learned', 'connect_nodes': 'auto'} beside state_dict, or as given to `connect`"
             )
         raise WeightsError(message) from error
 
@@ -242,12 +242,12 @@ def check_size(file: WeightsFile, make: Callable[[], nn.Module]) -> None:
             network = make()
     except WeightsError:
         raise
-    except (NotImplementedError, RuntimeError):  # not every network of timm can be made without memory
+    except (NotImplementedError, RuntimeError):  # some networks of timm cannot be created on the meta device
         return
     asked = sum(tensor.numel() for tensor in chain(network.parameters(), network.buffers()))
     if asked > 4 * held + _CLASSIFIER:
         raise WeightsError(
-            f"{file.path} is refused: it describes a network of {asked:,} values and holds {held:,} of them"
+            f"{file.path} is refused: it describes a network of {asked:,} values, but contains {held:,} of them"
         )
 
 
@@ -272,7 +272,7 @@ def described_by(file: WeightsFile, framework: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _at_most_modules(file: WeightsFile) -> Iterator[None]:
-    """Stop the making of a network of far more modules than a file has tensors: they take time even without values."""
+    """Stop the creation of a network with far more modules than a file has tensors, to save time."""
     count = _PER_TENSOR * len(file.state_dict) + _MODULES
     made = itertools.count(1)
 
@@ -299,7 +299,7 @@ def _arguments(file: WeightsFile) -> dict[str, Any]:
 
 
 def _edge_weights(file: WeightsFile) -> str:
-    """Return "fixed" where the training left the edge weights as they were, for whichever reason, else "learned"."""
+    """Return "fixed" if the training did not change the edge weights, for whatever reason, else "learned"."""
     options = _options(file)
     if options.get("freeze_alpha"):
         return "fixed"
@@ -307,14 +307,14 @@ def _edge_weights(file: WeightsFile) -> str:
 
 
 def _trained_argument(file: WeightsFile, name: str, default: Any) -> Any:
-    """Return an argument that the tensors do not tell: as the training set it, or as the named network has it."""
+    """Return an argument that the tensors do not show: that of the training, or the named network's."""
     given = file.card or _options(file).get("model_kwargs") or {}
     named = ARCHITECTURES.get(file.checkpoint.get("arch"), {}).get(name, default)
     return given.get(name, named) if isinstance(given, Mapping) else named
 
 
 def _options(file: WeightsFile) -> Mapping[str, Any]:
-    """Return what a training checkpoint says that it was trained with."""
+    """Return the options of the training that wrote a checkpoint."""
     return file.checkpoint.get("args") or {}
 
 
@@ -322,7 +322,7 @@ def _in_chans(file: WeightsFile, options: Mapping[str, Any]) -> int:
     size = options.get("input_size")
     channels = options.get("in_chans") or (size[0] if isinstance(size, list | tuple) and size else 3)
     if not isinstance(channels, int) or not 0 < channels <= 4096:
-        raise WeightsError(f"{file.path} is damaged: its network reads images of {str(channels)[:40]} channels")
+        raise WeightsError(f"{file.path} is damaged: its network expects images of {str(channels)[:40]} channels")
     return channels
 
 
@@ -338,10 +338,10 @@ def from_timm(name: str, **options: Any) -> WeightsFile:
     """
     try:
         network = timm.create_model(name, pretrained=True, **options)
-    except Exception as error:  # the hub's client lets the types of its HTTP library through, whichever that is
+    except Exception as error:  # huggingface_hub also raises errors of its HTTP library
         raise WeightsError(
-            f"timm's weights of {name} could not be had: {error}. Fetch them where the hub can be reached and give "
-            "their path, or start from other weights"
+            f"timm's weights of {name} could not be downloaded: {error}. Download them where the hub can be reached "
+            "and give their path, or start from other weights"
         ) from error
     known = network.pretrained_cfg
     parts = (known.get("architecture", name), known.get("tag"))

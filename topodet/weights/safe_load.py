@@ -20,8 +20,8 @@ import torch
 from ..errors import WeightsError
 from .plain_pickle import MAX_PICKLE, PlainUnpickler, Storage, pickled_objects, storage_of, width
 
-# Far above what any checkpoint has, and walked through in less than a second.
-MAX_OBJECTS = 500_000  # values, a shared one counted wherever it stands
+# Far above what any checkpoint has, and traversed in less than a second.
+MAX_OBJECTS = 500_000  # values; a shared one counts each time
 MAX_DEPTH = 50
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of torch before 1.6
 
@@ -56,13 +56,13 @@ def load_torch(path: str | os.PathLike, *, skip_objects: bool = False) -> TorchF
     except WeightsError as error:
         raise WeightsError(f"{path} is refused: {error}") from error
     except MemoryError as error:
-        raise WeightsError(f"{path} asks for more memory than there is") from error
+        raise WeightsError(f"{path} needs more memory than there is") from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # whatever bytes that are no torch file make the standard library raise
+    except Exception as error:  # the standard library can raise anything for a file that is not torch's
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise WeightsError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged or no torch file "
+            f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged or not a torch file "
             f"({reason[:200]}); fetch or save it again"
         ) from error
 
@@ -80,7 +80,7 @@ def check_extent(content: Any) -> None:
         if depth > MAX_DEPTH:
             raise WeightsError(f"its content is nested deeper than {MAX_DEPTH} levels; no checkpoint is")
         if count > MAX_OBJECTS:
-            raise WeightsError(f"its content unfolds to more than {MAX_OBJECTS:,} values; no checkpoint does")
+            raise WeightsError(f"its content expands to more than {MAX_OBJECTS:,} values; no checkpoint does")
         if isinstance(value, str):
             _check_text(value)
         elif isinstance(value, Mapping):
@@ -91,14 +91,14 @@ def check_extent(content: Any) -> None:
 
 
 def refuse_other_kinds(path: Path, head: bytes) -> None:
-    """Refuse a file that is certainly no weights file, or not of the kind that its name says.
+    """Refuse a file that is certainly not a weights file, or not of the type that its suffix says.
 
     Args:
-        path: its suffix says what it should be: a .safetensors file, or one of torch.
+        path: path of the file, whose suffix tells a .safetensors file from one of torch.
         head: its first 256 bytes.
 
     Raises:
-        WeightsError: says what it is.
+        WeightsError: names the actual type.
     """
     tensors = path.suffix.lower() == ".safetensors"
     if tensors and head[8:9] == b"{":  # after the length of the header, which is JSON
@@ -114,21 +114,21 @@ def refuse_other_kinds(path: Path, head: bytes) -> None:
             "fetch it from the address of the file itself"
         )
     for magic, kind in (
-        (b"\x1f\x8b", "gzip archive: unpack it"),
-        (b"\x89HDF", "HDF5 file"),
-        (b"\x93NUMPY", "numpy array"),
-        (b"\x89PNG", "PNG image"),
-        (b"\xff\xd8\xff", "JPEG image"),
-        (b"%PDF", "PDF"),
+        (b"\x1f\x8b", "a gzip archive: unpack it"),
+        (b"\x89HDF", "an HDF5 file"),
+        (b"\x93NUMPY", "a numpy array"),
+        (b"\x89PNG", "a PNG image"),
+        (b"\xff\xd8\xff", "a JPEG image"),
+        (b"%PDF", "a PDF"),
     ):
         if head.startswith(magic):
-            raise WeightsError(f"it is a {kind}, and no weights file")
+            raise WeightsError(f"it is not a weights file, but {kind}")
     if tensors and head.startswith((b"PK\x03\x04", b"\x80\x02")):
-        raise WeightsError("it is a file of torch under another name: rename it to .pth")
+        raise WeightsError("it is a torch file with another suffix: rename it to .pth")
     if head[8:10] == b'{"':
-        raise WeightsError("it is a .safetensors file under another name: rename it")
+        raise WeightsError("it is a .safetensors file with another suffix: rename it")
     if text.startswith((b"{", b"[")):
-        raise WeightsError(f"it is text (JSON?), and no weights file; {path.suffix} files hold tensors")
+        raise WeightsError(f"it is text (JSON?), not a weights file; {path.suffix} files contain tensors")
 
 
 def _read_zip(file: IO[bytes], size: int, skip_objects: bool) -> TorchFile:
@@ -159,14 +159,14 @@ def _read_zip(file: IO[bytes], size: int, skip_objects: bool) -> TorchFile:
             return storages[key]
 
         if entries[pickles[0]].file_size > MAX_PICKLE:
-            raise WeightsError(f"its pickle has more than {MAX_PICKLE >> 20} MB beside the tensors")
+            raise WeightsError(f"its pickle has more than {MAX_PICKLE >> 20} MB besides the tensors")
         interpreter = PlainUnpickler(storage, skip_objects, size)
         content = interpreter.run(io.BytesIO(archive.read(pickles[0])))
         return TorchFile(content, frozenset(interpreter.skipped))
 
 
 class _Bounded:
-    """A file whose `read` asks for no more bytes than are left: Python makes room for all that a pickle states."""
+    """A file whose `read` requests at most the remaining bytes: Python would allocate whatever a pickle claims."""
 
     def __init__(self, file: IO[bytes], size: int):
         self.size = size
@@ -184,16 +184,16 @@ def _read_legacy(file: IO[bytes], size: int, skip_objects: bool) -> TorchFile:
     file.seek(0)
 
     def plain(kind: str, key: str, numel: int) -> Storage:
-        raise WeightsError("tensors where the head of the file should be")
+        raise WeightsError("tensors in the header of the file")
 
-    # First without bytes: what the storages hold, and where each begins, is known at the end of the pickles.
+    # A first pass without bytes: the types and offsets of the storages are known only after the pickles.
     kinds: dict[str, str] = {}
 
     def note(kind: str, key: str, numel: int) -> Storage:
         kinds[key] = kind
         return Storage(torch.empty(0, dtype=torch.uint8), None)
 
-    # Not the magic number: a pickle that no torch wrote.
+    # Without the magic number it is a pickle that torch did not write.
     first = PlainUnpickler(plain, skip_objects, size)
     magic = first.run(file)
     if magic != _LEGACY_MAGIC:
@@ -206,13 +206,13 @@ def _read_legacy(file: IO[bytes], size: int, skip_objects: bool) -> TorchFile:
     PlainUnpickler(note, skip_objects, size, check_sizes=False).run(file)
     keys = PlainUnpickler(plain, False, size).run(file)
     if not isinstance(keys, list) or set(keys) != set(kinds):
-        raise ValueError("the list of storages is not that of the tensors")
+        raise ValueError("the list of storages does not match the tensors")
     places = {}
     for key in keys:
         numel = int.from_bytes(file.read(8), "little", signed=True)
         bytes_ = numel * width(kinds[key])
         if not 0 <= bytes_ <= size - file.tell():
-            raise ValueError("a storage goes beyond the end of the file")
+            raise ValueError("a storage extends beyond the end of the file")
         places[key] = (file.tell(), bytes_)
         file.seek(bytes_, os.SEEK_CUR)
 
@@ -232,8 +232,8 @@ def _read_legacy(file: IO[bytes], size: int, skip_objects: bool) -> TorchFile:
 
 
 def _check_text(value: str) -> None:
-    # A NUL ends a name for the operating system, and half of a surrogate pair cannot be written.
+    # The operating system cuts a name at a NUL, and an unpaired surrogate cannot be encoded.
     if "\0" in value:
-        raise WeightsError(f"it holds text with a NUL character ({value[:40]!r})")
+        raise WeightsError(f"it contains text with a NUL character ({value[:40]!r})")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise WeightsError(f"it holds text that is no Unicode ({value[:40]!r})")
+        raise WeightsError(f"it contains text that is not valid Unicode ({value[:40]!r})")
