@@ -267,7 +267,7 @@ def test_command(tmp_path, capsys):
         (["begun"], "begun has no checkpoint: the run has not finished its first epoch"),
         (["plain.pth"], "plain.pth has no topology: none of its 1 tensors"),
         (["loop.pth"], "a.wiring is no wiring: .*self-loop"),
-        (["elsewhere.pth"], "is refused: its network hf-hub:x asks for other files"),
+        (["elsewhere.pth"], "is refused: its network hf-hub:x refers to other files"),
         (["model.pth", "--threshold", "0.1", "-1"], "threshold=-1.0 is out of range"),
         (["model.pth", "--threshold", "nan"], "threshold=nan is out of range"),
     ],

@@ -215,10 +215,12 @@ def test_files_of_other_networks_are_refused(nano, tmp_path):
     with pytest.raises(WeightsError, match=rf"{first}toponet_small; missing in the file: "):
         TopoNet("toponet_small", pretrained=nano.pth)
     paper = {"nodes": [4, 5, 6, 4], "width": 16, "topology": "residual"}  # every tensor but the edges as in the file
-    with pytest.raises(WeightsError, match=rf"{first}toponet50; stages.0.wiring.edges: the file has another topology"):
+    with pytest.raises(
+        WeightsError, match=rf"{first}toponet50; stages.0.wiring.edges: the file has a different topology"
+    ):
         TopoNet("toponet50", **paper, pretrained=nano.pth)
     other = published(tmp_path, "toponet_nano", topology={"name": "residual", "interval": 2})
-    with pytest.raises(WeightsError, match="another topology than the model"):
+    with pytest.raises(WeightsError, match="a different topology than the model"):
         TopoNet("toponet_nano", pretrained=other.pth)
     damaged = tmp_path / nano.pth.name
     damaged.write_bytes(nano.pth.read_bytes()[:-1] + b"x")

@@ -57,7 +57,7 @@ def test_other_backbones_stop_the_load(checkpointer, detector, tmp_path):
     with pytest.raises(WeightsError, match="fills 0/127 tensors of the backbone toponet_nano"):
         checkpointer(detector).load(str(tmp_path / "resnet.pth"))
     small = published(tmp_path, "toponet_small")
-    with pytest.raises(WeightsError, match="of another shape"):
+    with pytest.raises(WeightsError, match="of a different shape"):
         checkpointer(detector).load(f"{small.pth}")
 
 
@@ -67,7 +67,7 @@ def test_other_edges_of_equal_number_stop_the_load(checkpointer, detector, nano,
     edges = content["model"]["stages.1.wiring.edges"]
     edges[[0, 1]] = edges[[1, 0]]
     torch.save(weights.with_digests(content), tmp_path / "reordered.pth")
-    with pytest.raises(WeightsError, match="edges are in another order"):
+    with pytest.raises(WeightsError, match="edges are in a different order"):
         checkpointer(detector).load(str(tmp_path / "reordered.pth"))
 
 

@@ -154,7 +154,7 @@ def test_other_backbones_stop_the_load(checkpointer, connected, tmp_path):
     content["model"]["blocks.1.1.wiring.edges"] = torch.ones(6, 2, dtype=torch.int64)
     torch.save(weights.with_digests(content), tmp_path / "graph.pth")
     with pytest.raises(
-        WeightsError, match=r"of another shape or dtype: network.blocks.1.1.wiring.alpha, network.blocks.1.1.wir"
+        WeightsError, match=r"of a different shape or dtype: network.blocks.1.1.wiring.alpha, network.blocks.1.1.wir"
     ):
         checkpointer(model).load(str(tmp_path / "graph.pth"))
 
@@ -295,7 +295,7 @@ def test_a_training(coco, connected, tmp_path):
     # A stranger's config must not name further files, which timm would unpickle.
     changed = card["config"].replace("OPTIONS: {}", "OPTIONS: {CHECKPOINT_PATH: harmful.pth}")
     assert changed != card["config"]
-    with pytest.raises(WeightsError, match=r"is refused: its network .* asks for other files .*CHECKPOINT_PATH"):
+    with pytest.raises(WeightsError, match=r"is refused: its network .* refer to other files .*CHECKPOINT_PATH"):
         load_detector(with_card(tmp_path, path, config=changed), device="cpu")
 
 

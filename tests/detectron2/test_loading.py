@@ -25,9 +25,9 @@ from topodet.errors import ConfigError, WeightsError
 
 CARD = {"architecture": "toponet_nano", "channel_order": "RGB", **{key: IMAGENET[key] for key in ("mean", "std")}}
 WRONG = {
-    "architecture": "does not fit TopoNet|of another shape",
-    "topology": "another topology than the model|another shape or dtype: stages.0.wiring.alpha",
-    "dtype": "is int32 in the file|another shape or dtype",
+    "architecture": "does not fit TopoNet|of a different shape",
+    "topology": "a different topology than the model|a different shape or dtype: stages.0.wiring.alpha",
+    "dtype": "is int32 in the file|a different shape or dtype",
     "preprocessing": "the detector does not fit its backbone, the detector's mean",
     "bytes": "damaged or was changed",
     "a tensor less": r"missing in the file|fills \d+/\d+",

@@ -201,7 +201,7 @@ def test_init_cfg_of_mmengine_works_as_elsewhere():
             {"arch": "toponet_small"},
             "toponet_nano.*does not fit TopoNet: the file is toponet_nano, the config asks for toponet_small; missing",
         ),
-        ({"topology": {"name": "residual", "interval": 2}}, "the file has another topology than the model"),
+        ({"topology": {"name": "residual", "interval": 2}}, "the file has a different topology than the model"),
         ({"norm_cfg": {"type": "GN", "num_groups": 4}}, "unknown to the model: .*running_mean"),
         ({"in_channels": 1}, r"stem.conv.weight is \[16, 3, 7, 7\] in the file and \[16, 1, 7, 7\] in the model"),
     ],

@@ -21,9 +21,9 @@ from topodet.mmdet import TopoNetCheckHook, check_detector, loader
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "channel_order": "RGB"}
 # What of a file can be wrong, and what is said then.
 WRONG = {
-    "architecture": "toponet_small|of another shape|another topology",
-    "topology": "another topology than the model",
-    "dtype": "is int32 in the file|another shape or dtype",
+    "architecture": "toponet_small|of a different shape|a different topology",
+    "topology": "a different topology than the model",
+    "dtype": "is int32 in the file|a different shape or dtype",
     "preprocessing": "does not fit its backbone.*weights were trained with",
     "bytes": "damaged or was changed",
     "a tensor less": r"missing in the file|fills \d+/\d+",
@@ -249,12 +249,12 @@ def test_a_test_of_random_weights_is_refused(runner):
 def test_a_file_that_tells_nothing_is_named(tmp_path, log):
     torch.save(build().state_dict(), tmp_path / "bare.pth")
     build(pretrained=str(tmp_path / "bare.pth")).init_weights()
-    assert "bare.pth: the file does not tell what images it was trained on" in log()
+    assert "bare.pth: the file does not say what images it was trained on" in log()
 
 
 def test_another_wiring_is_told_edge_by_edge(tmp_path):
     torch.save(content(tmp_path, "topology", "backbone."), tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match="the file has another topology than the model"):
+    with pytest.raises(WeightsError, match="the file has a different topology than the model"):
         load_checkpoint(torch.nn.ModuleDict({"backbone": build()}), str(tmp_path / "a.pth"))
 
 

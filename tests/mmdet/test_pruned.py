@@ -62,7 +62,7 @@ def test_other_ways_to_give_it(pruned, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, ConfigError, "arch='pretrained' is the network of a weights file, and none is given"),
+        ({}, ConfigError, "arch='pretrained' is the network of the weights file, but none is given"),
         ({"pretrained": "gone.pth"}, WeightsError, "no weights file at gone.pth"),
         ({"pretrained": "PRUNED", "out_indices": (0, 4)}, ConfigError, r"some of the stages 0\.\.3"),
         ({"pretrained": "PRUNED", "in_channels": 1}, WeightsError, "stem.conv.weight is"),
@@ -199,7 +199,7 @@ def test_a_pruned_resnet(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"edges": "pretrained"}, r"edges='pretrained' are those of a weights file, and none is given"),
+        ({"edges": "pretrained"}, r"edges='pretrained' are those of the weights file, but none is given"),
         ({"edges": "pretrained", "pretrained": True}, "none is given: set pretrained"),
         ({"edges": "learned"}, "unknown edges 'learned'"),
         ({"edges": {"blocks.1.1.wiring": [(0, 1)]}}, r"edges of blocks.1.1.wiring: edge \(0, 1\) is on no path"),

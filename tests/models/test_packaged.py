@@ -41,7 +41,7 @@ def test_a_file_that_was_changed_is_refused(tmp_path, monkeypatch):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     monkeypatch.setattr(packaged, "FOLDER", tmp_path)
-    with pytest.raises(WeightsError, match="is missing: install topodet again"):
+    with pytest.raises(WeightsError, match="is missing: reinstall topodet"):
         packaged.packaged_weights("toponet_nano")
     (tmp_path / path.name).write_bytes(content)
     with pytest.raises(WeightsError, match="is damaged or was changed"):

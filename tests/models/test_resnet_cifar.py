@@ -94,7 +94,7 @@ def test_weights_of_the_original_load_with_all_edges_1():
     added = {f"layer{k}.0.wiring.{part}" for k in (1, 2, 3) for part in ("alpha", "edges")}
     missing, unexpected = plain.load_state_dict(connected.state_dict(), strict=False)
     assert (missing, set(unexpected)) == ([], added)
-    with pytest.raises(ConfigError, match=r"layer1.0 is rewired: whatever its edge weights"):
+    with pytest.raises(ConfigError, match=r"layer1.0 is rewired: with any edge weights"):
         disconnect(connected)
 
 

@@ -132,8 +132,11 @@ def test_checkpointing_gives_the_same_gradients():
         ({"name": "resnet18"}, "ReLU|activation follows the addition"),
         ({"name": "mobilenetv2_050", "rewire": True}, "nothing to rewire"),
         ({"name": "mobilenetv2_050", "wiring": "learnd"}, "unknown wiring 'learnd'. Did you mean 'learned'"),
-        ({"name": "resnet18", "wiring": "none", "rewire": True}, "rewire=True makes edges and wiring='none' has none"),
-        ({"name": "mobilenetv2_050", "options": {"depth": 3}}, "mobilenetv2_050 cannot be made .*depth"),
+        (
+            {"name": "resnet18", "wiring": "none", "rewire": True},
+            "rewire=True adds edges, but wiring='none' allows none",
+        ),
+        ({"name": "mobilenetv2_050", "options": {"depth": 3}}, "mobilenetv2_050 cannot be created .*depth"),
     ],
 )
 def test_refuses_what_is_no_backbone(arguments, message):

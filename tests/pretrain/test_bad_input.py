@@ -228,7 +228,7 @@ class TestOptions:
 
     def test_model_argument(self, images, tmp_path, capsys):
         error = refusal(capsys, options(images, tmp_path, "--model-kwargs", "widht=8"))
-        assert "toponet_nano cannot be made with the arguments given" in error
+        assert "toponet_nano cannot be created with the given arguments" in error
         assert "widht" in error
 
     def test_unknown_optimiser(self, images, tmp_path, capsys):

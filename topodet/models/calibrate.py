@@ -16,7 +16,8 @@ def calibrate_batchnorm(model: nn.Module, run: Callable[..., Any], *args: Any) -
     Without it, a deep network with random weights overflows.
 
     Args:
-        model: in evaluation mode; any normalization over [B, C, H, W] with `running_mean` and `running_var` counts.
+        model: a network in evaluation mode; any normalization of [B, C, H, W] with `running_mean` and `running_var` is
+            set.
         run: the model, or a function that calls it.
         args: arguments of `run`.
     """

@@ -1,6 +1,6 @@
 """timm's interface for classifiers with sequential stages, shared by all networks of this package."""
 
-# Without `annotations` of __future__: torch.fx writes those of `forward` into its graphs, and pickles types, not words.
+# No `annotations` from __future__: torch.fx copies those of `forward` into its graphs, and pickles only types.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, unknown_name
 from .trunk import init_weights
 
-# What timm's SelectAdaptivePool2d takes besides "".
+# The pooling types of timm's SelectAdaptivePool2d besides "".
 POOLINGS = ("avg", "avgmax", "catavgmax", "fast", "fastavg", "fastavgmax", "fastcatavgmax", "fastmax", "max")
 
 
@@ -35,7 +35,7 @@ def check_pooling(num_classes: int, pool_type: str) -> None:
     """
     if num_classes and not pool_type:
         raise ConfigError(
-            f"global_pool={pool_type!r} with {num_classes} classes: the classifier reads pooled features. Give "
+            f"global_pool={pool_type!r} with {num_classes} classes: the classifier needs pooled features. Give "
             "global_pool='avg', or num_classes=0 for the feature map itself"
         )
     if pool_type and pool_type not in POOLINGS:
@@ -49,7 +49,7 @@ class StagedClassifier(nn.Module, ABC):
     (`keep_stages`).
 
     Attributes:
-        head: pools, drops out and classifies.
+        head: pooling, dropout and the classifier.
         num_classes: outputs of the classifier.
         in_chans: channels of the image.
         num_features, head_hidden_size: channels of the last stage.

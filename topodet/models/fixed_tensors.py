@@ -10,17 +10,17 @@ class FixedTensors(nn.Module):
     """A module with tensors that describe its structure: saved, loaded and moved like buffers, but not buffers.
 
     Weight averaging iterates over a network's buffers, or writes into the tensors of its state dict, and computes
-    `0.9999 * 11 + 0.0001 * 11 = 10.99...`, which is 10 as an integer: another graph. Tensors registered here are in no
-    list of buffers, and a state dict holds copies.
+    `0.9999 * 11 + 0.0001 * 11 = 10.99...`, which is 10 as an integer: a different graph. Tensors registered here are
+    not in any list of buffers, and a state dict contains copies.
     """
 
     @property
     def fixed_tensors(self) -> dict[str, bool]:
-        """Whether a state dict holds each tensor, by name."""
+        """Whether a state dict contains each tensor, by name."""
         return self.__dict__.setdefault("_fixed_tensors", {})
 
     def register_fixed(self, name: str, tensor: Tensor, *, persistent: bool = True) -> None:
-        """Make `tensor` the attribute `name`; a state dict holds it if it is persistent."""
+        """Make `tensor` the attribute `name`; a state dict contains it if it is persistent."""
         self.fixed_tensors[name] = persistent
         setattr(self, name, tensor)
 

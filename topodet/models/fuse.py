@@ -73,9 +73,9 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
                 warnings.warn(
                     f"fuse_for_inference: the edges of {name or 'the stage'} whose alpha is not 0 do not connect its "
                     "input with its output; its feature map does not depend on the image",
-                    stacklevel=3,  # no_grad is between this and the caller
+                    stacklevel=3,  # the decorator adds a frame
                 )
-    # `deepcopy` takes what is in its memo for copied already, wherever it meets it.
+    # `deepcopy` uses the modules in its memo instead of copying.
     fused = copy.deepcopy(model, replacements).eval()
     for blocks in runs(fused).values():
         _drop_zeros(blocks)
@@ -83,13 +83,13 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
 
 
 def _drop_zeros(blocks: Mapping[str, ConnectedBlock]) -> None:
-    """Take the edges of weight 0 out of a run, in place, unless a node would be left without input."""
+    """Remove the edges of weight 0 from a run, in place, unless a node would be left without input."""
     wiring = next(iter(blocks.values())).wiring
     edges = [edge for edge, alpha in zip(wiring.topology.edges, wiring.alpha.tolist()) if alpha]
     live = live_edges(wiring.topology, edges)
     inputs = [[j for j, target in edges if target == i] for i in range(wiring.topology.num_nodes)]
     needed = _ancestors(wiring.topology.num_nodes - 1, inputs)
-    # What is computed of nothing is a constant, and not 0.
+    # A node without inputs returns a constant, which is not 0.
     if {i for _, i in live} == set(needed) - {0} and len(live) == sum(len(inputs[i]) for i in needed):
         prune_run_(blocks, live)
 
@@ -139,8 +139,8 @@ class FusedStage(FixedTensors):
         last = self.topology.num_nodes - 1
         alpha = dict(zip(self.topology.edges, stage.wiring.alpha.tolist()))
         inputs = [[j for j in sources if alpha[j, i]] for i, sources in enumerate(self.topology.predecessors)]
-        # What reads nothing is the same for every image: 0 after the convolutions, and then normalized. The last node
-        # is computed all the same: its feature map leaves the stage.
+        # A node without inputs is the same for every image: 0 after the convolutions, and then normalized. The last
+        # node is computed anyway, since its feature map is the output of the stage.
         constant = {i: _at_zero(stage.nodes[i]) for i in range(1, last) if not inputs[i]}
         kept = [i for i in _ancestors(last, inputs) if i not in constant]
         self.nodes = nn.ModuleDict()
@@ -169,7 +169,7 @@ class FusedStage(FixedTensors):
             if k + 1 < len(self.nodes):
                 sums = sums or WeightedSums(self.graph, self.alpha, self.order.to(self.alpha.device), feature)
                 sums.put(k, feature)
-                del feature  # so that it goes with its last reader
+                del feature  # so that it is freed after its last use
         return feature
 
     def extra_repr(self) -> str:
@@ -187,7 +187,7 @@ def _ancestors(last: int, inputs: Sequence[Collection[int]]) -> list[int]:
 
 
 def _at_zero(node: Node) -> Tensor:
-    """Return the output of a node that reads nothing, float64 [C]; it is the same at every place."""
+    """Return the output of a node without inputs, float64 [C]; it is the same at every position."""
     weight = node.conv_dw.weight
     zeros = weight.new_zeros(1, node.conv_dw.in_channels, 2, 2)
     return copy.deepcopy(node).eval()(zeros)[0, :, 0, 0].double()
@@ -200,7 +200,7 @@ def _fused_stem(stem: Stem) -> Stem:
 
 
 def _fold(norm: nn.Module, conv: nn.Conv2d) -> nn.Module:
-    """Put a normalization into the convolution before it, in place; return what is left to compute after that."""
+    """Fold a normalization into the convolution before it, in place; return the remaining operations."""
     if not _has_statistics(norm):
         return norm
     scale = (norm.running_var.double() + norm.eps).rsqrt()
@@ -210,11 +210,11 @@ def _fold(norm: nn.Module, conv: nn.Conv2d) -> nn.Module:
     weight = conv.weight
     conv.weight = nn.Parameter((weight.double() * scale[:, None, None, None]).to(weight.dtype))
     conv.bias = nn.Parameter(bias.to(weight.dtype))
-    # timm has layers that normalize and activate in one.
+    # Some layers of timm combine normalization and activation.
     return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
 
 
 def _has_statistics(norm: nn.Module) -> bool:
-    # By name, because torchvision, Detectron2 and timm each have a frozen one of their own.
+    # By name, because torchvision, Detectron2 and timm each have their own frozen version.
     kind = isinstance(norm, _BatchNorm) or type(norm).__name__.startswith("FrozenBatchNorm")
     return kind and norm.running_mean is not None

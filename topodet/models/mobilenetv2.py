@@ -56,17 +56,17 @@ def _build(
     model = kind(blocks, act_layer=nn.ReLU6, **kwargs)
     if not connected:
         return model
-    return connect(model, edge_weights=edge_weights).to(dtype=kwargs.get("dtype"))  # the edge weights as well
+    return connect(model, edge_weights=edge_weights).to(dtype=kwargs.get("dtype"))  # the edge weights too
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     check_out_indices(kwargs, 5)
-    # As timm does it for EfficientNets: their feature extractor is a class of its own, with the same names, unless
-    # `feature_cls` asks for another one around the classifier.
+    # As for timm's EfficientNets: the feature extractor is a separate class with the same names, unless `feature_cls`
+    # selects one that wraps the classifier.
     features = kwargs.get("features_only", False) and not {"feature_cls", "feature_cfg"} & set(kwargs)
     if features:
         del kwargs["features_only"]
-    elif "feature_cls" in kwargs:  # timm's "list" and "dict" find the stages so
+    elif "feature_cls" in kwargs:  # needed for timm's "list" and "dict" to find the stages
         kwargs["feature_cfg"] = {"flatten_sequential": True, **kwargs.get("feature_cfg", {})}
     model = build_model_with_cfg(
         partial(_build, EfficientNetFeatures if features else EfficientNet, connected=variant.endswith("_connected")),

@@ -57,7 +57,7 @@ def packaged_weights(arch: str) -> Path:
         )
     known = PACKAGED[arch]
     if not known.path.is_file():
-        raise WeightsError(f"{known.path} is missing: install topodet again")
+        raise WeightsError(f"{known.path} is missing: reinstall topodet")
     if sha256(known.path) != known.sha256:
-        raise WeightsError(f"{known.path} is damaged or was changed: install topodet again")
+        raise WeightsError(f"{known.path} is damaged or was changed: reinstall topodet")
     return known.path

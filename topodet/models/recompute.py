@@ -18,7 +18,7 @@ def update_statistics_once(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, _NormBase) and _enter not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_enter)
-            # Recomputation may stop with an exception in the midst of the last module that is needed.
+            # Recomputation may stop with an exception in the middle of the last module that is needed.
             module.register_forward_hook(_leave, always_call=True)
 
 

@@ -52,7 +52,7 @@ class ResNetCifar(StagedClassifier):
         drop_rate: dropout before the classifier.
         output_stride: 1 or 2: stages beyond it do not stride, and are dilated instead. Larger values of timm change
             nothing, because the last stage has stride 4.
-        device, dtype: of the parameters.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
         ConfigError: a depth that is not 6n + 2, or an invalid `output_stride`.
@@ -77,7 +77,7 @@ class ResNetCifar(StagedClassifier):
         if blocks < 1 or rest:
             raise ConfigError(f"a ResNet for CIFAR has 6n + 2 layers: 8, 14, 20 and so on, got depth={depth}")
         if output_stride not in (1, 2, 4, 8, 16, 32):
-            raise ConfigError(f"output_stride={output_stride!r}: use 1, 2 or 4 (no dilation); 8, 16 and 32 are as 4")
+            raise ConfigError(f"output_stride={output_stride!r}: use 1, 2 or 4 (no dilation); 8, 16 and 32 act as 4")
         norm = make_norm_layer(norm_layer)
         self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False, **factory)
         self.bn1 = norm(16, **factory)
@@ -134,7 +134,7 @@ def _stage(
 
 def _connected(*, edge_weights: EdgeWeights = "learned", **kwargs: Any) -> ResNetCifar:
     model = rewire(ResNetCifar(**kwargs), edge_weights=edge_weights)
-    return model.to(dtype=kwargs.get("dtype"))  # the edge weights as well
+    return model.to(dtype=kwargs.get("dtype"))  # the edge weights too
 
 
 DEPTHS = (20, 32, 44, 56, 110)

@@ -15,7 +15,7 @@ from ..topology.graph import Edge
 from ..topology.paths import check_paths
 from .wiring import EdgeWeights, Wiring
 
-NormLayer = Callable[..., nn.Module]  # of channels; of device and dtype too where they are given
+NormLayer = Callable[..., nn.Module]  # takes channels, and device and dtype if they are given
 
 
 class Node(nn.Module):
@@ -87,7 +87,7 @@ class TopoStage(nn.Module):
         super().__init__()
         self.wiring = Wiring(topology, edge_weights, **factory)
         self.nodes = nn.ModuleList(
-            # Sums belong to the node that reads them, the input of a stage is also a feature map that others read.
+            # A node may overwrite the sum that it reads, but not the input of a stage, which is also a feature map.
             Node(out_chs, out_chs, dilation=dilation, norm_layer=norm_layer, inplace=True, **factory)
             if i
             else Node(in_chs, out_chs, stride=stride, dilation=first_dilation, norm_layer=norm_layer, **factory)
@@ -103,7 +103,7 @@ class TopoStage(nn.Module):
         return self.wiring.topology
 
     def prune_to_edges_(self, edges: Collection[Edge]) -> None:
-        """Remove, in place, all edges but these and the nodes that are on none of them; renumber the others.
+        """Remove, in place, all edges but these, and the nodes left without edges; renumber the other nodes.
 
         Raises:
             TopologyError: they are not all on paths from the stage's input to its output.
@@ -126,7 +126,7 @@ class TopoStage(nn.Module):
         for i in range(1, len(self.nodes)):
             sums.put(i - 1, x)
             if self.grad_checkpointing and self.training:
-                # The features are kept anyway, for the other nodes that read them; what is recomputed is the inside.
+                # The features are kept anyway for the other nodes that read them; only the inside is recomputed.
                 x = checkpoint(_read_and_compute, self.nodes[i], sums, i, use_reentrant=False)
             else:
                 x = _read_and_compute(self.nodes[i], sums, i)

@@ -43,7 +43,7 @@ class TimmTrunk(nn.Module):
 
     Attributes:
         arch, wiring, connect_nodes, rewire: as given.
-        options: arguments of `timm.create_model` that the network was made with.
+        options: arguments of `timm.create_model` that the network was created with.
         stage_channels: channels of each stage's feature map.
         stage_strides: stride of each stage's feature map with respect to the image.
 
@@ -51,7 +51,7 @@ class TimmTrunk(nn.Module):
         ConfigError: unknown name, wiring or option; a network without these strides, or with nothing to connect.
     """
 
-    network_prefix = "network."  # what names have here that a weights file does not
+    network_prefix = "network."  # prefix of tensor names that weights files do not have
 
     def __init__(
         self,
@@ -91,15 +91,15 @@ class TimmTrunk(nn.Module):
         return name in self._unread
 
     def frozen_names(self, frozen_stages: int) -> list[str]:
-        """Return the names within `network` of what `frozen_modules` returns."""
+        """Return the names within `network` of the modules that `frozen_modules` returns."""
         check_frozen_stages(frozen_stages, len(self.stage_channels))
         if frozen_stages < 0:
             return []
         names, loose = self._parts[frozen_stages]
         if loose:
             raise ConfigError(
-                f"frozen_stages={frozen_stages}, but {self.arch} has tensors beside its modules ({', '.join(loose)}): "
-                "it cannot be frozen in part, use -1"
+                f"frozen_stages={frozen_stages}, but {self.arch} has tensors outside its modules ({', '.join(loose)}): "
+                "it cannot be partly frozen, use -1"
             )
         return names
 
@@ -107,7 +107,7 @@ class TimmTrunk(nn.Module):
         """Return the modules that `frozen_stages` freezes: -1 none, 0 all before stride 4, k also the first k stages.
 
         Raises:
-            ConfigError: not in -1..number of stages, or the network itself holds tensors outside of its modules.
+            ConfigError: not in -1..number of stages, or the network has tensors outside its modules.
         """
         return [self.network.get_submodule(name) for name in self.frozen_names(frozen_stages)]
 
@@ -143,13 +143,13 @@ def create_timm_network(
     if connect_nodes not in get_args(Nodes):
         raise ConfigError(unknown_name("connect_nodes", connect_nodes, get_args(Nodes)))
     if rewire and connect_nodes != "residuals":
-        raise ConfigError(f"rewire=True has nodes of its own, and connect_nodes={connect_nodes!r}: leave one out")
+        raise ConfigError(f"rewire=True defines the nodes, and so does connect_nodes={connect_nodes!r}: leave one out")
     if rewire and wiring == "none":
-        raise ConfigError("rewire=True makes edges and wiring='none' has none: give one of them")
+        raise ConfigError("rewire=True adds edges, but wiring='none' allows none: give one of them")
     try:
         network = timm.create_model(name, **options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} cannot be made with the arguments given: {error}") from error
+        raise ConfigError(f"{name} cannot be created with the given arguments: {error}") from error
     own = [module for module in network.modules() if isinstance(module, RunWiring)]
     if wiring == "none" or (own and not rewire):
         if wiring == "fixed":
@@ -174,22 +174,22 @@ def check_timm_name(name: str) -> None:
     known = timm.list_models()
     hint = did_you_mean(name, known)
     ours = ", ".join(timm.list_models("toponet*"))
-    raise ConfigError(f"unknown model {name!r}.{hint} topodet has {ours}; timm.list_models() has all {len(known)}")
+    raise ConfigError(f"unknown model {name!r}.{hint} topodet has {ours}; timm.list_models() lists all {len(known)}")
 
 
 def _any_size(name: str) -> dict[str, Any]:
-    """Return the option by which timm's Swin takes images of other sizes than its own."""
+    """Return the option that lets timm's Swin accept images of any size."""
     return {"strict_img_size": False} if name.startswith("swin") else {}
 
 
 def _taps(name: str, network: nn.Module) -> list[int]:
-    """Return the index of timm's feature map at each of the strides: of the last one, where there are several."""
+    """Return the index of timm's feature map at each of the strides, the last one if there are several."""
     found = {info["reduction"]: k for k, info in enumerate(getattr(network, "feature_info", ()))}
     if not set(STRIDES) <= set(found) or not hasattr(network, "prune_intermediate_layers"):
         have = ", ".join(map(str, found)) or "no stride that timm knows"
         raise ConfigError(
-            f"{name} gives feature maps at {have}, a detector's neck needs them at {', '.join(map(str, STRIDES))}: "
-            "choose a network whose resolution falls stage by stage (ConvNets, Swin, MetaFormers; no plain ViT)"
+            f"{name} has feature maps at {have}, but a detector's neck needs them at {', '.join(map(str, STRIDES))}: "
+            "choose a network whose resolution decreases by stage (ConvNets, Swin, MetaFormers; not plain ViT)"
         )
     return [found[stride] for stride in STRIDES]
 
@@ -199,9 +199,9 @@ def _prune(network: nn.Module, tap: int) -> None:
 
 
 def _parts(network: nn.Module, taps: list[int]) -> list[tuple[list[str], list[str]]]:
-    """Return what computes all that comes before stride 4, that and the first stage, and so on.
+    """Return the parts of a network up to each stage: all before stride 4, that and the first stage, and so on.
 
-    Names of modules, and of tensors that are not in one of them alone.
+    Each part has the names of its modules, and those of its tensors that are outside these modules.
     """
     spare = copy.deepcopy(network)
     kept: list[set[str]] = []

@@ -1,6 +1,6 @@
 """TopoNet as a timm model (ECCV 2020, arXiv 2008.08261), and the networks of the paper by name."""
 
-# Without `annotations` of __future__: torch.fx writes those of `forward` into its graphs, and pickles types, not words.
+# No `annotations` from __future__: torch.fx copies those of `forward` into its graphs, and pickles only types.
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,14 +22,14 @@ class TopoNet(Trunk, StagedClassifier):
 
     The defaults are the paper's network: {14, 20, 26, 14} nodes, C = 64, complete graphs, learned weights: 23,745,640
     parameters and 697 edge weights, 3,931,535,872 multiply-adds at 224 (the paper prints 23.23M, 3.95G). As in Eq. 1, a
-    stage ends in its last node's normalization, which the next node's ReLU, or the pooling, reads.
+    stage ends with its last node's normalization, whose output the next node's ReLU, or the pooling, reads.
 
     Args:
         nodes, width, topology, edge_weights, seed, in_chans, norm_layer, output_stride: see `build_blocks`.
         num_classes: outputs of the classifier; 0 leaves it out and returns pooled features.
         global_pool: timm's pooling type.
         drop_rate: dropout before the classifier.
-        device, dtype: of the parameters.
+        device, dtype: device and dtype of the parameters.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TopoNetFeatures(Trunk):
     """
 
     def __init__(self, model: TopoNet, out_indices: Sequence[int] = (0, 1, 2, 3)):
-        # `Trunk.__init__` would initialize again what may hold loaded weights.
+        # `Trunk.__init__` would initialize weights that may have been loaded.
         nn.Module.__init__(self)
         indices, last = feature_take_indices(len(model.stages), list(out_indices))
         self.stem = model.stem
@@ -190,8 +190,8 @@ default_cfgs = generate_default_cfgs(dict(map(_default_cfg, ARCHITECTURES)))
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> TopoNet | TopoNetFeatures:
     feature_cfg: dict[str, Any] = {"out_indices": (0, 1, 2, 3), "feature_cls": TopoNetFeatures}
     if pretrained and variant in PACKAGED:
-        packaged_weights(variant)  # timm reads the file without a check
-    if "feature_cls" in kwargs:  # timm's "list" and "dict" find the stages so
+        packaged_weights(variant)  # timm does not check the file
+    if "feature_cls" in kwargs:  # needed for timm's "list" and "dict" to find the stages
         feature_cfg["flatten_sequential"] = True
     return build_model_with_cfg(
         TopoNet,

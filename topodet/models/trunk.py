@@ -24,11 +24,11 @@ _logger = logging.getLogger(__name__)
 
 TopologySpec = str | Mapping[str, Any] | Topology
 
-# What they do depends on the tensor: torch.fx records the calls and does not look into them.
+# They depend on the tensor, so torch.fx must record the calls without tracing into them.
 fx.wrap("to_fast_format")
 fx.wrap("from_fast_format")
 
-# What differs between the named networks, or those of weights files; everything else has one default.
+# Arguments that differ between the named networks or those of weights files; all others have one default.
 ARCHITECTURE_ARGUMENTS = ("nodes", "width", "topology", "edge_weights", "seed", "output_stride")
 
 
@@ -59,7 +59,7 @@ class Trunk(nn.Module):
         stages: each has `stride` and `out_chs`.
     """
 
-    network_prefix = ""  # what names have here that a weights file does not
+    network_prefix = ""  # prefix of tensor names that weights files do not have
 
     def __init__(self, stem: nn.Module, stages: Sequence[TopoStage]):
         super().__init__()
@@ -126,7 +126,7 @@ class Trunk(nn.Module):
 
 
 def check_frozen_stages(frozen_stages: int, num_stages: int) -> None:
-    """Raise an error for a `frozen_stages` that a network with so many stages does not have.
+    """Raise an error for a `frozen_stages` that a network with `num_stages` stages does not have.
 
     Raises:
         ConfigError: not in -1..num_stages.
@@ -134,7 +134,7 @@ def check_frozen_stages(frozen_stages: int, num_stages: int) -> None:
     if not -1 <= frozen_stages <= num_stages:
         raise ConfigError(
             f"frozen_stages={frozen_stages}, but this network has {num_stages} stages: use -1 (nothing), "
-            f"0 (stem) or 1..{num_stages} (stem and so many stages)"
+            f"0 (stem) or 1..{num_stages} (stem and that many stages)"
         )
 
 
@@ -151,7 +151,7 @@ def check_out_indices(kwargs: Mapping[str, Any], total: int) -> None:
         ConfigError: not ascending.
     """
     indices = kwargs.get("out_indices")
-    if not isinstance(indices, Sequence):  # none, or how many of the last ones
+    if not isinstance(indices, Sequence):  # None, or the number of last stages
         return
     stages = [k + total if k < 0 else k for k in indices]
     if stages != sorted(set(stages)):
@@ -233,7 +233,8 @@ def make_norm_layer(norm_layer: str | NormLayer) -> NormLayer:
         return get_norm_layer(norm_layer)
     except (KeyError, AssertionError) as error:
         raise ConfigError(
-            f"unknown norm_layer {norm_layer[:80]!r}: give a name of timm's, e.g. batchnorm2d, groupnorm or layernorm2d"
+            f"unknown norm_layer {norm_layer[:80]!r}: give a name that timm knows, e.g. batchnorm2d, groupnorm or "
+            "layernorm2d"
         ) from error
 
 
@@ -267,7 +268,7 @@ def init_weights(module: nn.Module) -> None:
     """Initialize in place: convolutions He-normal over their outputs, linear layers N(0, 0.01), alpha 1."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
-            # Grouped: a depthwise output is read as often as its own channel, not as all of them.
+            # In a grouped convolution, an input channel only reaches the outputs of its group.
             fan_out = math.prod(part.kernel_size) * part.out_channels // part.groups
             nn.init.normal_(part.weight, std=math.sqrt(2.0 / fan_out))
         elif isinstance(part, nn.Linear):

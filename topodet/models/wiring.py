@@ -40,8 +40,8 @@ def check_dtypes(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: st
 class Wiring(FixedTensors):
     """The edges of one stage and their weights alpha (Eq. 1), saved together.
 
-    A state dict holds `alpha`, float [E], and `edges`, int64 [E, 2] of (source, target): a file contains its own
-    topology, and one that differs from this module's is refused.
+    A state dict contains `alpha`, float [E], and `edges`, int64 [E, 2] of (source, target): a file contains its own
+    topology, and is refused if that differs from this module's.
 
     Args:
         topology: the stage's graph.
@@ -53,7 +53,7 @@ class Wiring(FixedTensors):
 
     Raises:
         ConfigError: an invalid `edge_weights`.
-        WeightsError: on `load_state_dict`, when the file has another topology.
+        WeightsError: on `load_state_dict`, when the file has a different topology.
     """
 
     alternate = True  # see `ops.Graph`
@@ -80,7 +80,7 @@ class Wiring(FixedTensors):
         else:
             raise ConfigError(unknown_name("edge_weights", edge_weights, ("learned", "fixed")))
         self.register_fixed("edges", torch.tensor(self._numbered(), dtype=torch.int64, device=device))
-        # Of the same graph as `edges`: a file with another one is refused.
+        # Always of the same graph as `edges`, since a file with a different one is refused.
         self.graph = Graph(topology.predecessors, alternate=self.alternate)
         order = torch.tensor(self.graph.order, dtype=torch.int64, device=device)
         self.register_fixed("order", order, persistent=False)
@@ -103,7 +103,7 @@ class Wiring(FixedTensors):
         self.init_non_persistent_buffers()
 
     def init_non_persistent_buffers(self) -> None:
-        """Set the tensors that no file has and `to_empty` leaves undefined, under timm's name for this method."""
+        """Set the tensors that are not saved and that `to_empty` leaves undefined; the name is timm's."""
         self._fill("order", self.graph.order)
 
     @torch.no_grad()
@@ -123,14 +123,14 @@ class Wiring(FixedTensors):
         part = type(self)(topology, kind, start=self.start, numbers=numbers).to(self.alpha).train(self.training)
         wanted = set(edges)
         kept = [edge in wanted for edge in self.topology.edges]
-        # Edges keep their order: the numbers of the nodes do.
+        # The edges keep their order, as the nodes keep theirs.
         part.alpha.copy_(self.alpha[torch.tensor(kept, device=self.alpha.device)])
         part.alpha.requires_grad_(self.alpha.requires_grad)
         return part
 
     def sums(self, like: Tensor) -> WeightedSums:
         """Return the weighted sums of one pass, over features that have the dtype and device of `like`."""
-        # Not everything that moves parameters and buffers moves other tensors.
+        # Some code moves only parameters and buffers.
         return WeightedSums(self.graph, self.alpha, self.order.to(self.alpha.device), like)
 
     def extra_repr(self) -> str:
@@ -138,8 +138,8 @@ class Wiring(FixedTensors):
         return f"{self.topology}, {'learned' if self.learned else 'fixed'}"
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        # Raised here and not collected, because frameworks that load with strict=False only log what is collected.
-        # The buffer is no truth to compare with: what was built on the meta device holds no values yet.
+        # Raised here and not collected, because frameworks that load with strict=False only log collected errors.
+        # Compared with the topology and not with the buffer, which has no values on the meta device.
         check_dtypes(self, state_dict, prefix)
         edges = state_dict.get(f"{prefix}edges")
         if edges is not None and not edges.is_meta and not self._is_same_graph(prefix, edges):
@@ -151,7 +151,7 @@ class Wiring(FixedTensors):
 
     @torch.no_grad()
     def _fill(self, name: str, values: Sequence[Sequence[int]]) -> None:
-        """Set a buffer, on the device of alpha; in place where it is there, for those who hold it."""
+        """Set a buffer, on the device of alpha; in place if it is already there, to keep references valid."""
         tensor = torch.tensor(values, dtype=torch.int64, device=self.alpha.device)
         if getattr(self, name).device == tensor.device:
             getattr(self, name).copy_(tensor)
@@ -177,7 +177,7 @@ class Wiring(FixedTensors):
             if extra
         ]
         return (
-            f"{prefix}edges: the file has another topology than the model: file {len(theirs)} edges, "
-            f"model {len(ours)} edges; {'; '.join(parts) or 'the edges are in another order'}. Build the model from "
-            "the file (topodet.weights.build) or choose the architecture that the file was trained with"
+            f"{prefix}edges: the file has a different topology than the model: file {len(theirs)} edges, "
+            f"model {len(ours)} edges; {'; '.join(parts) or 'the edges are in a different order'}. Build the model "
+            "from the file (topodet.weights.build) or choose the architecture that the file was trained with"
         )

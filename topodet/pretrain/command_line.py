@@ -277,7 +277,7 @@ def check(options: Options) -> None:
             f"--in-chans {options.model.in_chans} contradicts --input-size {options.model.input_size}: leave one out"
         )
     if options.pruning.threshold is not None and options.pruning.keep is not None:
-        raise ConfigError("--threshold and --keep are two ways to choose the edges: leave one out")
+        raise ConfigError("--threshold cannot be combined with --keep: leave one out")
     if options.pruning.threshold is None and options.pruning.keep is None:
         if options.pruning.per != "network":
             raise ConfigError(f"--per {options.pruning.per} has no effect on its own: give --keep or --threshold too")
@@ -289,7 +289,7 @@ def check(options: Options) -> None:
     if not options.data.val_split and options.run.eval_metric == "top5":
         raise ConfigError("--eval-metric top5 needs a validation split; training itself only measures top1 and loss")
     if options.augmentation.jsd_loss and options.augmentation.bce_loss:
-        raise ConfigError("--jsd-loss and --bce-loss exclude each other: leave one out")
+        raise ConfigError("--jsd-loss cannot be combined with --bce-loss: leave one out")
     if options.edges.connect and options.edges.rewire:
         raise ConfigError("--connect keeps the output of the network, --rewire changes it: leave one out")
     if options.edges.connect_nodes != "residuals" and not options.edges.connect:

@@ -157,8 +157,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, dict | None]:
             continue
         return path, state
     if first is not None:
-        others = f"; nor can the others there ({', '.join(path.name for path in found[1:])})" if found[1:] else ""
-        raise WeightsError(f"{first}{others}") from first
+        names = ", ".join(path.name for path in found[1:])
+        raise WeightsError(f"{first}; the others cannot be read either ({names})" if names else str(first)) from first
     return None, None
 
 

@@ -263,12 +263,12 @@ class PlainUnpickler:
     def _binpersid(self, _: Any) -> None:
         kind = self._take(1)[0]
         if not isinstance(kind, tuple) or len(kind) not in (5, 6) or kind[0] != "storage":
-            raise ValueError("a tensor's data is not described as torch does")
+            raise ValueError("a tensor's data is not described in torch's format")
         _, storage, key, location, numel = kind[:5]
         if len(kind) == 6 and kind[5] is not None:
             raise WeightsError("it contains views of storages, as torch 0.3 saved them: save it with a newer torch")
         if not isinstance(storage, _Name) or not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
-            raise ValueError("a tensor's data is not described as torch does")
+            raise ValueError("a tensor's data is not described in torch's format")
         if location == "meta":
             raise WeightsError("it contains a tensor on the meta device, which has no values")
         self.stack.append(self.storage(storage.last.removesuffix("Storage"), key, numel))

@@ -151,9 +151,9 @@ def test_resnets_connect_and_go_through_what_pytorch_offers():
     plain = disconnect(again)
     assert repr(plain) == repr(original)
     assert b"topodet" not in pickle.dumps(plain)
-    with pytest.raises(ConfigError, match=r"layer1.0.wiring.alpha differs from its start"):
+    with pytest.raises(ConfigError, match=r"layer1.0.wiring.alpha differs from its initial value"):
         disconnect(model)
-    with pytest.raises(WeightsError, match="layer1.0.wiring.edges: the file has another topology"):
+    with pytest.raises(WeightsError, match="layer1.0.wiring.edges: the file has a different topology"):
         again.load_state_dict({**original.state_dict(), "layer1.0.wiring.edges": torch.tensor([[0, 1]])})
 
 
@@ -277,13 +277,13 @@ def test_auto_takes_residuals_where_they_are_exact():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (series(nn.Linear(4, 4), nn.Dropout(0.1), nn.Linear(4, 4)), "no block before or after it|no two blocks"),
+        (series(nn.Linear(4, 4), nn.Dropout(0.1), nn.Linear(4, 4)), "no block that keeps this shape|no two blocks"),
         (Line(middle=nn.Dropout(0.1)), None),
         (nn.Sequential(*[Block()] * 3), "it is called 3 times"),
         (nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)), "no two blocks in series keep the shape"),
         (
             nn.Sequential(torch.jit.script(nn.Linear(4, 4)), Block()),
-            "copies itself in a way of its own|no block before",
+            "has its own way to be copied|no block that keeps",
         ),
     ],
 )
@@ -381,7 +381,7 @@ def test_an_input_that_is_read_after_a_block_overwrote_it_is_refused():
 
 def test_bad_input_is_named():
     model = series(None, None)
-    with pytest.raises(ConfigError, match=r"cannot be followed on the sample \[2, 5\]: RuntimeError.*sample=torch"):
+    with pytest.raises(ConfigError, match=r"cannot be traced on the sample \[2, 5\]: RuntimeError.*sample=torch"):
         connect(model, nodes="blocks", sample=torch.randn(2, 5))
     with pytest.raises(ConfigError, match="unknown nodes 'block'. Did you mean 'blocks'"):
         connect(model, nodes="block")
@@ -393,10 +393,10 @@ def test_bad_input_is_named():
             return super().forward(x[..., : x.shape[-1] // 2 * 2])
 
     padded = connect(nn.Sequential(*(Padding(2, 2, 1) for _ in range(2))), nodes="blocks", sample=torch.randn(1, 2, 6))
-    with pytest.raises(ConfigError, match=r"a connected run makes \[1, 2, 6\] of \[1, 2, 7\]"):
+    with pytest.raises(ConfigError, match=r"a connected run returns \[1, 2, 6\] for \[1, 2, 7\]"):
         padded(torch.randn(1, 2, 7))
-    with pytest.raises(ConfigError, match="was called on something else than what the block before it returned"):
+    with pytest.raises(ConfigError, match="was not called on the output of the block before it"):
         padded[1](torch.randn(1, 2, 6))
     looped = connect(Loop(), nodes="blocks", sample=torch.randn(2, 4))
-    with pytest.raises(ConfigError, match="reads its stream from argument 1.*has 0 positional arguments and.*x"):
+    with pytest.raises(ConfigError, match="expects its stream in argument 1.*has 0 positional arguments and.*x"):
         looped.blocks[0](size=(1.0,), x=torch.randn(2, 4), shift=0)

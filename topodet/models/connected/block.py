@@ -36,7 +36,7 @@ class RunWiring(Wiring):
     not change the wiring.
     """
 
-    alternate = False  # terms are added as the original network adds them: the results are equal to the bit
+    alternate = False  # terms are added in the order of the original network, for bitwise equal results
 
     @property
     def complete(self) -> bool:
@@ -117,10 +117,10 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """What the tensor that a block hands on carries: the run so far. Never changed, only followed by another.
+    """The state of a run, an attribute of the tensor that a block returns. Immutable: the next block makes a new one.
 
-    It holds nothing of what is computed from that tensor later: else autograd, which saves the tensor, would keep
-    itself alive.
+    It does not refer to anything computed from that tensor later, because autograd saves the tensor: the reference
+    cycle would keep both alive.
     """
 
     run: Run
@@ -137,8 +137,8 @@ class ConnectedBlock(nn.Module):
         """Compute the block's nodes and return the sum that the next node reads, or the last node's output."""
         link, x = self.link, self._stream(args, kwargs)
         if torch.compiler.is_dynamo_compiling():
-            # A compiler loses what a tensor carries where it goes into gradient checkpointing. It leaves a function
-            # there to Python if that writes to what lies outside of it, as this does.
+            # A compiler loses attributes of tensors in gradient checkpointing. There it leaves functions with side
+            # effects, such as this one, to Python.
             link.run.compiled = True
         if link.begins:
             sums, given = self.wiring.sums(x), x
@@ -163,7 +163,7 @@ class ConnectedBlock(nn.Module):
                 raise ConfigError(self._misshapen(x, result))
             given, x = x, result
             if node + 1 < len(sums.sources):
-                # Autocast may give a branch another dtype than the stream; all terms of a sum have that of the stream.
+                # Autocast may change the dtype of a branch; all terms of a sum have the dtype of the stream.
                 sums.put(node, result.to(dtype))
                 x = sums.read(node + 1)
                 args, kwargs = _put_in(args, kwargs, given, x)
@@ -179,23 +179,23 @@ class ConnectedBlock(nn.Module):
             return kwargs[argument] if isinstance(argument, str) else args[argument]
         except (KeyError, IndexError):
             raise ConfigError(
-                f"a connected {original_class(self).__name__} reads its stream from argument {argument!r}, as the "
+                f"a connected {original_class(self).__name__} expects its stream in argument {argument!r}, as the "
                 f"network passed it on the sample; this call has {len(args)} positional arguments and "
                 f"{sorted(kwargs) or 'no'} keywords. Leave the block out: connect(..., leave_out=[its name])"
             ) from None
 
     def _lost(self) -> str:
         return (
-            f"{original_class(self).__name__} of a connected run was called on something else than what the block "
-            "before it returned: the network changes its stream between blocks, or leaves some out, or recomputes it "
+            f"{original_class(self).__name__} of a connected run was not called on the output of the block "
+            "before it: the network changes its stream between blocks, or skips some, or recomputes it "
             "with use_reentrant=True. Leave these blocks out: connect(..., leave_out=[their names])"
         )
 
     def _misshapen(self, x: Tensor, result: Tensor) -> str:
         return (
-            f"{original_class(self).__name__} of a connected run makes {list(result.shape)} of {list(x.shape)}: "
-            "its nodes can be summed only where blocks keep the shape. Give images of a size at which it does, as the "
-            "sample that the network was connected with, or leave the block out: connect(..., leave_out=[its name])"
+            f"{original_class(self).__name__} of a connected run returns {list(result.shape)} for {list(x.shape)}: "
+            "its nodes can be summed only if blocks keep the shape. Give images of a size for which it does, such as "
+            "the sample that the network was connected with, or leave the block out: connect(..., leave_out=[its name])"
         )
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
@@ -203,12 +203,12 @@ class ConnectedBlock(nn.Module):
             wiring = f"{prefix}wiring."
             own = (value for key, value in state_dict.items() if key.startswith(prefix) and not key.startswith(wiring))
             if (tensor := next(own, None)) is not None:
-                # A network built on the meta device has no device yet: that of the file's tensors.
+                # On the device of the file's tensors: a network on the meta device has none yet.
                 self.wiring.add_missing(state_dict, wiring, tensor.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
-        # The class was made here and has no name by which a pickle could find it.
+        # The class was created at run time, so a pickle cannot find it by name.
         _, (made,), *rest = super().__reduce_ex__(protocol)
         return _new, made.__mro__[1:3], *rest
 
@@ -217,13 +217,13 @@ class ConnectedSeries(nn.Module):
     """A container of blocks in series that can be cut within a run: `model.blocks[:2]`, as timm does."""
 
     def __getitem__(self, key: int | slice) -> nn.Module:
-        """Return a block, or a container of the first blocks; the last one hands on what the next one would read."""
+        """Return a block, or a container of the first blocks; the last one returns what the next one would read."""
         part = super().__getitem__(key)
         if not isinstance(key, slice):
             return part
         if range(len(self))[key] != range(len(part)):
             raise ConfigError(
-                f"blocks of a connected run can be cut at their end only, [:n], got {key} of {len(self)} blocks"
+                f"blocks of a connected run can only be cut at their end, [:n], got {key} of {len(self)} blocks"
             )
         _cut_run(part)
         return part
@@ -234,7 +234,7 @@ class ConnectedSeries(nn.Module):
 
 
 class _Original:
-    """A block as its class made it: calling it computes what it would without its link."""
+    """A block without its link: calling it runs the `forward` of its original class."""
 
     __slots__ = ("block",)
 
@@ -246,7 +246,7 @@ class _Original:
 
     def __getattr__(self, name: str) -> Any:
         if name in self.__slots__:
-            raise AttributeError(name)  # before __init__, as a compiler sees it: there is no block to ask yet
+            raise AttributeError(name)  # a compiler may access it before __init__, when there is no block yet
         return getattr(self.block, name)
 
 
@@ -296,13 +296,13 @@ def runs(model: nn.Module) -> dict[str, dict[str, ConnectedBlock]]:
     named = {}
     for blocks in found.values():
         (first, block), *_ = in_series = sorted(blocks.items(), key=lambda item: item[1].link.place)
-        if block.link.begins:  # else the model is a part of the network, without the run's beginning
+        if block.link.begins:  # otherwise the model is a part of the network, without the start of the run
             named[f"{first}.wiring".removeprefix(".")] = dict(in_series)
     return named
 
 
 def _cut_run(container: nn.Module) -> None:
-    """Give the last run of a container, whose further blocks are cut off, a wiring without them."""
+    """Shorten the wiring of the last run of a container if its further blocks were cut off."""
     blocks = list(container._modules.values())
     last = blocks[-1] if blocks else None
     if not isinstance(last, ConnectedBlock) or last.link.ends:
@@ -311,12 +311,12 @@ def _cut_run(container: nn.Module) -> None:
         ((name, block) for name, block in container._modules.items() if _begins(block, last.link.run)), (None, None)
     )
     if block is None:
-        return  # the run begins in another container, which keeps its edges
+        return  # the run starts in another container, which keeps its edges
     topology, end = block.wiring.topology, last.link.end
     if topology.num_nodes > end + 1:
         if not block.wiring.complete:
-            raise ConfigError(f"the run of block {name} was pruned and cannot be cut any more: cut first, then prune")
-        twin = copy.copy(block)  # the block of the longer run keeps its own
+            raise ConfigError(f"the run of block {name} was pruned and can no longer be cut: cut first, then prune")
+        twin = copy.copy(block)  # the block of the longer run keeps its wiring
         twin._modules = block._modules.copy()
         twin.wiring = block.wiring.subset([edge for edge in topology.edges if edge[1] <= end], renumber=False)
         container.add_module(name, twin)
@@ -343,12 +343,12 @@ def _new(mixin: type, kind: type) -> nn.Module:
 
 
 def _carried(x: Tensor) -> _Pass | None:
-    # A tensor of torch.fx has every attribute that it is asked for.
+    # A proxy of torch.fx returns something for any attribute.
     return vars(x).get(_PASS) if isinstance(x, fx.Proxy) else getattr(x, _PASS, None)
 
 
 def _put_in(args: tuple, kwargs: Mapping[str, Any], old: Tensor, new: Tensor) -> tuple[tuple, dict[str, Any]]:
-    """Return arguments with one tensor in the place of another, wherever that was among them."""
+    """Return arguments with each occurrence of one tensor replaced by another."""
     return (
         tuple(new if value is old else value for value in args),
         {name: new if value is old else value for name, value in kwargs.items()},
@@ -356,6 +356,6 @@ def _put_in(args: tuple, kwargs: Mapping[str, Any], old: Tensor, new: Tensor) ->
 
 
 def _with(output: Any, index: int, x: Tensor) -> Any:
-    """Return a block's results with the stream in its place."""
+    """Return a block's results with the stream replaced."""
     values = [*output[:index], x, *output[index + 1 :]]
     return values if isinstance(output, list) else tuple(values)

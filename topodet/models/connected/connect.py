@@ -53,7 +53,7 @@ from .follow import Call, Sample, call, follow, runs_of_blocks
 from .residual import ADDITIVE, Residual, Table
 from .rewired import REWIRED
 
-# Modules that call their children one after the other, or whose owners do.
+# Modules that call their children one after the other, or whose parents do.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, RegStage)
 
 Nodes = Literal["residuals", "blocks", "auto"]
@@ -203,9 +203,9 @@ def connectable(
         >>> for name, run in connectable(timm.create_model("resnet18"), nodes="auto").items():
         ...     print(name, "->", run)
         layer1.0.wiring -> blocks: 2 blocks from layer1.0 to layer1.1, 3 edges
-        layer2 -> it does not keep the shape of what it reads
-        layer3 -> it does not keep the shape of what it reads
-        layer4 -> it does not keep the shape of what it reads
+        layer2 -> it does not keep the shape of its input
+        layer3 -> it does not keep the shape of its input
+        layer4 -> it does not keep the shape of its input
     """
     plans, reasons = _plan(model, nodes, sample, leave_out, blocks)
     return {**{plan.name: plan for plan in plans}, **reasons}
@@ -240,18 +240,18 @@ def disconnect(model: nn.Module) -> nn.Module:
         first = next(iter(blocks.values()))
         if first.link.run.form == "rewired":
             raise ConfigError(
-                f"{name.removesuffix('.wiring')} is rewired: whatever its edge weights, the original blocks would "
+                f"{name.removesuffix('.wiring')} is rewired: with any edge weights, the original blocks would "
                 "compute something else. Keep it (it can be exported as it is)"
             )
         if not first.wiring.complete:
-            raise ConfigError(f"{name} was pruned: blocks of the original are gone. Keep the network as it is")
+            raise ConfigError(f"{name} was pruned: blocks of the original are missing. Keep the network as it is")
         alpha = first.wiring.alpha.detach()
         off = (alpha - first.wiring.initial_alpha(device=alpha.device, dtype=alpha.dtype)).abs().max()
         if bool(off != 0):
             raise ConfigError(
-                f"{name}.alpha differs from its start by up to {off.item():.3g}: without its edge weights the network "
-                "would compute something else. Keep it connected (it can be exported as it is), or set the weights "
-                "back with reset_parameters() and train on"
+                f"{name}.alpha differs from its initial value by up to {off.item():.3g}: without its edge weights the "
+                "network would compute something else. Keep it connected (it can be exported as it is), or reset the "
+                "weights with reset_parameters() and train on"
             )
     model = copy.deepcopy(model)
     disconnect_modules(model)
@@ -270,7 +270,7 @@ def _plan(
         plans, reasons = _plan_residuals(model, ADDITIVE, "residuals", leave_out, blocks)
     if nodes == "residuals":
         return plans, reasons
-    # What is called may keep what it computed (a cache of positions): these are copies, and thrown away.
+    # Only copies are called: a module may cache results, such as positions.
     root, output, sample = follow(copy.deepcopy(model), sample)
     if plans and not _is_exact(_apply(copy.deepcopy(model), plans), sample, output, model):
         plans = []
@@ -279,7 +279,7 @@ def _plan(
     if of_blocks and not _is_exact(_apply(copy.deepcopy(model), plans), sample, output, model):
         raise ConfigError(
             f"{type(model).__name__} computes something else when its blocks are connected, although they are called "
-            f"one after the other: {'; '.join(map(str, of_blocks))}. It may overwrite what they return. Find the run "
+            f"one after the other: {'; '.join(map(str, of_blocks))}. It may overwrite their outputs. Find the run "
             "with connect(..., leave_out=[names of blocks])"
         )
     return plans, others if of_blocks or not reasons else {**reasons, **others}
@@ -290,22 +290,22 @@ def _check(model: nn.Module, leave_out: Collection[str]) -> None:
     for name, module in modules.items():
         if isinstance(module, ConnectedBlock):
             way_back = "" if module.link.run.form == "rewired" else "; disconnect(model) undoes it"
-            raise ConfigError(f"{name or type(model).__name__} is connected already{way_back}")
+            raise ConfigError(f"{name or type(model).__name__} is already connected{way_back}")
     for name in leave_out:
         if name not in modules:
             raise ConfigError(unknown_name("module in leave_out", name, modules))
 
 
 def _obstacle(name: str, block: nn.Module, leave_out: Collection[str]) -> str | None:
-    """Return why a module cannot be a connected block, whatever it computes; None when it can."""
+    """Return why a module cannot be a connected block, whatever it computes; None if it can."""
     if any(name == out or name.startswith(f"{out}.") for out in leave_out):
         return "it is in leave_out"
     if isinstance(block, torch.jit.ScriptModule) or hasattr(type(block), "__deepcopy__"):
-        return f"its class {type(block).__name__} copies itself in a way of its own"
+        return f"its class {type(block).__name__} has its own way to be copied"
     if "forward" in vars(block):
         return "its forward was replaced by a wrapper: connect the network first, then wrap it"
     taken = [attribute for attribute in ("wiring", "link") if hasattr(block, attribute)]
-    return f"it has an attribute {taken[0]!r} of its own" if taken else None
+    return f"it already has an attribute {taken[0]!r}" if taken else None
 
 
 def _plan_residuals(
@@ -370,7 +370,7 @@ def _plan_blocks(
     Args:
         root: see `follow`.
         leave_out: see `connect`.
-        taken: names of blocks that other runs have.
+        taken: names of blocks in other runs.
     """
 
     found, reasons = runs_of_blocks(root, lambda name, block: _obstacle(name, block, leave_out), taken)
@@ -409,11 +409,11 @@ def _is_exact(connected: nn.Module, sample: Sample, output: Any, original: nn.Mo
     """Whether a connected network computes on a sample what the original did, up to rounding."""
     try:
         found = call(connected, sample)
-    except ConfigError:  # it does not call its blocks as the run would have it
+    except ConfigError:  # it does not call its blocks in the order of the run
         return False
     if _equal(found, output):
         return True
-    # A network that draws numbers in evaluation cannot be compared.
+    # A network that draws random numbers in evaluation mode cannot be compared.
     return not _equal(call(copy.deepcopy(original), sample), output)
 
 
@@ -438,9 +438,9 @@ def _nothing_to_do(model: nn.Module, nodes: Nodes | Literal["rewired"], reasons:
     prefix = f"nothing to {name} in {type(model).__name__}: "
     if not reasons:
         if nodes in ("blocks", "auto"):
-            return f"{prefix}no two blocks in series keep the shape of what they read"
+            return f"{prefix}no two blocks in series keep the shape of their input"
         if nodes == "rewired" and any(ADDITIVE.find(block) for block in model.modules()):
-            return f"{prefix}no block of it is known to activate after its addition. connect(model) says what it can do"
+            return f"{prefix}none of its blocks is known to activate after its addition. Try connect(model)"
         return (
             f"{prefix}it has no residual block that topodet knows. Known in timm.models: "
             f"{', '.join(table.classes())}. For others say how they add: {name}(..., blocks={{Class: Residual(...)}})"

@@ -29,7 +29,7 @@ class Call:
     """A call of a module.
 
     Attributes:
-        name: of the module in the network.
+        name: name of the module in the network.
         module: the module.
         inputs: the tensors among its arguments, by position or name, with their versions at the start of the call.
         outputs: the tensors that it returned, by position, or by None if it returned one, with their versions.
@@ -64,7 +64,7 @@ class Node:
 @torch.no_grad()
 def call(model: nn.Module, sample: Sample) -> Any:
     """Return a network's output for a sample in evaluation mode; the network stays in that mode."""
-    model.eval()  # the backbones of MMDetection return None
+    model.eval()  # not chained: the `eval` of MMDetection's backbones returns None
     with torch.random.fork_rng(devices=[]):
         return model(*_arguments(sample))
 
@@ -87,13 +87,13 @@ def follow(model: nn.Module, sample: Sample | None = None) -> tuple[Call, Any, S
         try:
             output = call(model, given)
             return calls[0], output, given
-        except Exception as error:  # whatever a network says to an input of a size that it is not made for
+        except Exception as error:  # a network can raise anything for an input size that it does not support
             problems.append(f"{_in_words(given)}: {type(error).__name__}: {error}")
         finally:
             for handle in handles:
                 handle.remove()
     raise ConfigError(
-        f"{type(model).__name__} cannot be followed on the sample {'; '.join(problems)}. Give an input that it takes: "
+        f"{type(model).__name__} cannot be traced on the sample {'; '.join(problems)}. Give an input that it accepts: "
         "sample=torch.zeros(1, 3, height, width), or a tuple of all its arguments"
     )
 
@@ -106,7 +106,7 @@ def samples(model: nn.Module) -> Iterator[Tensor]:
     own = next((module.img_size for module in model.modules() if getattr(module, "img_size", None)), None)
     sizes = [own, (cfg.get("input_size") or (None,))[1:], (224, 224)]
     if own is None and not cfg.get("fixed_input_size"):
-        # Small, for speed; at stride 32 a map of 3 by 3, which one more stride would change.
+        # Small, for speed; the map at stride 32 is 3 by 3, so that another stride would change it.
         sizes.insert(0, (96, 96))
     channels = [conv.in_channels if conv else 3, (cfg.get("input_size") or (3,))[0]]
     sizes = [(size, size) if isinstance(size, int) else tuple(size or ()) for size in sizes]
@@ -154,7 +154,7 @@ def runs_of_blocks(
         return None
 
     def atoms(call: Call) -> Iterator[Call]:
-        """Yield the calls that the blocks within a call are, containers of blocks taken apart."""
+        """Yield the calls within a call; a container of blocks is replaced by the calls of its blocks."""
         for child in call.children:
             yield from _inner(child) if is_block(child) else (child,)
 
@@ -169,7 +169,7 @@ def runs_of_blocks(
     found: list[list[Node]] = []
 
     def search(call: Call) -> bool:
-        """Find the runs within a call; return whether there are any, or some that others have."""
+        """Find the runs within a call; return whether it has any, also of blocks that are already taken."""
         chains: list[list[Call]] = []
         parts = list(atoms(call))
         for part in filter(is_block, parts):
@@ -197,11 +197,11 @@ def runs_of_blocks(
 def _outermost(
     found: Sequence[list[Node]], reasons: Mapping[str, str], calls: Sequence[Call], taken: Collection[str]
 ) -> tuple[list[list[Node]], dict[str, str]]:
-    """Return runs without those inside of blocks, and the reasons that concern blocks.
+    """Return runs without those inside blocks, and the reasons that concern blocks.
 
-    What is of the class of a run's block is a block too, and stays whole where it is in no run. (Not where such blocks
-    are made of such blocks, as trees are, or of anything, as `nn.Sequential`.) Plain layers, as two convolutions, are
-    nodes only where there are no blocks of several modules.
+    A module of the class of a run's block is a block too, and stays whole even if it is in no run. (Except for classes
+    whose modules contain each other, as in trees, or contain anything, such as `nn.Sequential`.) Single layers, such as
+    two convolutions, are nodes only if there are no blocks of several modules.
     """
     by_name = {call.name: call for call in reversed(calls)}
 
@@ -224,18 +224,18 @@ def _outermost(
     left = {}
     for name, reason in reasons.items():
         block = next((outer for outer in around(name) if kind(outer) in kinds), name)
-        # Of what changes the shape only what is such a block, or made of such blocks: no stem and no head.
+        # Of modules that change the shape, only report such blocks or what contains them: no stem and no head.
         if reason != _CHANGES or not kinds or any(type(part) in kinds for part in by_name[block].module.modules()):
             left[block] = reason if block == name else _ALONE if _keeps_shape(by_name[block]) else _CHANGES
     return [run for run in found if run in kept], left
 
 
-_CHANGES = "it does not keep the shape of what it reads"
-_ALONE = "no block before or after it keeps this shape and is called on the same tensor that the other returns"
+_CHANGES = "it does not keep the shape of its input"
+_ALONE = "no block that keeps this shape is called directly before or after it, on the same tensor"
 
 
 def _nodes(chain: Sequence[Call], follows: Callable[[Call, Call], Any]) -> list[Node] | None:
-    """Return the blocks of a chain of calls as nodes; None where the stream does not keep its shape all along."""
+    """Return the blocks of a chain of calls as nodes; None if the stream changes its shape."""
     links = [follows(before, after) for before, after in pairwise(chain)]
     shape = chain[0].outputs[links[0][0]][0]
     first = [argument for argument, (tensor, _) in chain[0].inputs.items() if _alike(tensor, shape)]
@@ -248,7 +248,7 @@ def _nodes(chain: Sequence[Call], follows: Callable[[Call, Call], Any]) -> list[
 
 
 def _keeps_shape(call: Call) -> bool:
-    """Whether a call makes of one of its tensors another one like it, with weights that mix (no normalization)."""
+    """Whether a call turns one of its tensors into another of its shape, and not only by a normalization."""
     return any(parameter.ndim > 1 for parameter in call.module.parameters()) and any(
         _alike(tensor, output) and tensor is not output
         for tensor, _ in call.inputs.values()
@@ -261,9 +261,9 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _in_series(call: Call, inside: Sequence[Call]) -> bool:
-    """Whether a call does nothing but hand its input to the first call within it, and so on to its output.
+    """Whether a call only passes its input to the first call within it, each output to the next, and returns the last.
 
-    A tensor of another version was written into in between, as a block does that adds its shortcut in place.
+    A tensor of a different version was changed in between, for example by adding a shortcut in place.
     """
     stream = list(call.inputs.values())
     for child in inside:
@@ -275,12 +275,12 @@ def _in_series(call: Call, inside: Sequence[Call]) -> bool:
 
 
 def _same(one: tuple[Tensor, int], other: tuple[Tensor, int]) -> bool:
-    """Whether two tensors, with their versions, are the same values in the same place."""
+    """Whether two tensors are the same object, unchanged according to their versions."""
     return one[0] is other[0] and one[1] == other[1]
 
 
 def _is_identity(module: nn.Module) -> bool:
-    """Whether a module hands on what it is given, in training too."""
+    """Whether a module returns its input unchanged, in training too."""
     children = list(module.children())
     if children:
         return isinstance(module, nn.Sequential) and all(map(_is_identity, children))
@@ -289,7 +289,7 @@ def _is_identity(module: nn.Module) -> bool:
 
 
 def _passes_on(call: Call) -> bool:
-    """Whether a call returned what it was given, as dropout does in evaluation, and might not in training."""
+    """Whether a call returned its input, and might not in training, such as dropout."""
     return not _is_identity(call.module) and any(
         tensor is output for tensor, _ in call.inputs.values() for output, _ in call.outputs.values()
     )
@@ -303,7 +303,7 @@ def _between(before: Call, after: Call, stream: Tensor, passed_on: Sequence[Call
 
 
 def _watch(model: nn.Module, calls: list[Call]) -> Iterator[Any]:
-    """Register hooks that write down every call; yield their handles."""
+    """Register hooks that record every call; yield their handles."""
     open_calls: list[Call] = []
     clock = count()
 

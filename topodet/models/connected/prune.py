@@ -13,12 +13,12 @@ from ...topology.graph import Edge
 from ...topology.paths import check_paths
 from .block import ConnectedBlock, Link, original_class, runs
 
-# Of runs of blocks by the names of their wirings, as a mapping or as pairs; sources and targets are the run's nodes.
+# Edges of runs by the names of their wirings, as a mapping or pairs; sources and targets are nodes of the run.
 RunEdges = Mapping[str, Sequence[Edge]] | Sequence[tuple[str, Sequence[Edge]]]
 
 
 def prune_run_(blocks: Mapping[str, ConnectedBlock], edges: Collection[Edge]) -> None:
-    """Remove from a run, in place, all edges but these and the branches of nodes that are on none of them.
+    """Remove from a run, in place, all edges but these, and the branches of nodes left without edges.
 
     Modules that only these branches used are removed too; the other parameters keep their names, and the nodes their
     numbers in a file. The output of the run is the same as with the weights of the removed edges at 0. Blocks that have
@@ -55,11 +55,11 @@ def keep_edges_(network: nn.Module, edges: RunEdges) -> None:
     for run, left in dict(edges).items():
         if not connected:
             raise ConfigError(
-                f"edges are given, of {run}, and the network has none: connect or rewire it as the file was trained "
+                f"edges of {run} are given, but the network has none: connect or rewire it as the file was trained "
                 "(wiring='learned', connect_nodes, rewire; `topodet pretrain --connect learned` or `--rewire learned`)"
             )
         if run not in connected:
-            raise ConfigError(f"{unknown_name('run in edges', run, connected)}. The edges are those of another network")
+            raise ConfigError(f"{unknown_name('run in edges', run, connected)}. The edges are of a different network")
         kept = {tuple(edge) for edge in left}
         try:
             if kept != set(network.get_submodule(run).topology.edges):
@@ -87,13 +87,13 @@ def _links_of(blocks: Mapping[str, ConnectedBlock], edges: Collection[Edge]) -> 
         left = [node in nodes for node in range(before.node, before.end)]
         if any(left) and not all(left) and not before.parts:
             raise ConfigError(
-                f"block {name} ({original_class(block).__name__}) would lose some of its branches, and nothing "
-                "tells what they use: give Residual(..., parts=(...)) to connect or rewire"
+                f"block {name} ({original_class(block).__name__}) would lose some of its branches, but "
+                "does not say what they use: give Residual(..., parts=(...)) to connect or rewire"
             )
         if left and not any(left) and before.result is not None:
             raise ConfigError(
-                f"block {name} ({original_class(block).__name__}) would go, and it returns more than its stream, which "
-                "nothing else would compute: keep one of the edges from it"
+                f"block {name} ({original_class(block).__name__}) would be removed, but returns more than its stream, "
+                "which nothing else computes: keep one of the edges from it"
             )
         links[name] = replace(
             before,
@@ -105,13 +105,13 @@ def _links_of(blocks: Mapping[str, ConnectedBlock], edges: Collection[Edge]) -> 
         )
         next_node = links[name].end
     for name, following in pairwise(blocks):
-        if not links[following].opens:  # who reads the sum activates it
+        if not links[following].opens:  # the block that reads the sum activates it
             links[name] = replace(links[name], activation=None)
     return links
 
 
 def _unused(block: ConnectedBlock, after: Link) -> list[str]:
-    """Return what of a block only the branches used that it has lost: names of modules and tensors."""
+    """Return the names of modules and tensors that only the lost branches of a block used."""
     before = block.link
     held = [*block._modules, *block._parameters, *block._buffers]
     if not after.branches:
@@ -125,7 +125,7 @@ def _unused(block: ConnectedBlock, after: Link) -> list[str]:
 
 
 def _not_in_place(block: nn.Module) -> None:
-    """Let a block that may activate what it is given leave that as it is: it is not the block's own sum."""
+    """Stop a block from activating its input in place: it is no longer a sum that only this block reads."""
     for module in block.modules():
         if getattr(module, "inplace", False):
             module.inplace = False

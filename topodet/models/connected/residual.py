@@ -26,7 +26,7 @@ class Residual:
         obstacle: takes a block and returns why it cannot be split, or None if it can.
         switch: (attribute, value) that makes the block skip its addition, for branches that call the block.
         activation: attribute of the activation after the addition; it is applied to the sum that the block returns.
-        shortcut: attribute of the module on the shortcut. If that is not the identity, a new run begins, which reads
+        shortcut: attribute of the module on the shortcut. If that is not the identity, a new run starts, which reads
             the stream through it; only the first branch reads the stream itself. None for blocks with identity
             shortcuts only.
         parts: for several branches, the attributes that each of them uses, separated by spaces; pruning removes them
@@ -45,8 +45,8 @@ class Residual:
         return self.shortcut is not None and not _is_identity(getattr(block, self.shortcut))
 
     def stream_width(self, block: nn.Module) -> int | None:
-        """Return the channels of the stream that a block reads or begins; None if none of its layers tells."""
-        layers = [*block.children(), *block.modules()]  # its own first: what lies deeper may have tables of positions
+        """Return the channels of the stream that a block reads or starts; None if unknown."""
+        layers = [*block.children(), *block.modules()]  # direct children first: deeper modules may have position tables
         widths = [_channels(layer, "in") for layer in layers]
         if self.begins_run(block):
             on_shortcut = reversed(list(getattr(block, self.shortcut).modules()))
@@ -81,7 +81,7 @@ class Table:
                 for kind, residual in entries.items():
                     if hasattr(module, kind):
                         self.by_forward[getattr(module, kind).forward] = residual
-        # By the forward and not by the class: a subclass with a forward of its own adds in its own way.
+        # By the forward and not by the class: a subclass with its own forward may add in another way.
         return self.by_forward.get(type(block).forward)
 
     def classes(self) -> Iterator[str]:
@@ -91,7 +91,7 @@ class Table:
 
 
 def _channels(layer: nn.Module, side: str) -> int | None:
-    """Return what a layer reads ("in") or gives ("out"); None for a module that is no layer."""
+    """Return the channels that a layer reads ("in") or returns ("out"); None for other modules."""
     for kind in ("channels", "features"):
         count = getattr(layer, f"{side}_{kind}", None)
         if isinstance(count, int):
@@ -122,9 +122,9 @@ def _needs_no_downsample(block: nn.Module) -> str | None:
 def activation_follows(activation: object) -> str:
     """Return the reason why ResNets are not supported, and the alternatives."""
     return (
-        f"{activation} follows the addition, so what it hands on is no sum of residuals. Whole blocks as nodes give "
+        f"{activation} follows the addition, so its output is not a sum of residuals. Whole blocks as nodes give "
         "the same network: nodes='auto' or 'blocks' (connect_nodes, --connect-nodes). What the paper does with such "
-        "blocks (interval 2 to 1: every convolution a node) makes another network, to be trained anew: "
+        "blocks (interval 2 to 1: every convolution a node) makes a different network, to be trained: "
         "topodet.models.rewire"
     )
 
@@ -147,7 +147,7 @@ def _refused(reason: Callable[[nn.Module], str]) -> Residual:
     return Residual(branches=(), obstacle=reason)
 
 
-# The blocks of MobileNets and EfficientNets: their classes can do without the addition, but then without drop path.
+# The blocks of MobileNets and EfficientNets: their classes can skip the addition, but then also skip drop path.
 
 
 def _itself_dropped(block: nn.Module, x: Tensor) -> Tensor:
@@ -173,10 +173,10 @@ _REGNET = Residual(
 
 
 def _regnet_preact_obstacle(block: nn.Module) -> str:
-    return "its shortcut carries the normalised and activated input, not the input"
+    return "its shortcut carries the normalized and activated input, not the input"
 
 
-# ConvNets that are written out.
+# ConvNets, whose `forward` is repeated here without the addition.
 
 
 def _convnext(block: nn.Module, x: Tensor) -> Tensor:
@@ -280,7 +280,7 @@ def _metaformer_mlp(block: nn.Module, x: Tensor) -> Tensor:
 def _metaformer_obstacle(block: nn.Module) -> str | None:
     if isinstance(block.res_scale1, nn.Identity) and isinstance(block.res_scale2, nn.Identity):
         return None
-    return "it scales its shortcuts, channel by channel"
+    return "it scales its shortcuts by channel"
 
 
 def _mixer_tokens(block: nn.Module, x: Tensor) -> Tensor:
@@ -349,7 +349,7 @@ _FAMILIES: dict[str, dict[str, Residual]] = {
             (_mixer_tokens, _mixer_channels), parts=("norm1 mlp_tokens drop_path", "norm2 mlp_channels drop_path")
         )
     },
-    # An activation follows the addition, always.
+    # An activation always follows the addition.
     **{
         module: dict.fromkeys(names, _refused(_activation_always))
         for module, names in {
@@ -363,5 +363,5 @@ _FAMILIES: dict[str, dict[str, Residual]] = {
     },
 }
 
-# Blocks whose stream is a sum of residuals, or says why it is not.
+# Blocks whose stream is a sum of residuals, or the reason why it is not.
 ADDITIVE = Table({f"timm.models.{module}": entries for module, entries in _FAMILIES.items()})

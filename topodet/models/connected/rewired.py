@@ -1,4 +1,4 @@
-"""Blocks that activate after the addition, split for `rewire`: what they add, and how they read.
+"""Blocks that activate after the addition, split for `rewire`: what they add, and how they read the stream.
 
 `activation(shortcut(x) + f(x))` does not return a sum. Here the activation moves from after the addition to the nodes
 that read it: a node is activation -> convolution -> normalization on a weighted sum (Eq. 1), and its output is not
@@ -20,7 +20,7 @@ from .residual import Residual, Table
 
 @dataclass(frozen=True)
 class _Series:
-    """A branch that calls modules of the block one after the other; those that are None are passed over."""
+    """A branch that calls modules of the block one after the other; those that are None are skipped."""
 
     names: str
 
@@ -50,7 +50,7 @@ def _basic_obstacle(block: nn.Module) -> str | None:
     if block.conv1.out_channels != block.conv2.out_channels:
         return "its two convolutions differ in width, so their outputs cannot be summed"
     if not isinstance(block.aa, nn.Identity):
-        return "its anti-aliasing shrinks the feature between its convolutions, so their outputs cannot be summed"
+        return "its anti-aliasing shrinks the feature map between its convolutions, so their outputs cannot be summed"
     return None
 
 
