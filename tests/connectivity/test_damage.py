@@ -181,10 +181,10 @@ def test_a_connected_network():
 @pytest.mark.parametrize(
     ("evaluate", "message"),
     [
-        (lambda model: None, "must return a number or a dict of numbers, it returned None"),
-        (lambda model: {"AP": "high"}, "it returned {'AP': 'high'}"),
-        (lambda model: {}, "it returned {}"),
-        (lambda model: {"node": 1}, "evaluate may not call a score node"),
+        (lambda model: None, "must return a number or a dict of numbers, but returned None"),
+        (lambda model: {"AP": "high"}, "but returned {'AP': 'high'}"),
+        (lambda model: {}, "but returned {}"),
+        (lambda model: {"node": 1}, "evaluate must not name a score node"),
     ],
 )
 def test_what_evaluate_returns_is_checked_at_once(model, evaluate, message):
@@ -198,9 +198,9 @@ def test_wrong_requests_are_named(model):
     names = iter([{"a": 1}, {"b": 1}])
     with pytest.raises(ConfigError, match=r"evaluate returned \['b'\] after \['a'\]"):
         remove_nodes(model, lambda model: next(names), progress=False)
-    with pytest.raises(ConfigError, match="Linear has no wiring whose nodes could go"):
+    with pytest.raises(ConfigError, match="Linear has no wiring with nodes to remove"):
         remove_nodes(nn.Linear(2, 2), lambda model: 0)
-    with pytest.raises(ConfigError, match="takes thresholds or keep, not both"):
+    with pytest.raises(ConfigError, match="accepts thresholds or keep, not both"):
         remove_edges(model, lambda model: 0, thresholds=[0.1], keep=[0.5])
     with pytest.raises(ConfigError, match="keep=1.5 is out of range"):
         remove_edges(model, pytest.fail, keep=[0.5, 1.5])

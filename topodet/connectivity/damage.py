@@ -22,7 +22,7 @@ from ..models.stage import TopoStage
 from .penalty import wirings
 from .prune import OnDisconnected, Per, masked, plan_pruning, preserve_alphas
 
-# Takes the model as it is at that moment; a number is named "score".
+# Called with the model as it is at that moment; a single number is the score "score".
 Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
@@ -74,7 +74,7 @@ def remove_nodes(
     """
     parts = wirings(model)
     if not parts:
-        raise ConfigError(f"{type(model).__name__} has no wiring whose nodes could go; give a model that contains one")
+        raise ConfigError(f"{type(model).__name__} has no wiring with nodes to remove; give a model that contains one")
     removals = []
     for name, wiring in parts.items():
         graph = wiring.topology
@@ -114,7 +114,7 @@ def remove_edges(
         ConfigError: what `plan_pruning` raises, before anything is measured; `evaluate` returns no numbers.
     """
     if thresholds is not None and keep is not None:
-        raise ConfigError("remove_edges takes thresholds or keep, not both")
+        raise ConfigError("remove_edges accepts thresholds or keep, not both")
     option, values = ("keep", SHARES if keep is None else keep) if thresholds is None else ("threshold", thresholds)
     removals = []
     for value in values:
@@ -159,7 +159,7 @@ def without_node(model: nn.Module, wiring: str, node: int) -> Iterator[None]:
             return
         output = _output(model, wiring)
         if output is None:
-            raise ConfigError(f"node {node} of {wiring} is its output, which only sums: there is no node to take out")
+            raise ConfigError(f"node {node} of {wiring} is its output, which only sums: it cannot be removed")
         module, result = output
         handle = module.register_forward_hook(lambda module, inputs, output: _without(output, result))
         try:
@@ -181,7 +181,7 @@ def _measure(
         damage = Damage(kind, _scores(evaluate, model), [])
         clash = {name for row, _ in removals for name in row if name in damage.whole}
         if clash:
-            raise ConfigError(f"evaluate may not call a score {', '.join(sorted(clash))}: the table has such a column")
+            raise ConfigError(f"evaluate must not name a score {', '.join(sorted(clash))}: the table has such a column")
         for row, removed in tqdm(removals, desc=f"removing {kind}", disable=not progress):
             with removed:
                 scores = _scores(evaluate, model)
@@ -197,19 +197,19 @@ def _measure(
 
 
 def _scores(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:
-    found = evaluate(model.eval())  # again each time: what evaluates may leave another mode behind
+    found = evaluate(model.eval())  # each time, since `evaluate` may change the mode
     named = found if isinstance(found, Mapping) else {"score": found}
     try:
         scores = {str(name): float(value) for name, value in named.items()}
     except (TypeError, ValueError):
         scores = {}
     if not scores:
-        raise ConfigError(f"evaluate must return a number or a dict of numbers, it returned {found!r}")
+        raise ConfigError(f"evaluate must return a number or a dict of numbers, but returned {found!r}")
     return scores
 
 
 def _output(model: nn.Module, wiring: str) -> tuple[nn.Module, int | None] | None:
-    """Return what computes the output node of a wiring, and as which of its results; None where that only sums."""
+    """Return the module of a wiring's output node, and the index of its result; None if the node only sums."""
     blocks = runs(model).get(wiring)
     if blocks is None:
         owner = model.get_submodule(wiring.rpartition(".")[0])
@@ -220,7 +220,7 @@ def _output(model: nn.Module, wiring: str) -> tuple[nn.Module, int | None] | Non
 
 
 def _without(output: Any, result: int | None) -> Any:
-    """Return what a module returned with zeros in the place of a result."""
+    """Return a module's output with one result replaced by zeros."""
     if result is None:
         return torch.zeros_like(output)
     return type(output)(torch.zeros_like(value) if k == result else value for k, value in enumerate(output))

@@ -50,8 +50,8 @@ def penalty(model: nn.Module, kind: PenaltyKind) -> Tensor:
     if not learned:
         frozen = any(isinstance(wiring.alpha, nn.Parameter) for wiring in wirings(model).values())
         reason = (
-            f"model whose edge weights are all frozen ({type(model).__name__}); leave some stages free (frozen_stages, "
-            "MODEL.BACKBONE.FREEZE_AT, --freeze-alpha), or use sparsity='none'"
+            f"model whose edge weights are all frozen ({type(model).__name__}); leave some stages trainable "
+            "(frozen_stages, MODEL.BACKBONE.FREEZE_AT, --freeze-alpha), or use sparsity='none'"
             if frozen
             else f"model without learned edge weights ({type(model).__name__}); use sparsity='none' or an architecture "
             "with learned edges, e.g. toponet50"
@@ -67,17 +67,17 @@ def penalty(model: nn.Module, kind: PenaltyKind) -> Tensor:
 
 
 def _distance(wiring: Wiring) -> Tensor:
-    """Return what is penalized of each edge, float32 [E]."""
+    """Return the penalized size of each edge weight, float32 [E]."""
     alpha = wiring.alpha.float()
     if wiring.start == "chain":
-        sources, targets = wiring.edges.to(alpha.device).unbind(1)  # numbers from before any pruning
+        sources, targets = wiring.edges.to(alpha.device).unbind(1)  # node numbers before any pruning
         alpha = alpha - (targets - sources == 1).float()
     return alpha.abs()
 
 
 def _log_in_degree(wiring: Wiring) -> Tensor:
     """Return log(delta_i) of each edge's target, float32 [E]."""
-    # From the edges on their device: numbers that come from the host would make every step wait for it.
+    # Computed on the device of the edges: values from the host would synchronize every step.
     targets = wiring.edges[:, 1].to(wiring.alpha.device)
     degrees = torch.zeros(wiring.numbers[-1] + 1, device=targets.device)
     degrees.index_add_(0, targets, torch.ones(len(targets), device=targets.device))
@@ -101,12 +101,12 @@ def penalize(optimizer: torch.optim.Optimizer, model: nn.Module, kind: PenaltyKi
         raise ConfigError(f"sparsity weight must not be negative, got {weight}")
     penalty(model, kind)  # refuse a wrong kind or model now, not at the first step
 
-    added: list[Tensor] = []  # the gradients that hold the penalty of the step under way
+    added: list[Tensor] = []  # the gradients that already include the penalty of this step
 
     def add_gradient(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         alphas = [wiring.alpha for wiring in wirings(model).values() if wiring.learned]
-        # A class that clips gradients around another one's step may have hooks run for both of them. And who freezes
-        # every edge in the midst of a training has nothing to penalize any more.
+        # A class that clips gradients around another optimizer's step may run the hooks twice. And if every edge was
+        # frozen during training, there is nothing to penalize.
         if not alphas or [id(alpha.grad) for alpha in alphas] == list(map(id, added)):
             return
         with torch.enable_grad():
@@ -119,8 +119,8 @@ def penalize(optimizer: torch.optim.Optimizer, model: nn.Module, kind: PenaltyKi
         added[:] = [alpha.grad for alpha in alphas]
 
     if kind == "none":
-        return RemovableHandle(OrderedDict())  # of no hook; a plain dict takes no weak reference
-    optimizer.register_step_post_hook(lambda *_: added.clear())  # which may stay: without the other it does nothing
+        return RemovableHandle(OrderedDict())  # without a hook; a plain dict has no weak references
+    optimizer.register_step_post_hook(lambda *_: added.clear())  # may stay: it does nothing without the other hook
     return optimizer.register_step_pre_hook(add_gradient)
 
 
@@ -147,7 +147,7 @@ def param_groups(model: nn.Module, weight_decay: float, alpha_weight_decay: floa
 
 
 def _spared(model: nn.Module) -> set[str]:
-    """Return the names of the parameters that any part of a model spares from weight decay, as timm's networks do."""
+    """Return the names of the parameters that any part of a model exempts from weight decay, as timm's networks do."""
     names: set[str] = set()
     for prefix, module in model.named_modules():
         spares = getattr(module, "no_weight_decay", None)

@@ -101,7 +101,7 @@ def plan_pruning(
     _check_arguments(threshold, keep, per, on_disconnected)
     parts = wirings(model)
     if not parts:
-        raise ConfigError(f"{type(model).__name__} has no wiring whose edges could go; give a model that contains one")
+        raise ConfigError(f"{type(model).__name__} has no wiring with edges to remove; give a model that contains one")
     graphs = {name: wiring.topology for name, wiring in parts.items()}
     sizes = strengths(model, per)
     if random is not None:
@@ -131,7 +131,7 @@ def plan_pruning(
                 f"{'' if per == 'node' else 'per=node, '}or on_disconnected=repair to keep these paths "
                 "(--per and --on-disconnected on the command line)"
             )
-        warnings.warn(f"{text}; kept all the same: {'; '.join(disconnected)}", stacklevel=2)
+        warnings.warn(f"{text}; kept anyway: {'; '.join(disconnected)}", stacklevel=2)
     return plans
 
 
@@ -211,11 +211,11 @@ def prune(
     Example:
         >>> model = TopoNet(nodes=(3, 3), width=4, num_classes=2)
         >>> model.stages[0].wiring.alpha.data[1:] = torch.tensor([1.0, 0.001])  # of the edges (0, 2) and (1, 2)
-        >>> print(prune(model, threshold=0.01).stages[0].topology)  # node 1 has no output any more
+        >>> print(prune(model, threshold=0.01).stages[0].topology)  # node 1 no longer has an output
         Topology(2 nodes, 1 edges, density 1.000)
     """
     if on_disconnected == "allow":
-        raise ConfigError("prune: a graph without edges is no network; use on_disconnected='error' or 'repair'")
+        raise ConfigError("prune: a graph without edges is not a network; use on_disconnected='error' or 'repair'")
     refuse_reparametrized(model, "prune", parametrized=False)
     plans = plan_pruning(model, threshold=threshold, keep=keep, per=per, on_disconnected=on_disconnected, random=random)
     pruned = copy.deepcopy(model)
@@ -263,7 +263,7 @@ def _stage(model: nn.Module, wiring: str) -> tuple[str, TopoStage]:
     owner, _, _ = wiring.rpartition(".")
     stage = model.get_submodule(owner)
     if not isinstance(stage, TopoStage):
-        raise ConfigError(f"{wiring} belongs to a {type(stage).__name__}, whose nodes topodet cannot take out")
+        raise ConfigError(f"{wiring} belongs to a {type(stage).__name__}, whose nodes topodet cannot remove")
     return owner, stage
 
 
@@ -288,16 +288,16 @@ def _check_arguments(threshold: float | None, keep: float | None, per: str, on_d
         raise ConfigError(f"give either threshold or keep, got threshold={threshold}, keep={keep}")
     for name, value in (("threshold", threshold), ("keep", keep)):
         if isinstance(value, str | bool):
-            raise ConfigError(f"{name}={value!r} is no number")
+            raise ConfigError(f"{name}={value!r} is not a number")
     # Written so that NaN is out of range as well.
     if keep is not None and not 0 < keep <= 1:
-        raise ConfigError(f"keep={keep} is out of range: the share of edges that are left lies in (0, 1], e.g. 0.4")
+        raise ConfigError(f"keep={keep} is out of range: the share of remaining edges must be in (0, 1], e.g. 0.4")
     if threshold is not None and not 0 <= threshold < math.inf:
-        raise ConfigError(f"threshold={threshold} is out of range: |alpha| is compared with it, e.g. 0.01")
+        raise ConfigError(f"threshold={threshold} is out of range: it is compared with |alpha|, e.g. 0.01")
     if threshold is not None and per != "network" and threshold > 1:
         raise ConfigError(
-            f"threshold={threshold} is out of range: per={per!r} compares |alpha| as a share of the largest of its "
-            f"{per} with it, which is at most 1"
+            f"threshold={threshold} is out of range: per={per!r} compares it with |alpha| as a share of the largest "
+            f"of its {per}, which is at most 1"
         )
 
 
@@ -336,15 +336,15 @@ def _strongest(graphs: Mapping[str, Topology], strengths: Tensor, keep: float) -
 
     def left(count: int) -> float:
         live = sum(len(live_edges(graphs[name], kept)) for name, kept in _chosen(graphs, first(count)).items())
-        # A share against a share: `keep` times the edges may be a little more than the number that is meant.
+        # Compares shares, since `keep` times the number of edges may be rounded up beyond the intended number.
         return live / len(order)
 
-    # One more edge never takes another one off a path.
+    # Another edge never removes one from a path.
     return first(bisect_left(range(len(order) + 1), keep, key=left))
 
 
 def _chosen(graphs: Mapping[str, Topology], stays: Tensor) -> dict[str, set[Edge]]:
-    """Return the edges of each graph that stay, of bool [edges] over the whole network."""
+    """Return the edges of each graph that stay, from a mask bool [edges] over the whole network."""
     parts = stays.split([graph.num_edges for graph in graphs.values()])
     return {name: set(compress(graph.edges, part.tolist())) for (name, graph), part in zip(graphs.items(), parts)}
 
