@@ -16,7 +16,7 @@ Kernel = Literal["fused", "triton", "torch", "plain"]
 
 _forced: Kernel | None = None
 
-# Whether the Triton kernel works, by GPU and dtype, as far as it was tried.
+# Whether the Triton kernel works, by GPU and dtype; filled on first use.
 _tried: dict[tuple[torch.device, torch.dtype], bool] = {}
 
 
@@ -36,10 +36,10 @@ def kernel(x: Tensor) -> Kernel:
     compiling = torch.compiler.is_dynamo_compiling()
     if x.device.type == "cpu":
         if compiling and _forced != "fused":
-            # Autograd alone would add up a feature's gradients in the type of the feature.
+            # In plain sums, autograd would add up a feature's gradients in the dtype of the feature.
             return "plain" if x.dtype == accumulation_dtype(x.dtype) else "torch"
         return "fused"
-    # A compiler cannot try the kernel; it takes the operators as they are, which try it when they run.
+    # A compiler cannot test the kernel; it records the operators, which test it when they run.
     if x.device.type == "cuda" and (compiling or triton_works(x)):
         return "triton"
     return "torch"
@@ -67,7 +67,7 @@ def use_kernel(name: Kernel) -> Iterator[None]:
 def is_traced(x: Tensor) -> bool:
     """Return whether something other than torch.compile and autograd records operations on `x`.
 
-    It does not support our operators, and a choice made by one tensor's size would apply to every size.
+    Such tracers do not support our operators, and a choice made by one tensor's size would apply to every size.
     """
     return (
         _is_exporting()
@@ -75,11 +75,11 @@ def is_traced(x: Tensor) -> bool:
         or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
-        or type(x) not in (Tensor, nn.Parameter)  # distributed and other tensors that stand for something else
+        or type(x) not in (Tensor, nn.Parameter)  # distributed and other tensor subclasses
     )
 
 
-# Asked when something is compiled and not traced: dynamo answers it with True whatever it compiles.
+# Evaluated at compile time and not traced, because dynamo would always replace it by True.
 @torch.compiler.assume_constant_result
 def _is_exporting() -> bool:
     return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()  # since torch 2.7
@@ -90,17 +90,17 @@ def triton_works(x: Tensor) -> bool:
     key = (x.device, x.dtype)
     if key not in _tried:
         if torch.cuda.is_current_stream_capturing():
-            return False  # a CUDA graph is no place to compile and compare: ask again
+            return False  # nothing can be compiled and compared in a CUDA graph: test it next time
         try:
             from .triton import check
 
             check(*key)
             _tried[key] = True
-        except Exception as error:  # no Triton, no C compiler, an old GPU: whatever it is, there is another kernel
+        except Exception as error:  # no Triton, no C compiler, an old GPU: use another kernel
             _tried[key] = False
             warnings.warn(
                 f"topodet's Triton kernel does not work for {x.dtype} on {x.device} ({type(error).__name__}: {error}). "
-                "Weighted sums are made of torch's operators there, which is slower",
+                "Weighted sums use torch's operators there, which is slower",
                 stacklevel=2,
             )
     return _tried[key]

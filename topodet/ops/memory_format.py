@@ -1,4 +1,4 @@
-"""The fastest memory format for convolutions on a CPU, within a model that is called with another one."""
+"""The fastest memory format for convolutions on a CPU, within a model that is called with a different one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.backends import mkldnn as onednn
 
 from .dispatch import is_traced
 
-_has_onednn = onednn.is_available()  # asked once: a compiler does not follow this call
+_has_onednn = onednn.is_available()  # called once, since a compiler cannot trace this call
 
 
 def to_fast_format(x: Tensor) -> Tensor:
@@ -34,11 +34,11 @@ def _has_slow_format(x: Tensor) -> bool:
 
 
 class _FromFastFormat(torch.autograd.Function):
-    """Contiguous; the gradient goes on in channels_last. A normalization is slow where the two differ in format."""
+    """Contiguous, but the gradient is channels_last: a normalization is slow if input and gradient differ in format."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        return x.clone(memory_format=torch.contiguous_format)  # a tensor of its own, which may be written into
+        return x.clone(memory_format=torch.contiguous_format)  # a new tensor, which may be changed in place
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:

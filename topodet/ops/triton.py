@@ -24,28 +24,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# One launch takes so many terms at most. The pointers are read from constant memory, and the compiler keeps no more
-# loads in flight than it has registers for: it takes 32 to 72 of them and spills none for 1 to 64 terms in float32 and
-# bfloat16. But the loop over them is unrolled, and with products 64 terms take it four seconds, 32 one. Longer sums go
-# on from a float32 buffer, at 8 bytes an element for every 32 terms.
+# Terms per launch. The pointers are read from constant memory, and the compiler keeps no more loads in flight than it
+# has registers for: it uses 32 to 72 of them and spills none for 1 to 64 terms in float32 and bfloat16. But the loop
+# over the terms is unrolled, and with products, compiling for 64 terms takes four seconds, for 32 one. Longer sums
+# continue from a float32 buffer, at 8 bytes per element for every 32 terms.
 MAX_TERMS = 32
 
-# Elements and warps of a program. Fixed: to try several out would stop the first iterations of a training for each
-# number of terms, and a pass that only reads and adds is bound by the memory with any block that has a few 16-byte
-# loads a thread in flight. With products a program is one warp, which sums a block by shuffles; several warps would
-# have to wait for each other three times at every term.
+# Elements and warps of a program. Fixed: autotuning would stall the first iterations of a training for each number of
+# terms, and a pass that only reads and adds is bound by memory for any block that has a few 16-byte loads per thread in
+# flight. With products a program is one warp, which sums a block by shuffles; several warps would have to synchronize
+# three times per term.
 SUM = {"BLOCK": 1024, "num_warps": 4}
 SUM_AND_DOT = {"BLOCK": 512, "num_warps": 1}
 
 
-# The weights are slices of one tensor, aligned or not as it happens, and `terms_given` is any number: to specialise on
-# them would only compile the same code again.
+# The weights are slices of one tensor, aligned or not, and `terms_given` is any number: specializing on them would only
+# compile the same code again.
 @triton.jit(do_not_specialize=["terms_given"], do_not_specialize_on_alignment=["weights"])
 def _kernel(
     total, carry, partial, terms, weights, feature, terms_given, numel, WIDE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Sum one block; with `carry` go on from there, with `feature` write the partial products."""
-    # A tensor may have more elements than int32 counts, a block has not.
+    """Sum one block; with `carry` continue from there, with `feature` write the partial products."""
+    # A tensor may have more elements than int32 can count, a block cannot.
     start = tl.program_id(0).to(tl.int64) * BLOCK
     block = tl.arange(0, BLOCK)
     inside = block < numel - start
@@ -55,13 +55,13 @@ def _kernel(
     for k in tl.static_range(len(terms)):
         given = k < terms_given
         weight = tl.load(weights + k, mask=given, other=0).to(WIDE)
-        # A mask costs no branch, and what it excludes is not read.
+        # A mask needs no branch, and masked elements are not read.
         read = tl.where(given if feature is not None else weight != 0, inside, False)
         x = tl.load(terms[k] + start + block, mask=read, other=0).to(WIDE)
         if feature is not None:
             products = partial + tl.program_id(0) + k * tl.num_programs(0).to(tl.int64)
             tl.store(products, tl.sum(x * f), mask=given)
-            x = tl.where(weight != 0, x, 0)  # the operator passes over such a term, whatever is in it
+            x = tl.where(weight != 0, x, 0)  # the operator skips such a term, even one with NaN
         y += weight * x
     tl.store(total + start + block, y.to(total.dtype.element_ty), mask=inside)
 
@@ -100,7 +100,7 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
     Raises:
         RuntimeError: the results differ. Errors of the compiler are passed on.
     """
-    # Small integers: exact in every dtype. Several blocks, the last one part of one, and a term that is not read.
+    # Small integers, exact in every dtype. Several blocks, the last one partial, and a term that is not read.
     x = torch.arange(SUM["BLOCK"] + 16, device=device).remainder(5).to(dtype)
     unread = torch.full_like(x, torch.nan)
     terms, weights = [x, unread, x + 1], torch.tensor([2.0, 0.0, -1.0], device=device)
@@ -114,7 +114,7 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
 
 def _run(terms: Sequence[Tensor], weights: Tensor, feature: Tensor | None) -> tuple[Tensor, Tensor | None]:
     options = SUM if feature is None else SUM_AND_DOT
-    # Dense whatever the first term is, with its strides if it is dense; what is laid out alike is flat alike.
+    # Always dense, with the strides of the first term if that is dense; equal strides mean equal flat order.
     total = torch.empty_like(terms[0])
     terms, weights = [_flat(term, total) for term in terms], weights.contiguous()
     feature = None if feature is None else _flat(feature, total)
@@ -125,7 +125,7 @@ def _run(terms: Sequence[Tensor], weights: Tensor, feature: Tensor | None) -> tu
     with torch.cuda.device_of(total):  # Triton launches on the current GPU
         for k in range(0, len(terms) if blocks else 0, MAX_TERMS):
             chunk = terms[k : k + MAX_TERMS]
-            # As many pointers as the next power of two: six numbers of terms to compile for instead of 32.
+            # Padded to the next power of two, to compile for six numbers of terms instead of 32.
             pointers = chunk + chunk[:1] * (triton.next_power_of_2(len(chunk)) - len(chunk))
             _kernel[(blocks,)](
                 total if k + MAX_TERMS >= len(terms) else buffer,
@@ -143,5 +143,5 @@ def _run(terms: Sequence[Tensor], weights: Tensor, feature: Tensor | None) -> tu
 
 
 def _flat(x: Tensor, like: Tensor) -> Tensor:
-    """Return `x` with the strides of `like`, at an address that 16-byte loads can read; itself if it is so already."""
+    """Return `x` with the strides of `like`, at an address for 16-byte loads; without a copy if it is so already."""
     return x if x.stride() == like.stride() and x.data_ptr() % 16 == 0 else torch.empty_like(like).copy_(x)

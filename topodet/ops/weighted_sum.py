@@ -66,13 +66,13 @@ class WeightedSums:
         self.sources, self.readers = graph.sources, graph.readers
         self.kernel = kernel(like)
         self.backward = torch.is_grad_enabled() and self.kernel != "plain"
-        # What each node reads of each of its sources.
+        # For each node, what it reads from each of its sources.
         self.views: list[dict[int, Tensor]] = [{} for _ in self.sources]
         self.graph, self.alpha, self.recorded = graph, alpha, isinstance(like, fx.Proxy)
         self.incoming = self.outgoing = None
         if self.recorded:
             return
-        if self.kernel == "plain":  # nothing but the sums in what is traced
+        if self.kernel == "plain":  # only the sums are traced
             self.sources, incoming = graph.predecessors, alpha
         else:
             incoming = alpha[order[0]].detach()
@@ -81,7 +81,7 @@ class WeightedSums:
 
     def fork(self) -> WeightedSums:
         """Return an independent copy of the sums of the pass so far."""
-        twin = WeightedSums.__new__(WeightedSums)  # one by one: a compiler does not follow `copy.copy`
+        twin = WeightedSums.__new__(WeightedSums)  # one by one: a compiler cannot trace `copy.copy`
         twin.sources, twin.readers, twin.kernel, twin.backward = self.sources, self.readers, self.kernel, self.backward
         twin.graph, twin.alpha, twin.recorded = self.graph, self.alpha, self.recorded
         twin.incoming, twin.outgoing = self.incoming, self.outgoing
@@ -101,7 +101,7 @@ class WeightedSums:
         """Return the sum that node i reads, in a new tensor that nothing else refers to."""
         terms = [self.views[i][j] for j in self.sources[i]]
         if not torch.is_grad_enabled():
-            self.views[i].clear()  # a feature goes with its last reader
+            self.views[i].clear()  # a feature is freed after its last reader
         if self.recorded:
             start = sum(map(len, self.graph.predecessors[:i]))
             return recorded_sum(terms, self.alpha, start, self.sources[i] != self.graph.predecessors[i])
@@ -129,15 +129,15 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernel: Kernel, feature: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         ctx.kernel = kernel
-        # Fixed weights have no gradient that would need the feature.
+        # Only the gradient of learned weights needs the feature.
         ctx.save_for_backward(weights, *([feature] if ctx.needs_input_grad[2] else []))
-        # `view_as` would give a batch of one image other strides, at which batch normalization is wrong (torch 2.11).
+        # `view_as` would change the strides of a batch of one image, and break batch normalization (torch 2.11).
         return tuple(torch.ops.aten.alias(feature) for _ in range(len(weights)))
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weights, *feature = ctx.saved_tensors
-        # Differentiable operators where the gradients are to be differentiated themselves.
+        # Differentiable operators for higher-order gradients.
         kernel = "torch" if torch.is_grad_enabled() else ctx.kernel
         if not feature:
             return None, _ADD_UP[kernel](gradients, weights), None
@@ -172,7 +172,7 @@ def weighted_sum(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
     total = _cast(terms[0], scalars[0].dtype) * scalars[0]
     for term, scalar in zip(terms[1:], scalars[1:]):
         total = torch.addcmul(total, _cast(term, scalar.dtype), scalar)
-    return _cast(total, terms[0].dtype)  # a float32 weight must not lift what autocast made bfloat16
+    return _cast(total, terms[0].dtype)  # a float32 weight must not promote what autocast made bfloat16
 
 
 def _weighted_sum_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,7 +187,7 @@ for _schema in (
     "add_up(Tensor[] terms, Tensor weights) -> Tensor",
     "add_up_and_dot(Tensor[] terms, Tensor weights, Tensor feature) -> (Tensor, Tensor)",
 ):
-    # Early torch 2 lacks the first one: there a compiler copies tensors that are not contiguous.
+    # Early versions of torch 2 lack the first one: there a compiler copies tensors that are not contiguous.
     _tags = [getattr(torch.Tag, name) for name in ("flexible_layout", "pt2_compliant_tag") if hasattr(torch.Tag, name)]
     _library.define(_schema, tags=_tags)
 
@@ -210,7 +210,7 @@ def _add_up(terms: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 
 def _add_up_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
-    # In the order of memory: dense tensors of any format are flat without a copy.
+    # In memory order, so that dense tensors of any format are flat without a copy.
     order = sorted(range(feature.ndim), key=feature.stride, reverse=True)
     flat, total, products = _flat(feature, order), None, []
     for term, weight in zip(terms, weights.tolist()):
@@ -223,7 +223,7 @@ def _add_up_and_dot(terms: Sequence[Tensor], weights: Tensor, feature: Tensor) -
 def _add(total: Tensor | None, term: Tensor, weight: float) -> Tensor | None:
     if weight == 0:
         return total
-    term = _cast(term, accumulation_dtype(term.dtype))  # first: to add two types is many times slower
+    term = _cast(term, accumulation_dtype(term.dtype))  # before adding: mixed dtypes are many times slower
     return term * weight if total is None else total.add_(term, alpha=weight)
 
 
@@ -232,7 +232,7 @@ def _narrow(total: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _flat(x: Tensor, order: Sequence[int]) -> Tensor:
-    """Return the elements, dimensions in `order`, in float32 or wider; without a copy where memory has that order."""
+    """Return the elements, dimensions in `order`, in float32 or wider; without a copy if memory has that order."""
     return _cast(x.permute(order).reshape(-1), accumulation_dtype(x.dtype))
 
 
