@@ -241,12 +241,12 @@ def test_edges_are_an_argument_of_the_network():
     assert trunk.network.blocks[2][1].wiring.edges.tolist() == edges["blocks.2.1.wiring"]
     for wrong, message in (
         ({"blocks.9.wiring": []}, "unknown run in edges 'blocks.9.wiring'"),
-        ({"blocks.2.1.wiring": [(0, 7)]}, r"edges of blocks.2.1.wiring: edge \(0, 7\) is on no path"),
+        ({"blocks.2.1.wiring": [(0, 7)]}, r"edges of blocks.2.1.wiring: edge \(0, 7\) is not on a path"),
         (
             {"blocks.2.1.wiring": [(0, 1), (0, 3)]},
-            r"edges of blocks.2.1.wiring: edge \(0, 1\) is on no path .*\(node 3\)",
+            r"edges of blocks.2.1.wiring: edge \(0, 1\) is not on a path .*\(node 3\)",
         ),
-        ({"blocks.2.1.wiring": [(0, 2)]}, r"edges of blocks.2.1.wiring: edge \(0, 2\) is on no path"),
+        ({"blocks.2.1.wiring": [(0, 2)]}, r"edges of blocks.2.1.wiring: edge \(0, 2\) is not on a path"),
         ({"blocks.2.1.wiring": []}, "edges of blocks.2.1.wiring: there are no edges on"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -202,10 +202,10 @@ def test_a_pruned_resnet(tmp_path):
         ({"edges": "pretrained"}, r"edges='pretrained' are those of the weights file, but none is given"),
         ({"edges": "pretrained", "pretrained": True}, "none is given: set pretrained"),
         ({"edges": "learned"}, "unknown edges 'learned'"),
-        ({"edges": {"blocks.1.1.wiring": [(0, 1)]}}, r"edges of blocks.1.1.wiring: edge \(0, 1\) is on no path"),
+        ({"edges": {"blocks.1.1.wiring": [(0, 1)]}}, r"edges of blocks.1.1.wiring: edge \(0, 1\) is not on a path"),
         (
             {"edges": "pretrained", "pretrained": "FILE", "wiring": "none"},
-            "and the network has none: connect or rewire it",
+            "but the network has none: connect or rewire it",
         ),
     ],
 )

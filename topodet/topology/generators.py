@@ -39,7 +39,7 @@ def residual(num_nodes: int, interval: int = 2) -> Topology:
     if interval < 1:
         raise TopologyError(f"residual interval must be at least 1, got {interval}")
     edges: list[Edge] = []
-    taps = [0]  # what the stream holds: the input node and the last node of each finished block
+    taps = [0]  # the content of the stream: the input node and the last node of each finished block
     for first in range(1, num_nodes - 1, interval):
         block = range(first, min(first + interval, num_nodes - 1))
         edges += [(tap, first) for tap in taps]
@@ -89,7 +89,7 @@ def watts_strogatz(num_nodes: int, k: int = 4, p: float = 0.75, seed: int = 0) -
         TopologyError: `k` odd or outside [2, num_nodes), or `p` outside [0, 1].
     """
     if k % 2:
-        # networkx takes it as k - 1 without a word.
+        # networkx silently uses k - 1.
         raise TopologyError(f"watts_strogatz connects k / 2 neighbors on each side: k must be even, got k={k}")
     if not 2 <= k < num_nodes:
         raise TopologyError(f"watts_strogatz needs 2 <= k < num_nodes, got k={k} with num_nodes={num_nodes}")
@@ -145,11 +145,11 @@ def make_topology(spec: str | Mapping[str, Any] | Topology, num_nodes: int, seed
         spec: a generator's name ("complete"), a mapping with its arguments
             ({"name": "residual", "interval": 3}), a mapping that lists a graph
             ({"num_nodes": 4, "edges": [[0, 1], ...]}), or a `Topology`.
-        num_nodes: nodes of the stage; a listed graph must have as many.
+        num_nodes: nodes of the stage; a listed graph must have the same number.
         seed: seed of a random generator, unless `spec` has its own.
 
     Raises:
-        TopologyError: unknown name or argument (the closest ones are listed), another number of nodes, or too many.
+        TopologyError: unknown name or argument (the closest ones are listed), a different number of nodes, or too many.
     """
     if isinstance(spec, Mapping) and "edges" in spec:
         spec = Topology(spec.get("num_nodes", num_nodes), spec["edges"])
@@ -173,17 +173,17 @@ def make_topology(spec: str | Mapping[str, Any] | Topology, num_nodes: int, seed
         kind, word = (Integral, "an integer") if parameters[option].annotation == "int" else (Real, "a number")
         if isinstance(value, bool) or not isinstance(value, kind):
             raise TopologyError(f"{option} of topology {name!r} must be {word}, got {show(value)}")
-    # The most edges that a generator may draw, told before it begins.
+    # The largest number of edges that a generator may draw, checked before it starts.
     if num_nodes * (num_nodes - 1) // 2 > MAX_EDGES:
         raise TopologyError(
-            f"topology {name!r} of {shown(num_nodes)} nodes: a complete graph of so many has more than {MAX_EDGES:,} "
+            f"topology {name!r} of {shown(num_nodes)} nodes: a complete graph of that size has more than {MAX_EDGES:,} "
             "edges, which is the limit"
         )
     return generator(num_nodes, **options)
 
 
 def _oriented(graph: nx.Graph) -> Topology:
-    """Orient the edges upwards and connect the nodes that the draw left without input or output."""
+    """Orient the edges from lower to higher nodes, and connect the nodes without input or output."""
     num_nodes = graph.number_of_nodes()
     return Topology(num_nodes, _connect_ends(num_nodes, {(min(edge), max(edge)) for edge in graph.edges()}))
 

@@ -18,7 +18,7 @@ from ..errors import TopologyError
 from ..parse import parse_json
 
 Edge = tuple[int, int]
-# Of one graph: ten times what a stage can be trained with, and made in a second.
+# Limits of one graph: ten times what a stage can be trained with, and still built in a second.
 MAX_NODES = 10_000
 MAX_EDGES = 1_000_000
 
@@ -134,7 +134,7 @@ class Topology:
             return matrix
         weights = np.asarray(weights, dtype=np.float64)
         if weights.shape != (self.num_edges,):
-            raise TopologyError(f"weights has shape {weights.shape}, expected ({self.num_edges},): one value an edge")
+            raise TopologyError(f"weights has shape {weights.shape}, expected ({self.num_edges},): one value per edge")
         matrix[targets, sources] = weights
         return matrix
 
@@ -180,7 +180,7 @@ class Topology:
             seen = set()
             for edge in graph.edges():
                 if edge in seen:
-                    raise TopologyError(f"duplicate edge {edge!r}; a pair of nodes has one edge at most")
+                    raise TopologyError(f"duplicate edge {edge!r}; a pair of nodes has at most one edge")
                 seen.add(edge)
         position = {node: k for k, node in enumerate(graph.nodes)}
         if graph.is_directed():
@@ -204,13 +204,13 @@ def shown(value: object) -> str:
     """Return a value as text for an error, truncated if it is long."""
     try:
         text = repr(value)
-    except ValueError:  # of an integer of thousands of digits
+    except ValueError:  # an integer of thousands of digits
         text = f"a {type(value).__name__} with a very long integer"
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _integer(value: object, what: str) -> int:
-    # bool is an int to Python and a slip of the pen in a graph.
+    # bool is an int in Python, but a mistake in a graph.
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TopologyError(f"{what} must be an integer, got {shown(value)}")
     return int(value)
@@ -220,12 +220,12 @@ def _sorted_edges(num_nodes: int, edges: Iterable[Sequence[int]]) -> tuple[Edge,
     """Check each edge by itself and return them sorted by target, then source."""
     seen: set[Edge] = set()
     if not isinstance(edges, Iterable):
-        raise TopologyError(f"edges are pairs (source, target) one after the other, got {shown(edges)}")
+        raise TopologyError(f"edges must be an iterable of pairs (source, target), got {shown(edges)}")
     for edge in edges:
         try:
             source, target = edge
         except (TypeError, ValueError):
-            raise TopologyError(f"an edge is a pair (source, target), got {shown(edge)}") from None
+            raise TopologyError(f"an edge must be a pair (source, target), got {shown(edge)}") from None
         if type(source) is int and type(target) is int:
             j, i = source, target
         else:
@@ -239,7 +239,7 @@ def _sorted_edges(num_nodes: int, edges: Iterable[Sequence[int]]) -> tuple[Edge,
         if j == i:
             raise TopologyError(f"self-loop ({j}, {i}): a node cannot read itself; remove the edge")
         if (j, i) in seen:
-            raise TopologyError(f"duplicate edge ({j}, {i}); a pair of nodes has one edge at most")
+            raise TopologyError(f"duplicate edge ({j}, {i}); a pair of nodes has at most one edge")
         if j > i:
             cycle = f"; with the edge ({i}, {j}) it closes a cycle" if (i, j) in seen else ""
             raise TopologyError(

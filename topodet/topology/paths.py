@@ -35,9 +35,9 @@ def check_paths(topology: Topology, edges: Collection[Edge]) -> None:
     live = set(live_edges(topology, edges))
     lost = sorted(set(edges) - live)
     if lost or not live:
-        which = f"edge {lost[0]} is" if lost else "there are no edges"
+        which = f"edge {lost[0]} is not" if lost else "there are no edges"
         raise TopologyError(
-            f"{which} on no path of the edges given from the input (node 0) to the output "
+            f"{which} on a path of the given edges from the input (node 0) to the output "
             f"(node {topology.num_nodes - 1}) of {topology}"
         )
 
@@ -52,7 +52,7 @@ def strongest_path(topology: Topology, scores: Sequence[float], kept: Collection
         scores: the strength of each edge, in the order of `edges`.
         kept: edges of the graph.
     """
-    # The best weakest edge of any path to each node: nodes are in topological order.
+    # The weakest edge on the best path to each node; nodes are in topological order.
     best = [float("inf")] + [-float("inf")] * (topology.num_nodes - 1)
     for (j, i), score in zip(topology.edges, scores):
         best[i] = max(best[i], min(best[j], score))
