@@ -1,6 +1,7 @@
 """Where weights are: paths and URLs are in test_weights.py, the hub is here, offline."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import timm
@@ -15,6 +16,7 @@ from topodet.errors import WeightsError
 from topodet.pretrain.build import create_model
 from topodet.pretrain.command_line import parse
 from topodet.pretrain.group import Group
+from topodet.weights import run_name
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +77,20 @@ def test_what_is_not_there(cache, files, tmp_path, name):
 def test_malformed_names(name):
     with pytest.raises(WeightsError, match="is not a repository of the hub: expected hf-hub:USER/REPO"):
         weights.read(f"hf-hub:{name}")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("hf-hub:me/cells", "cells"),
+        ("hf-hub:me/cells@main", "cells"),
+        ("https://example.org/files/cells-1a2b3c4d.pth?download=1", "cells"),
+        ("https://example.org", "detector"),
+        ("runs/cells/epoch_12.pth", "cells"),
+        (Path("runs/cells/epoch_12.pth"), "cells"),
+        ("file:///runs/blood%20cells/epoch_12.pth", "blood cells"),
+        ("/epoch_12.pth", "detector"),
+    ],
+)
+def test_the_name_of_a_run(source, name):
+    assert run_name(source) == name

@@ -64,7 +64,7 @@ def publish_detector(
         checkpoint: e.g. RUN/model_final.pth; only its model is published.
         config: the RUN/config.yaml that the training wrote.
         folder: folder for the file.
-        name: stem before the hash; the name of the checkpoint's folder by default.
+        name: stem before the hash; by default the name of the checkpoint's folder or hub repository.
         classes: names, by index; or one path of the training's COCO annotations (.json), which holds them. May be
             omitted for a checkpoint of `topodet train-net`, which names them, and for Detectron2's own datasets.
         licence: license of the weights, as SPDX identifier.
@@ -89,7 +89,7 @@ def publish_detector(
     path = weights.publish_detector(
         _with_preprocessing(file, cfg),
         folder,
-        name=name or file.path.resolve().parent.name or "detector",
+        name=name or weights.run_name(checkpoint),
         framework="detectron2",
         config=cfg.dump(),
         classes=names,

@@ -197,7 +197,7 @@ def publish_detector(
         checkpoint: e.g. RUN/epoch_12.pth; only its model is published.
         config: the .py config that the training wrote into its folder.
         folder: folder for the file.
-        name: stem before the hash; the name of the checkpoint's folder by default.
+        name: stem before the hash; by default the name of the checkpoint's folder or hub repository.
         classes: names by index, or the path of COCO annotations with them; those in the checkpoint by default.
         licence: license of the weights, as SPDX identifier.
         notes: one line for the card, e.g. the data.
@@ -230,7 +230,7 @@ def publish_detector(
     path = weights.publish_detector(
         weights.WeightsFile(file.path, file.state_dict, card, file.checkpoint),
         folder,
-        name=name or file.path.resolve().parent.name or "detector",
+        name=name or weights.run_name(checkpoint),
         framework="mmdetection",
         config=pprint.pformat(own, width=120),
         classes=names,

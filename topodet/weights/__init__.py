@@ -12,7 +12,7 @@ from .file import (
     without_wrappers,
 )
 from .load import LoadReport, check_filled, has_classifier, is_update_counter, load, missing_wiring_keys, other_network
-from .location import HUB, fetch
+from .location import HUB, fetch, run_name
 from .model_options import MAX_NUMBER, check_network, check_numbers
 from .publish import FORMAT, PublishedFiles, publish, publish_detector
 from .rebuild import (
@@ -64,6 +64,7 @@ __all__ = [
     "read_trained",
     "resolve_edges",
     "run_edges",
+    "run_name",
     "with_digests",
     "without_wrappers",
 ]

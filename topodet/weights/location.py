@@ -62,6 +62,18 @@ def fetch(source: str | os.PathLike) -> Path:
     return path
 
 
+def run_name(source: str | os.PathLike) -> str:
+    """Return a name for the run that a checkpoint is from: its folder, its hub repository, or the file of a URL."""
+    text = os.fspath(source)
+    if match := _REPOSITORY.fullmatch(text):
+        return match["repo"].partition("/")[2]
+    url = urlparse(text)
+    if url.scheme in ("http", "https"):
+        return Path(NAME_HASH.sub("", url.path)).stem or "detector"
+    path = Path(url2pathname(url.path) if url.scheme == "file" else text).expanduser()
+    return path.resolve().parent.name or "detector"
+
+
 def _fetch_from_hub(text: str) -> Path:
     match = _REPOSITORY.fullmatch(text)
     if match is None:
