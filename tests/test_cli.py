@@ -121,7 +121,10 @@ def test_a_command_has_help_under_its_name(name, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([name, "--help"])
     assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: topodet {name} ")
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: topodet {name} ")
+    assert "default: None" not in printed
+    assert "default: )" not in printed
 
 
 def test_an_unknown_command_is_told_with_the_nearest(capsys):

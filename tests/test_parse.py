@@ -25,7 +25,7 @@ def test_yaml_and_json_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: !!python/object/apply:os.mkdir [executed]", "could run code, nothing of it was executed"),
+        ("a: !!python/object/apply:os.mkdir [executed]", "could run code, nothing in it was executed"),
         pytest.param(ALIASES, "unfolds to more than 100,000 values by its aliases", id="aliases"),
         pytest.param(MERGES, "unfolds to more than 100,000 values by its aliases", id="merges"),
         ("&a [*a]", "unfolds"),

@@ -81,7 +81,7 @@ def parse_yaml(text: str | bytes, what: str, error: type[TopodetError] = DataErr
     except yaml.constructor.ConstructorError as cause:
         raise error(
             f"{what} is refused: {cause.problem}. Only plain types are read: a tag like !!python/... could run code, "
-            "nothing of it was executed"
+            "nothing in it was executed"
         ) from cause
     except Exception as cause:  # PyYAML lets through what a wrong date, number or key makes Python raise
         raise error(f"{what} is no YAML that can be read: {_reason(cause)}") from cause

@@ -31,7 +31,7 @@ WRONG = {
     "preprocessing": "the detector does not fit its backbone, the detector's mean",
     "bytes": "damaged or was changed",
     "a tensor less": r"missing in the file|fills \d+/\d+",
-    "objects": "could run code. Nothing of it was executed",
+    "objects": "could run code. Nothing in it was executed",
 }
 
 
@@ -200,7 +200,7 @@ def test_yaml_runs_nothing(tmp_path):
         ("b.yaml", "_BASE_: a.yaml\nSEED: 1\n"),
     ):
         (tmp_path / name).write_text(text)
-        with pytest.raises(ConfigError, match=r"is refused: .*could run code, nothing of it was executed"):
+        with pytest.raises(ConfigError, match=r"is refused: .*could run code, nothing in it was executed"):
             load_config(tmp_path / name)
     assert not (tmp_path / "executed").exists()
 

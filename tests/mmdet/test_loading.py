@@ -27,7 +27,7 @@ WRONG = {
     "preprocessing": "does not fit its backbone.*weights were trained with",
     "bytes": "damaged or was changed",
     "a tensor less": r"missing in the file|fills \d+/\d+",
-    "objects": "could run code. Nothing of it was executed",
+    "objects": "could run code. Nothing in it was executed",
 }
 
 
@@ -205,7 +205,7 @@ def test_an_inferencer_opens_nothing_before_topodet_has(tmp_path, monkeypatch):
     torch.save({"state_dict": {}, "more": Payload()}, tmp_path / "a.pth")
     monkeypatch.setattr(CheckpointLoader, "_schemes", {"": load_from_local})  # as MMEngine begins
     importlib.reload(loader)
-    with pytest.raises(WeightsError, match="Nothing of it was executed"):
+    with pytest.raises(WeightsError, match="Nothing in it was executed"):
         DetInferencer(str(CONFIGS / f"{NANO}.py"), str(tmp_path / "a.pth"), device="cpu")
     assert not (tmp_path / "executed").exists()
 

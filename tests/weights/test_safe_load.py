@@ -67,7 +67,7 @@ def test_signs_that_torch_put_off(tmp_path):
 def test_objects_are_refused_or_passed_over(tmp_path):
     objects = {"model": {"w": torch.ones(2)}, "args": argparse.Namespace(lr=1), "n": np.float64(3), "a": np.ones(3)}
     torch.save(objects, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=r"a.pth is refused: .*\(argparse.Namespace\).* Nothing of it was executed"):
+    with pytest.raises(WeightsError, match=r"a.pth is refused: .*\(argparse.Namespace\).* Nothing in it was executed"):
         load_torch(tmp_path / "a.pth")
     found = load_torch(tmp_path / "a.pth", skip_objects=True)
     assert torch.equal(found.content["model"]["w"], torch.ones(2))

@@ -147,7 +147,7 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path):
     Payload.path = str(tmp_path / "executed")
     for name, write in (("torch.pth", torch.save), ("plain.pth", lambda x, p: p.write_bytes(pickle.dumps(x)))):
         write({"state_dict": Payload()}, tmp_path / name)
-        with pytest.raises(WeightsError, match=f"{name} is refused: .* Nothing of it was executed"):
+        with pytest.raises(WeightsError, match=f"{name} is refused: .* Nothing in it was executed"):
             weights.read(tmp_path / name)
     assert not (tmp_path / "executed").exists()
 

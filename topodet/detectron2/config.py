@@ -145,7 +145,7 @@ def _merge(cfg: CfgNode, merge, place: str) -> None:
         merge()
     except yaml.constructor.ConstructorError as error:
         raise ConfigError(
-            f"{place} is refused: {error.problem}; such a tag could run code, nothing of it was executed"
+            f"{place} is refused: {error.problem}; such a tag could run code, nothing in it was executed"
         ) from error
     except Exception as error:  # yacs: no such key, a value of another type, and whatever text that is no config raises
         match = _UNKNOWN_KEY.search(str(error))

@@ -34,6 +34,13 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of each option that has one; an empty value is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, "", {}) else super()._get_help_string(action)
+
+
 _TITLES = {
     "edges": "edges of the wiring",
     "schedule": "learning rate schedule",
@@ -48,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="topodet pretrain",
         description="Train an image classifier, with or without a penalty on the edges of its wiring.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="YAML file with values for these options")

@@ -402,7 +402,7 @@ def pickled_objects(what: str) -> str:
     """Return the error sentence for a pickle with more than plain types."""
     return (
         f"it is not a file of plain tensors: it contains pickled Python objects ({what}), and unpickling could run "
-        "code. Nothing of it was executed. Ask for a published file or .safetensors"
+        "code. Nothing in it was executed. Ask for a published file or .safetensors"
     )
 
 
