@@ -53,7 +53,7 @@ def test_a_full_disk_is_named_and_costs_nothing(tmp_path):
         try:
             with pytest.raises(
                 OSError,
-                match=r"no space left for .*a \(needs (10|40),000 bytes\): .*that was there is untouched. Free some",
+                match=r"no space left for .*a \(needs (10|40),000 bytes\): .*existing file is unchanged. Free some",
             ):
                 write()
         finally:

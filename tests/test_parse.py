@@ -26,17 +26,17 @@ def test_yaml_and_json_as_they_are(tmp_path):
     ("text", "message"),
     [
         ("a: !!python/object/apply:os.mkdir [executed]", "could run code, nothing in it was executed"),
-        pytest.param(ALIASES, "unfolds to more than 100,000 values by its aliases", id="aliases"),
-        pytest.param(MERGES, "unfolds to more than 100,000 values by its aliases", id="merges"),
-        ("&a [*a]", "unfolds"),
+        pytest.param(ALIASES, "expands to more than 100,000 values through its aliases", id="aliases"),
+        pytest.param(MERGES, "expands to more than 100,000 values through its aliases", id="merges"),
+        ("&a [*a]", "expands"),
         pytest.param("[" * 5000, "nesting", id="deep"),
         pytest.param("a: " + "9" * 6000, "digits", id="digits"),
         pytest.param("a: [0x" + "f" * 5000 + "]", "an integer of 5,002 digits; 100 are allowed", id="hexadecimal"),
-        ("a: !!timestamp never", "no YAML"),
+        ("a: !!timestamp never", "cannot be read as YAML"),
         ("2001-99-99", "month"),
         ("? [a]\n: b", "unhashable"),
-        (b"\xff\xfe\x00", "no YAML"),
-        ("a: [1", "no YAML"),
+        (b"\xff\xfe\x00", "cannot be read as YAML"),
+        ("a: [1", "cannot be read as YAML"),
         pytest.param(" " * 600_000, "more than 512 KB", id="long"),
     ],
 )
@@ -49,7 +49,7 @@ def test_yaml_that_is_none_or_asks_for_too_much(text, message):
     "text", ["[" * 100_000, "9" * 6000, b"\xff", "{", ""], ids=["deep", "digits", "bytes", "open", "empty"]
 )
 def test_json_that_is_none(text):
-    with pytest.raises(WeightsError, match="it is no JSON that can be read"):
+    with pytest.raises(WeightsError, match="it cannot be read as JSON"):
         parse_json(text, "it", WeightsError)
 
 
@@ -68,6 +68,6 @@ def test_files_that_are_not_there(tmp_path):
 
 @pytest.mark.parametrize("name", ["../a", "/a", "a/b", "", ".a", "a\0", "a b", "a" * 200, None, "a\\b"])
 def test_names_are_no_paths(name):
-    with pytest.raises(ConfigError, match="the name .* cannot be the name of a file"):
+    with pytest.raises(ConfigError, match="the name .* cannot be a file name"):
         check_file_name(name, "the name", ConfigError)
     assert check_file_name("faster-rcnn_toponet-nano_fpn.v1+x", "the name", ConfigError)

@@ -10,6 +10,6 @@ import wrapt
 
 __version__ = "0.1.0"
 
-# The networks are registered when timm is imported, or at once if it has been: a program that only works with
-# graphs does not pay for torch.
+# The networks are registered when timm is imported, or at once if it already is: a program that only works with
+# graphs does not import torch.
 wrapt.register_post_import_hook(lambda timm: importlib.import_module("topodet.models"), "timm")

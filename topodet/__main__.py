@@ -1,4 +1,4 @@
-"""`python -m topodet`: the commands of `topodet`, for who works from a clone."""
+"""`python -m topodet`: the commands of `topodet`, for use from a clone."""
 
 import sys
 

@@ -54,7 +54,7 @@ def multiply_adds_by_layer(model: nn.Module, input_size: tuple[int, int, int] = 
 
 
 class _Calls(TorchFunctionMode):
-    """Counts the multiply-adds of a pass of one image, by the innermost module that is running."""
+    """Counts the multiply-adds of one image's forward pass, by the innermost running module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        # A filter without parameters, as that of anti-aliasing, is pooling.
+        # A filter without parameters, such as anti-aliasing, counts as pooling.
         if func in _LAYERS and self._running and self._learned[-1]:
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             self.counts[self._running[-1]] += output.numel() * weight[0].numel()

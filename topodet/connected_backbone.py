@@ -58,7 +58,7 @@ def connect_backbone(
     graphs = [part.topology for part in connectivity.wirings(connected).values()]
     say(
         f"topodet: {type(backbone).__name__} connected: {len(graphs)} runs, {sum(g.num_edges for g in graphs)} edges; "
-        "it computes what it did"
+        "its output is unchanged"
     )
     return connected
 
@@ -71,7 +71,7 @@ def _check(
     missing_ok: Collection[str],
     say: Callable[[str], None],
 ) -> None:
-    """Before a state dict is loaded: is it whole, and has it edge weights?"""
+    """Before a state dict is loaded, check that it is complete and report missing edge weights."""
     given = {name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
     own = backbone.state_dict()
     name = type(backbone).__name__
@@ -83,17 +83,19 @@ def _check(
             state_dict,
             prefix,
             optional=optional | (absent & _statistics_of_frozen(backbone)),
-            remedy="Choose the backbone that the checkpoint was trained with; what it may lack is named by missing_ok",
+            remedy="Choose the backbone that the checkpoint was trained with, or list in missing_ok what it may lack",
         )
         say(f"topodet: {filled}/{total} tensors of the backbone are in the checkpoint")
     elif given.isdisjoint(own):
-        raise WeightsError(f"none of the {len(own)} tensors of {name} is in the checkpoint: it is for another backbone")
+        raise WeightsError(
+            f"none of the {len(own)} tensors of {name} is in the checkpoint: it comes from a different backbone"
+        )
     new = {key.rpartition(".")[0] for key in weights.missing_wiring_keys(backbone, given)}
     if new:
-        say(f"topodet: {len(new)} runs of {name} are not in the checkpoint: their edges start as the network was")
+        say(f"topodet: {len(new)} runs of {name} are not in the checkpoint: their edges start as in the original")
 
 
 def _statistics_of_frozen(backbone: nn.Module) -> set[str]:
-    """Return the buffers that frozen batch normalization of Detectron2 does without: its scale and bias have them."""
+    """Return the statistics of Detectron2's frozen batch normalization, which may be merged into scale and bias."""
     frozen = (name for name, module in backbone.named_modules() if type(module).__name__ == "FrozenBatchNorm2d")
     return {f"{name}.{statistic}" for name in frozen for statistic in ("running_mean", "running_var")}

@@ -24,7 +24,7 @@ from .ops import WeightedSums
 
 TASKS = ("flop", "activation", "parameter", "structure")
 NOT_COUNTED = ("aten::batch_norm", "aten::addcmul")
-PREFIX = "model."  # what is traced is a wrapper around the detector, of this name
+PREFIX = "model."  # the detector's name in the traced wrapper
 
 
 class TraceCounter(Protocol):
@@ -111,12 +111,12 @@ class Analysis:
             part = _share(self.backbone_parameters, self.parameters + self.edge_weights)
             lines += [
                 self.parameter_table,
-                f"parameters: {self.parameters:,} and {self.edge_weights:,} edge weights that learn; "
+                f"parameters: {self.parameters:,} and {self.edge_weights:,} learned edge weights; "
                 f"backbone {self.backbone_parameters:,}, {part} of them",
             ]
         if self.counts:
             height, width = self.counts.sizes[-1]
-            lines += [self.counts.table, f"images: {len(self.counts.sizes)}, the table's {height} x {width}"]
+            lines += [self.counts.table, f"images: {len(self.counts.sizes)}; the table is for {height} x {width}"]
         if "flop" in self.tasks:
             lines += self._flops()
         if "activation" in self.tasks:
@@ -132,9 +132,9 @@ class Analysis:
             f"backbone: {counts.backbone / 1e9:.3f} G, {_share(counts.backbone, total)} of them",
         ]
         if counts.weighted_sums:
-            lines.append(f"weighted sums of the backbone, not among them: {counts.weighted_sums / 1e9:.3f} G")
+            lines.append(f"weighted sums of the backbone, not included: {counts.weighted_sums / 1e9:.3f} G")
         missing = ", ".join(f"{name} x{times}" for name, times in sorted(counts.uncounted.items()))
-        return [*lines, f"not counted, for want of a formula: {missing or 'nothing'}"]
+        return [*lines, f"not counted, because there is no formula: {missing or 'nothing'}"]
 
 
 def check_request(
@@ -156,7 +156,7 @@ def check_request(
             raise ConfigError(unknown_name("task", task, TASKS))
     if not tasks or len(size) != 2 or min(num_inputs, depth, *size) < 1:
         raise ConfigError(
-            f"tasks must be some of {', '.join(TASKS)}; the number of inputs, the depth and both of size must be "
+            f"tasks must be some of {', '.join(TASKS)}; num_inputs, depth and both values of size must be "
             f"positive, got tasks={list(tasks)}, num_inputs={num_inputs}, depth={depth}, size={tuple(size)}"
         )
     return [image if isinstance(image, np.ndarray) else read_image(image) for image in inputs]
@@ -219,7 +219,7 @@ def count(
     inside = PREFIX + next(name for name, module in model.named_modules() if module is bottom_up)
     for image in images:
         multiply_adds, outputs = counters(image)
-        # A handle and not None, which the counters pass over where they have a formula of their own.
+        # A handle, not None: the counters ignore None for operators with a built-in formula.
         multiply_adds.set_op_handle(**dict.fromkeys(NOT_COUNTED, _nothing))
         for counter in (multiply_adds, outputs):
             counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
@@ -285,7 +285,7 @@ def _by_module(model: nn.Module) -> dict[str, int]:
 
 
 def _within(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Return the numbers of the detector's modules out of those of the wrapper that is traced."""
+    """Return the numbers of the detector's modules from those of the traced wrapper."""
     inside = {name.removeprefix(PREFIX): value for name, value in numbers.items() if name.startswith(PREFIX)}
     return {"": numbers[""], **inside}
 

@@ -98,7 +98,7 @@ def given_names(classes: Sequence[str] | str | os.PathLike, *, by_id: bool) -> l
         ordered = sorted(categories, key=lambda category: category["id"]) if by_id else categories
         return [category["name"] for category in ordered]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--classes {classes[0]}: no COCO annotations with categories ({error!r})") from error
+        raise ConfigError(f"--classes {classes[0]}: not COCO annotations with categories ({error!r})") from error
 
 
 def check_threshold(score_threshold: float) -> None:
@@ -145,11 +145,11 @@ def evaluate(
         ids = {category["name"]: category["id"] for category in content["categories"]}
         places = {image["id"]: image_path(images, image["file_name"]) for image in content["images"]}
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: no COCO annotations of images ({error!r})") from error
+        raise DataError(f"{path}: not COCO annotations of images ({error!r})") from error
     unknown = [name for name in classes if name not in ids]
     if unknown:
         raise ConfigError(
-            f"the detector's classes {', '.join(unknown[:5])} are no categories of {path}, which has {', '.join(ids)}"
+            f"the detector's classes {', '.join(unknown[:5])} are not categories of {path}, which has {', '.join(ids)}"
         )
     category_ids = [ids[name] for name in classes]
     found: list[dict[str, Any]] = []
@@ -164,7 +164,7 @@ def evaluate(
         truth.dataset = {"info": {}, **content}
         truth.createIndex()
         for kind in kinds:
-            # A mask's size is its own area, which pycocotools takes from the box where there is one.
+            # A mask's size is its own area; pycocotools would use the box if there were one.
             left_out = {"bbox": "segmentation", "segm": "bbox"}[kind]
             results = truth.loadRes([{key: row[key] for key in row if key != left_out} for row in found])
             evaluation = COCOeval(truth, results, kind)

@@ -40,7 +40,7 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
 
 
 def show(value: object) -> str:
-    """Return the repr of a value, shortened: untrusted files hold text and numbers of any length and depth."""
+    """Return the repr of a value, shortened: untrusted files may contain values of any length and depth."""
     return _SHORT.repr(value)
 
 
@@ -73,7 +73,7 @@ def exit_status(run: Callable[..., int | None], *args: Any) -> int:
     except (TopodetError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for what Python flushes when it ends
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())  # Python flushes stdout again at exit
         else:
             print(f"error: {error}", file=sys.stderr)
         return 1
@@ -83,7 +83,7 @@ def exit_status(run: Callable[..., int | None], *args: Any) -> int:
 
 
 def _reader_is_gone() -> bool:
-    """Tell whether the standard output is a pipe that nobody reads any more."""
+    """Return whether standard output is a pipe that its reader has closed."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)

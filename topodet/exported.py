@@ -21,8 +21,8 @@ from .files import atomic_json, atomic_path
 
 Format = Literal["torchscript", "onnx"]
 SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx"}
-TOLERANCE = 1e-4  # of scores; of boxes in units of the image's longer side
-MASK_TOLERANCE = 1e-2  # of a pixel's probability
+TOLERANCE = 1e-4  # for scores, and for boxes in units of the image's longer side
+MASK_TOLERANCE = 1e-2  # for a pixel's probability
 
 Network = Callable[[Tensor], Sequence[Tensor]]
 
@@ -36,7 +36,7 @@ def check_format(format: Format, opset: int) -> None:
     if format not in SUFFIXES:
         raise ConfigError(unknown_name("format", format, SUFFIXES))
     if format == "onnx" and opset < 16:
-        raise ConfigError(f"opset={opset}: ONNX has RoIAlign as detectors compute it from 16 on")
+        raise ConfigError(f"opset={opset} must be at least 16, the first with the RoIAlign that detectors use")
 
 
 @torch.no_grad()
@@ -79,8 +79,8 @@ def write(
     names = ["boxes", "labels", *(["masks"] if len(found) == 5 else []), "scores", "image_size"]
     if not len(found[0]):
         raise DataError(
-            "the detector finds nothing in the sample image, so that a comparison would say nothing; give another "
-            "image or a lower score threshold"
+            "the detector finds nothing in the sample image, so there is nothing to compare; give another image or a "
+            "lower score threshold"
         )
     path = Path(path)
     with atomic_path(path) as temporary:
@@ -90,7 +90,7 @@ def write(
         else:
             _write_onnx(network, sample, temporary, names, opset)
             run = _onnx(temporary)
-        # A trace can hold on to what was only true of its own image: another size finds that out.
+        # A trace can contain constants that are only valid for its own image; another size reveals them.
         smaller = F.interpolate(sample[None], scale_factor=0.8, mode="bilinear")[0]
         differences = [
             compare(dict(zip(names, original(image))), dict(zip(names, run(image)))) for image in (sample, smaller)
@@ -140,11 +140,11 @@ def compare(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[f
         if not cost[match] <= TOLERANCE:
             raise DataError(
                 f"the exported detector does not find box {k} of {count} as the original does "
-                f"(difference {cost[match]:.2g}, at most {TOLERANCE:g} is allowed); nearly equal scores, as an "
-                "untrained detector has them, can fall either way"
+                f"(difference {cost[match]:.2g}, at most {TOLERANCE:g} is allowed); nearly equal scores, as from an "
+                "untrained detector, may change their order"
             )
         if "masks" in ours and not (theirs["masks"][match] - ours["masks"][k]).abs().max() <= MASK_TOLERANCE:
-            raise DataError(f"the exported detector gives box {k} of {count} another mask than the original does")
+            raise DataError(f"the exported detector gives box {k} of {count} a different mask than the original")
         left[match] = False
         score, box = max(score, float(scores[match])), max(box, float(boxes[match]))
     return score, box
@@ -152,12 +152,12 @@ def compare(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[f
 
 def _write_torchscript(network: nn.Module, sample: Tensor, path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what may not generalize: it is compared afterwards
+        warnings.simplefilter("ignore")  # about code that may not generalize; the result is compared
         traced = torch.jit.trace(network, (sample,), check_trace=False)
     buffer = io.BytesIO()
     torch.jit.save(traced, buffer)
     buffer.seek(0)
-    # A copy, so that the detector keeps its gradients: whoever loads the file needs none.
+    # A copy without gradients; the detector itself keeps them.
     copy = torch.jit.load(buffer)
     for parameter in copy.parameters():
         parameter.requires_grad_(False)
@@ -176,7 +176,7 @@ def _write_onnx(network: nn.Module, sample: Tensor, path: Path, names: Sequence[
                 output_names=list(names),
                 dynamic_axes={"image": {1: "height", 2: "width"}, **{name: {0: "found"} for name in names[:-1]}},
                 opset_version=opset,
-                dynamo=False,  # the other exporter knows neither suppression nor RoIAlign of torchvision
+                dynamo=False,  # the other exporter does not support torchvision's nms and roi_align
             )
     except (ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(f"ONNX with opset {opset} cannot be written by torch {torch.__version__}: {error}") from error
@@ -186,6 +186,6 @@ def _onnx(path: Path) -> Network:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ConfigError("the ONNX file is compared by running it: pip install onnxruntime") from error
+        raise ConfigError("onnxruntime is needed to check the ONNX file: pip install onnxruntime") from error
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda image: [torch.from_numpy(a) for a in session.run(None, {"image": image.cpu().numpy()})]

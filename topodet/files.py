@@ -58,14 +58,14 @@ def atomic_path(path: str | os.PathLike, *, size: int | None = None) -> Iterator
 
 
 def _named(error: OSError, path: Path, size: int | None) -> OSError:
-    """Return an error of the same number whose words name the file, its folder and the remedy."""
-    kept = "the file that was there is untouched" if path.is_file() else "nothing was left behind"
+    """Return an error with the same errno whose message names the file, its folder and the remedy."""
+    kept = "the existing file is unchanged" if path.is_file() else "nothing was left behind"
     folder = path.parent.resolve()
     if error.errno in _NO_SPACE:
         needs = "" if size is None else f" (needs {size:,} bytes)"
         text = f"no space left for {path}{needs}: {error.strerror}; {kept}. Free some space in {folder}, or choose"
     elif error.errno in _NOT_ALLOWED:
-        text = f"could not write {path}: {error.strerror}; {kept}. Let {folder} be writable, or choose"
+        text = f"could not write {path}: {error.strerror}; {kept}. Make {folder} writable, or choose"
     else:
         text = f"could not write {path}: {error.strerror or error}; {kept}. Free some space, or choose"
     named = OSError(f"{text} another folder")
@@ -104,7 +104,7 @@ def atomic_torch_save(content: Any, path: str | os.PathLike) -> Path:
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            # The writer has words of its own for what the operating system said when it wrote.
+            # torch.save replaces the operating system's error by its own; raise the original.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise OSError(str(error).splitlines()[0]) from error

@@ -14,14 +14,14 @@ from .errors import ConfigError, unknown_name
 
 _GUIDES = {
     "cv2": "Detectron2 draws with it: pip install opencv-python-headless",
-    "detectron2": "it is on no package index: https://detectron2.readthedocs.io/en/latest/tutorials/install.html",
+    "detectron2": "it is not on any package index: https://detectron2.readthedocs.io/en/latest/tutorials/install.html",
     "mmdet": "pip install 'topodet[mmdet]', then topodet install-mmcv-ops for its operators",
     "sklearn": "the handwritten digits come with it: pip install scikit-learn",
 }
 _IMPORTS_DETECTRON2 = re.compile(r"^\s*(?:from|import) (?:topodet\.)?detectron2\b", re.MULTILINE)
 _IMPORTS_BESIDE = re.compile(r"^\s*from \.", re.MULTILINE)
 
-# By the name that records and cards have: the package to import, and topodet's own.
+# Name in records and cards -> the package to import, topodet's own package.
 PACKAGES = {"mmdetection": ("mmdet", "topodet.mmdet"), "detectron2": ("detectron2", "topodet.detectron2")}
 
 
@@ -58,7 +58,7 @@ def framework_of_config(config: str | os.PathLike) -> str:
             f"--config {config}: .yaml is for Detectron2, .py for MMDetection; {config.suffix!r} is neither"
         )
     text = config.read_text(errors="replace") if config.is_file() else ""
-    # MMDetection's configs that import one another say read_base.
+    # MMDetection's configs that import one another use read_base.
     lazy = _IMPORTS_DETECTRON2.search(text) or (_IMPORTS_BESIDE.search(text) and "read_base" not in text)
     return "detectron2" if lazy else "mmdetection"
 

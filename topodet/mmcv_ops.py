@@ -1,4 +1,4 @@
-"""The mmcv operators that MMDetection needs, by torchvision, for an mmcv without compiled operators.
+"""The mmcv operators that MMDetection needs, from torchvision, for an mmcv without compiled operators.
 
 mmcv looks for its operators in a compiled module `mmcv._ext`. `topodet install-mmcv-ops` adds a file of that name,
 which imports them from here: nms, RoIAlign with average pooling, the sigmoid focal loss and, by torch, multi-scale
@@ -29,11 +29,10 @@ __all__ = [
     "sigmoid_focal_loss_forward",
 ]
 
-_AVERAGE = 1  # mmcv's number of RoIAlign's pool_mode "avg"; 0 is "max"
+_AVERAGE = 1  # mmcv's value of pool_mode "avg"; 0 is "max"
 _REMEDY = (
-    "topodet install-mmcv-ops took mmcv's operators from torchvision: nms, roi_align, the focal loss and deformable "
-    "attention alone; "
-    "for the others install an mmcv with compiled operators"
+    "topodet install-mmcv-ops provides only nms, roi_align, the focal loss and deformable attention; for the others "
+    "install an mmcv with compiled operators"
 )
 
 
@@ -150,7 +149,7 @@ def sigmoid_focal_loss_backward(
 
 def _sigmoid_focal_loss(input: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
     if weight.numel():
-        raise NotImplementedError(f"sigmoid_focal_loss with weights of classes: {_REMEDY}")
+        raise NotImplementedError(f"sigmoid_focal_loss with class weights: {_REMEDY}")
     classes = input.shape[1]
     one_hot = torch.nn.functional.one_hot(target, classes + 1)[:, :classes].to(input.dtype)
     return torchvision.ops.sigmoid_focal_loss(input, one_hot, alpha=alpha, gamma=gamma)

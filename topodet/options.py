@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-# `topodet.connectivity` has these as types; repeated here, since a `--help` need not import torch.
+# The same as the types of `topodet.connectivity`; repeated here so that `--help` does not import torch.
 PER = ("network", "stage", "node")
 
 
@@ -23,19 +23,19 @@ def add_pruning(group: _Group, *, several: bool = False, allow: bool = False) ->
         allow: --on-disconnected may be, and by default is, "allow", because the network is only analyzed, not kept.
     """
     number = {"type": float, "nargs": "+"} if several else {"type": float}
-    group.add_argument("--threshold", **number, metavar="T", help="remove the edges that are weaker than this")
-    group.add_argument("--keep", **number, metavar="SHARE", help="keep the strongest edges, this share of them")
+    group.add_argument("--threshold", **number, metavar="T", help="remove edges weaker than this")
+    group.add_argument("--keep", **number, metavar="SHARE", help="keep this share of the edges, the strongest")
     group.add_argument(
-        "--per", choices=PER, default="network", help="the group of edges that --keep and --threshold refer to"
+        "--per", choices=PER, default="network", help="group of edges that --keep and --threshold refer to"
     )
     group.add_argument(
-        "--random-edges", type=int, metavar="SEED", help="remove as many edges chosen by chance, not the weak ones"
+        "--random-edges", type=int, metavar="SEED", help="remove the same number of random edges, not the weakest"
     )
     group.add_argument(
         "--on-disconnected",
         choices=(*(["allow"] if allow else []), "error", "repair"),
         default="allow" if allow else "error",
-        help="what to do where the removal leaves a node without input or output",
+        help="what to do if removal leaves a node without input or output",
     )
 
 

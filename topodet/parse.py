@@ -15,10 +15,10 @@ from .errors import DataError, TopodetError
 
 MAX_JSON = 2**28  # bytes; the annotations of COCO, which `datasets.coco` reads, are larger
 MAX_YAML = 2**19  # bytes
-MAX_DIGITS = 100  # of an integer in YAML, hexadecimal ones too, which Python reads at any length and cannot print
-MAX_VALUES = 100_000  # of YAML, a shared one counted wherever it stands
+MAX_DIGITS = 100  # of an integer in YAML; Python reads longer hexadecimal ones, but cannot print them
+MAX_VALUES = 100_000  # in YAML, with aliases expanded
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,127}")
-# libyaml's parser where PyYAML has it: the same results, ten times as fast.
+# libyaml's parser if PyYAML has it: the same results, ten times as fast.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -39,7 +39,7 @@ def parse_json(text: str | bytes, what: str, error: type[TopodetError] = DataErr
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as cause:
-        raise error(f"{what} is no JSON that can be read: {_reason(cause)}") from cause
+        raise error(f"{what} cannot be read as JSON: {_reason(cause)}") from cause
 
 
 def read_json(path: str | os.PathLike, error: type[TopodetError] = DataError) -> Any:
@@ -72,7 +72,7 @@ def parse_yaml(text: str | bytes, what: str, error: type[TopodetError] = DataErr
         if node is None:
             return None
         if _extent(node) > MAX_VALUES:
-            raise error(f"{what} unfolds to more than {MAX_VALUES:,} values by its aliases (&, *)")
+            raise error(f"{what} expands to more than {MAX_VALUES:,} values through its aliases (&, *)")
         if (length := _longest_integer(node)) > MAX_DIGITS:
             raise error(f"{what} has an integer of {length:,} digits; {MAX_DIGITS} are allowed")
         return loader.construct_document(node)
@@ -83,8 +83,8 @@ def parse_yaml(text: str | bytes, what: str, error: type[TopodetError] = DataErr
             f"{what} is refused: {cause.problem}. Only plain types are read: a tag like !!python/... could run code, "
             "nothing in it was executed"
         ) from cause
-    except Exception as cause:  # PyYAML lets through what a wrong date, number or key makes Python raise
-        raise error(f"{what} is no YAML that can be read: {_reason(cause)}") from cause
+    except Exception as cause:  # PyYAML does not catch Python's errors for invalid dates, numbers and keys
+        raise error(f"{what} cannot be read as YAML: {_reason(cause)}") from cause
     finally:
         if loader is not None:
             loader.dispose()
@@ -107,8 +107,8 @@ def check_file_name(name: Any, what: str, error: type[TopodetError]) -> str:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise error(
-            f"{what} {str(name)[:80]!r} cannot be the name of a file: use letters, digits, '.', '_', '-', '+', '=' and "
-            "'@', at most 128, the first a letter or digit"
+            f"{what} {str(name)[:80]!r} cannot be a file name: use letters, digits and '._-+=@', at most "
+            "128 characters, the first a letter or digit"
         )
     return name
 
@@ -122,7 +122,7 @@ def _read(path: str | os.PathLike, limit: int, error: type[TopodetError]) -> byt
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
-            raise error(f"cannot read {path}: a folder, a pipe or a device, and no file")
+            raise error(f"cannot read {path}: it is a folder, a pipe or a device, not a file")
         if path.stat().st_size > limit:
             raise error(f"{path} has more than {limit >> 10} KB")
         return path.read_bytes()
@@ -133,9 +133,9 @@ def _read(path: str | os.PathLike, limit: int, error: type[TopodetError]) -> byt
 
 
 def _extent(root: yaml.Node) -> int:
-    """Return the number of values of a graph of nodes, a shared one counted wherever it stands."""
+    """Return the number of values of a graph of nodes with its aliases expanded."""
     sizes: dict[int, int] = {}
-    # Twice on the way: to open a node, and to add up what is in it.
+    # Each node is visited twice: to list its parts, and afterwards to add up their sizes.
     todo, opened = [(root, False)], set()
     while todo:
         node, inside = todo.pop()
@@ -143,7 +143,7 @@ def _extent(root: yaml.Node) -> int:
             sizes[id(node)] = min(1 + sum(sizes[id(part)] for part in _parts(node)), MAX_VALUES + 1)
             opened.discard(id(node))
         elif id(node) not in sizes:
-            if id(node) in opened:  # an alias within what it stands for
+            if id(node) in opened:  # an alias within the node that it refers to
                 return MAX_VALUES + 1
             opened.add(id(node))
             todo.append((node, True))
@@ -175,5 +175,5 @@ def _parts(node: yaml.Node) -> Iterator[yaml.Node]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
-        return "it is nested too deep"
+        return "it is nested too deeply"
     return " ".join(str(error).split())[:300] or type(error).__name__

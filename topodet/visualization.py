@@ -16,7 +16,7 @@ from .connectivity import all_alphas, wirings
 from .errors import ConfigError
 from .files import atomic_path
 
-# Of the lines of all pictures: apart in gray as well.
+# Line colors of all pictures, distinct in grayscale too.
 DARK, LIGHT = "#1f4e79", "#e08a3c"
 
 
@@ -39,7 +39,7 @@ def adjacency_figure(model: nn.Module, title: str = "") -> Figure:
     figure = new_figure(width=3.2 * len(parts) + 0.8, height=3.7)
     axes = figure.subplots(1, len(parts), squeeze=False)[0]
     for axis, name, wiring in zip(axes, _short(parts), parts.values()):
-        # NaN is not drawn: a missing edge, the grey behind it, is not the same as one of weight 0.
+        # NaN is not drawn: a missing edge shows the gray background, unlike one of weight 0.
         axis.set_facecolor("0.92")
         edges = np.where(wiring.topology.adjacency() > 0, 0.0, np.nan)
         matrix = edges + wiring.topology.adjacency(wiring.alpha.detach().float().abs().cpu().numpy())
@@ -62,7 +62,7 @@ def alpha_histogram(model: nn.Module, title: str = "", bins: int = 50) -> Figure
     Raises:
         ConfigError: the model has no wiring.
     """
-    # In float64: edges that have hardly moved differ by less than float32 can cut into bins.
+    # In float64: the differences between nearly equal edges can be too small for bins in float32.
     alpha = all_alphas(_wirings(model).values()).double().numpy()
     figure = new_figure(width=5.2, height=3.4)
     axis = figure.subplots()
@@ -102,7 +102,7 @@ def save_figures(model: nn.Module, folder: str | Path, tag: str) -> list[Path]:
 
 
 def _scale_end(largest: float) -> float:
-    """Return the smallest of 1, 2, 5, 10, 20, ... and of 0.5, 0.2, ... that is no smaller."""
+    """Return the smallest of ..., 0.2, 0.5, 1, 2, 5, 10, 20, ... that is at least `largest`."""
     power = 10.0 ** math.floor(math.log10(max(largest, 1e-12)))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= largest * (1 - 1e-6))
 
@@ -117,7 +117,7 @@ def _wirings(model: nn.Module) -> dict:
 
 
 def _short(names: Iterable[str]) -> list[str]:
-    """Return the names of wirings from the word on before they differ: "stages.0" of "backbone.stages.0.wiring"."""
+    """Return the names of wirings without most of their common prefix: "stages.0" for "backbone.stages.0.wiring"."""
     words = [name.removesuffix(".wiring").split(".") for name in names]
     differ = next((k for k, column in enumerate(zip(*words)) if len(set(column)) > 1), 0)
     return [".".join(name[max(0, differ - 1) :]) for name in words]

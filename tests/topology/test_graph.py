@@ -118,7 +118,7 @@ def test_broken_json_is_named(text):
         ('{"num_nodes": 30000000, "edges": [[0, 1]]}', "at most 10,000 nodes"),
         ('{"num_nodes": 3, "edges": [[0, 1], [1, 100000000]]}', "names node 100000000"),
         ('{"num_nodes": 99, "edges": ' + str([[0, k] for k in range(1, 22)]) + "}", "at most 20 edges"),
-        ('{"num_nodes": ' + "9" * 5000 + ', "edges": []}', "no JSON that can be read"),
+        ('{"num_nodes": ' + "9" * 5000 + ', "edges": []}', "cannot be read as JSON"),
         ('{"num_nodes": 1e400, "edges": [[0, 1]]}', "must be an integer"),
         ('{"num_nodes": NaN, "edges": [[0, 1]]}', "must be an integer"),
         ('{"num_nodes": true, "edges": [[0, 1]]}', "must be an integer"),
@@ -126,8 +126,8 @@ def test_broken_json_is_named(text):
         ('{"num_nodes": 2, "edges": [[0, 1, 2]]}', "an edge must be a pair"),
         ('{"num_nodes": 2, "edges": ["01"]}', "an edge must be a pair|must be an integer"),
         ('{"num_nodes": 2, "edges": [{"0": 1, "1": 0}]}', "an edge must be a pair|must be an integer"),
-        ('{"num_nodes": 2, "edges": ' + "[" * 100_000, "no JSON that can be read: it is nested too deep"),
-        ('\ufeff{"num_nodes": 2, "edges": [[0, 1]]}', "no JSON that can be read"),
+        ('{"num_nodes": 2, "edges": ' + "[" * 100_000, "cannot be read as JSON: it is nested too deeply"),
+        ('\ufeff{"num_nodes": 2, "edges": [[0, 1]]}', "cannot be read as JSON"),
     ],
 )
 def test_json_that_asks_for_too_much_is_named(text, message, monkeypatch):
