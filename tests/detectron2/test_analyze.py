@@ -94,14 +94,14 @@ def test_the_tool_on_a_yaml(tmp_path, capsys):
     out = capsys.readouterr().out
     model = build_model(cfg)
     plain, alphas = parameters(model)
-    assert f"parameters: {plain:,} and {alphas:,} edge weights" in out
+    assert f"parameters: {plain:,} and {alphas:,} learned edge weights" in out
     assert "(bottom_up): TopoNet(" in out
     assert "multiply-adds: " in out
     assert "activations: " in out
-    assert "the table's 64 x 96" in out
+    assert "the table is for 64 x 96" in out
     call = ["--config", str(tmp_path / "config.yaml"), "--tasks", "flop", "--size", "64", "80", "--input"]
     assert run_command("analyze-model", [*call, str(tmp_path / "image.png"), "--depth", "2"]) == 0
-    assert "the table's 53 x 80" in capsys.readouterr().out  # 60 x 40 enlarged until its long side is 80
+    assert "the table is for 53 x 80" in capsys.readouterr().out  # 60 x 40 enlarged until its long side is 80
 
 
 def test_a_yaml_and_its_lazy_config_cost_the_same():
@@ -139,7 +139,7 @@ def test_bad_requests(tmp_path, capsys):
         (["--config", "missing.py"], "no config file at missing.py"),
         (["--config", "config.json"], "'.json' is neither"),
         (["--config", str(tmp_path / "other.py")], "has no `model`"),
-        (["--config", str(tmp_path / "broken.py")], "broken.py is no LazyConfig of a detector: SyntaxError"),
+        (["--config", str(tmp_path / "broken.py")], "broken.py is not a LazyConfig of a detector: SyntaxError"),
         (["--config", "missing.yaml", "--size", "0", "5"], "must be positive"),
         (["--config", "missing.yaml", "--input", "missing.png"], "missing.png"),
     ):

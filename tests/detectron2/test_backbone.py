@@ -202,7 +202,7 @@ def test_random_weights_are_said_once(nano, log):
     for _ in range(2):
         backbone(image())
     assert [record.levelname for record in log.records] == ["WARNING"]
-    assert "RANDOM weights; frozen layers and statistics make no sense then" in log.text
+    assert "RANDOM weights; do not freeze layers or statistics then" in log.text
     assert "MODEL.BACKBONE.FREEZE_AT 0 MODEL.TOPONET.NORM BN" in log.text
     log.clear()
     TopoNet("toponet_nano", pretrained=nano.pth).train()(image())

@@ -39,7 +39,7 @@ def test_a_file_and_options(tmp_path):
         ("SOLVER: {BASE_LRR: 1}", [], "unknown key SOLVER.BASE_LRR in .*Did you mean 'SOLVER.BASE_LR'"),
         ("", ["MODEL.TOPONET.PRETRAIND", "x"], "MODEL.TOPONET.PRETRAIND.*Did you mean 'MODEL.TOPONET.PRETRAINED'"),
         ("", ["SOLVER.MAX_ITER", "many"], "options at the end.*SOLVER.MAX_ITER"),
-        ("", ["SOLVER.MAX_ITER"], "pairs of KEY VALUE, got 1 words: SOLVER.MAX_ITER"),
+        ("", ["SOLVER.MAX_ITER"], "must be KEY VALUE pairs, got 1 words: SOLVER.MAX_ITER"),
     ],
 )
 def test_mistakes_are_named(text, opts, words, tmp_path):

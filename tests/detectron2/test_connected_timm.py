@@ -243,7 +243,7 @@ def test_random_weights_are_said_once(plain, log):
     for _ in range(2):
         backbone(image())
     assert [record.levelname for record in log.records] == ["WARNING"]
-    assert f"ConnectedTimm ({NAME}) starts from RANDOM weights; frozen" in log.text
+    assert f"ConnectedTimm ({NAME}) starts from RANDOM weights; do not freeze" in log.text
     assert "MODEL.BACKBONE.FREEZE_AT 0 MODEL.CONNECTED_TIMM.NORM BN" in log.text
     log.clear()
     ConnectedTimm(NAME, pretrained=plain).train()(image())

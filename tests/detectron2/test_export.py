@@ -118,7 +118,7 @@ def test_requests_that_cannot_be_met(detectors, images, tmp_path):
     predictor = detectors("faster")
     with pytest.raises(ConfigError, match="Did you mean 'onnx'"):
         export_detector(predictor, images[0], tmp_path / "m", format="onxx")
-    with pytest.raises(ConfigError, match="from 16 on"):
+    with pytest.raises(ConfigError, match="at least 16"):
         export_detector(predictor, images[0], tmp_path / "m", format="onnx", opset=11)
     with pytest.raises(ConfigError, match="opset 99 cannot be written"):
         export_detector(predictor, images[0], tmp_path / "m", format="onnx", opset=99)

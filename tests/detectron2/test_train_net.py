@@ -150,5 +150,5 @@ def test_epochs_are_passes_over_the_images(coco, tmp_path):
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (20, (10, 18), 4)
     set_epochs(cfg, 1)
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (2, (1,), 1)
-    with pytest.raises(ConfigError, match="--epochs 0: at least 1"):
+    with pytest.raises(ConfigError, match="--epochs 0 must be at least 1"):
         set_epochs(cfg, 0)

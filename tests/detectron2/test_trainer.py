@@ -38,7 +38,7 @@ def test_a_test_set_without_coco_evaluation_is_refused_at_start(coco, tmp_path):
     try:
         MetadataCatalog.get("in_another_format").evaluator_type = "lvis"
         config.DATASETS.TEST = ("in_another_format",)
-        with pytest.raises(ConfigError, match="in_another_format wants the evaluation 'lvis'"):
+        with pytest.raises(ConfigError, match="in_another_format needs the evaluator 'lvis'"):
             Trainer(config)
     finally:
         DatasetCatalog.remove("in_another_format")
@@ -47,7 +47,7 @@ def test_a_test_set_without_coco_evaluation_is_refused_at_start(coco, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"SOLVER__MAX_ITER": 0}, "SOLVER.MAX_ITER is 0: .*--eval-only"),
+        ({"SOLVER__MAX_ITER": 0}, "SOLVER.MAX_ITER is 0, .*--eval-only"),
         ({"SOLVER__AMP__ENABLED": True}, "SOLVER.AMP.ENABLED is True, .*add SOLVER.AMP.ENABLED False"),
     ],
 )

@@ -89,7 +89,7 @@ def build_detector(config: str | os.PathLike, opts: Sequence[str] = ()) -> tuple
     """
     path = Path(config)
     if path.suffix not in CONFIGS:
-        raise ConfigError(f"{path}: a .yaml or a LazyConfig .py is needed")
+        raise ConfigError(f"{path} is not a .yaml or a LazyConfig .py")
     if path.suffix != ".py":
         cfg = load_config(path, opts)
         cfg.MODEL.DEVICE = "cpu"
@@ -98,13 +98,13 @@ def build_detector(config: str | os.PathLike, opts: Sequence[str] = ()) -> tuple
         raise ConfigError(f"no config file at {path} (working folder {Path.cwd()}); check --config")
     wrong = [option for option in opts if "=" not in option]
     if wrong:
-        raise ConfigError(f"{wrong[0]}: with a LazyConfig an option is KEY=VALUE")
+        raise ConfigError(f"{wrong[0]}: options of a LazyConfig are KEY=VALUE")
     try:
         content = LazyConfig.apply_overrides(LazyConfig.load(str(path)), list(opts))
-    except Exception as error:  # a config is Python, which may fail in any way
-        raise ConfigError(f"{path} is no LazyConfig of a detector: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a config is Python code and can raise anything
+        raise ConfigError(f"{path} is not a LazyConfig of a detector: {type(error).__name__}: {error}") from error
     if "model" not in content:
-        raise ConfigError(f"{path} has no `model`: it is no LazyConfig of a detector")
+        raise ConfigError(f"{path} has no `model`: it is not a LazyConfig of a detector")
     model = instantiate(content.model).cpu().eval()
     return model, getattr(model, "input_format", "BGR")
 

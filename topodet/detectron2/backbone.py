@@ -83,7 +83,7 @@ class TopoNet(Trunk, TopodetBackbone):
             output_stride=output_stride,
         )
         stages = arguments.get("nodes")
-        total = len(stages) if isinstance(stages, Sequence) else 4  # else not given, or what build_blocks refuses
+        total = len(stages) if isinstance(stages, Sequence) else 4  # else not given, or invalid: build_blocks raises
         if isinstance(norm, str) and norm not in NORMS:
             raise ConfigError(unknown_name("norm", norm, NORMS))
         super().__init__(

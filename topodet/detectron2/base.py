@@ -43,7 +43,7 @@ class TopodetBackbone(Backbone):
         use_act_checkpoint: bool,
     ) -> None:
         self.stage_names = tuple(f"res{k + 2}" for k in range(len(self.stage_channels)))
-        # What `Backbone.output_shape` is computed from.
+        # `Backbone.output_shape` uses these.
         self._out_features = list(out_features)
         self._out_feature_channels = dict(zip(self.stage_names, self.stage_channels))
         self._out_feature_strides = dict(zip(self.stage_names, self.stage_strides))
@@ -63,7 +63,7 @@ class TopodetBackbone(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the feature maps of `out_features`, [B, channels, ceil(H / stride), ceil(W / stride)] each."""
         if self.training and not self.has_weights:
-            self.has_weights = True  # say it once
+            self.has_weights = True  # warn only once
             self._warn_of_random_weights()
         stages = zip(self.stage_names, self.stage_features(x))
         return {name: x for name, x in stages if name in self._out_features}
@@ -94,7 +94,7 @@ class TopodetBackbone(Backbone):
 
     @abstractmethod
     def _freeze_norms(self, frozen_stages: int) -> None:
-        """Put frozen ones in the place of the batch normalisations in `frozen_modules(frozen_stages)`."""
+        """Replace the batch normalizations in `frozen_modules(frozen_stages)` by frozen ones."""
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -103,12 +103,12 @@ class TopodetBackbone(Backbone):
             self,
             state_dict,
             prefix,
-            # The checkpointer leaves what has another shape without the prefix, as it came.
+            # For tensors of another shape, the checkpointer keeps the names without the prefix.
             also=[self.network_prefix + name for name in unexpected_keys],
-            remedy=f"It is for another backbone: choose the network it was trained with ({self.config_node}, "
+            remedy=f"It comes from a different backbone: choose the network it was trained with ({self.config_node}, "
             "model.backbone.bottom_up), or another file",
         )
-        # A published file holds counters that frozen normalization has no use for, and what nobody here reads.
+        # A published file contains counters that frozen normalization lacks, and tensors that are not used here.
         unexpected_keys[:] = [name for name in unexpected_keys if not self._is_unread(name)]
         self.has_weights = True
         if prefix:
@@ -118,7 +118,7 @@ class TopodetBackbone(Backbone):
         )
 
     def _is_unread(self, name: str) -> bool:
-        """Whether a key that the checkpointer found no place for is one that this backbone passes over on purpose."""
+        """Whether this backbone ignores an unexpected key of a checkpoint on purpose."""
         norm = self.network_prefix + name.rpartition(".")[0]
         return self.ignores(name) or (
             weights.is_update_counter(name) and f"{norm}.running_mean" in dict(self.named_buffers())
@@ -130,10 +130,11 @@ class TopodetBackbone(Backbone):
             advice.append("MODEL.BACKBONE.FREEZE_AT 0")
         if any(type(module).__name__.startswith("FrozenBatchNorm") for module in self.modules()):
             advice.append(f"{self.config_node}.NORM BN")
-        useless = f"; frozen layers and statistics make no sense then: {' '.join(advice)}" if advice else ""
+        useless = f"; do not freeze layers or statistics then: {' '.join(advice)}" if advice else ""
         logger.warning(
-            f"{type(self).__name__} ({self.arch}) starts from RANDOM weights{useless}. A published backbone is given "
-            f"by {self.config_node}.PRETRAINED PATH or MODEL.WEIGHTS PATH (model.backbone.bottom_up.pretrained=PATH)"
+            f"{type(self).__name__} ({self.arch}) starts from RANDOM weights{useless}. For a published "
+            f"backbone set {self.config_node}.PRETRAINED PATH or MODEL.WEIGHTS PATH "
+            "(model.backbone.bottom_up.pretrained=PATH)"
         )
 
 

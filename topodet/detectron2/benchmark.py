@@ -28,7 +28,7 @@ def training_step(backbone: str, settings: Settings) -> tuple[nn.Module, Callabl
     """
     cfg = load_config(Path(__file__).resolve().parents[2] / "configs" / "detectron2" / _CONFIGS[backbone])
     cfg.MODEL.DEVICE = settings.device
-    model = build_model(cfg)  # without MODEL.WEIGHTS, which a checkpointer would load
+    model = build_model(cfg)  # random weights: MODEL.WEIGHTS is only loaded by a checkpointer
     if settings.memory_format == "channels_last":
         model = model.to(memory_format=torch.channels_last)
     batch = []

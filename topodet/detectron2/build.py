@@ -117,8 +117,8 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
     strides = [shapes[name].stride for name in node.IN_FEATURES if name in shapes]
     if any(next_one != 2 * stride for stride, next_one in pairwise(strides)):
         raise ConfigError(
-            f"MODEL.FPN.IN_FEATURES {list(node.IN_FEATURES)} have the strides {strides}, and Detectron2's FPN takes "
-            "only strides that double: leave the last feature out, set MODEL.TOPONET.OUTPUT_STRIDE 32, or choose a "
+            f"MODEL.FPN.IN_FEATURES {list(node.IN_FEATURES)} have the strides {strides}, but Detectron2's FPN needs "
+            "strides that double: leave the last feature out, set MODEL.TOPONET.OUTPUT_STRIDE 32, or choose a "
             "builder without FPN"
         )
     return FPN(

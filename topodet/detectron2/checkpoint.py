@@ -88,7 +88,7 @@ class TopoNetCheckpointer(DetectionCheckpointer):
         """
         if path and path.startswith("file://"):
             path = str(weights.fetch(path))
-        file = urlparse(path)._replace(query="").geturl()  # Detectron2 takes ?matching_heuristics=True at the end
+        file = urlparse(path)._replace(query="").geturl()  # Detectron2 accepts ?matching_heuristics=True at the end
         if path and "://" not in path and not path.startswith(weights.HUB) and not os.path.isfile(file):
             raise WeightsError(f"no checkpoint at {path} (working folder {os.getcwd()}); check MODEL.WEIGHTS")
         return super().load(path, checkpointables)
@@ -113,7 +113,7 @@ class TopoNetCheckpointer(DetectionCheckpointer):
         return content if "model" in content else _as_detectron2(content)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        # A published detector's config and classes are not those of what is trained from it.
+        # Without the config and classes of a published detector: they do not apply to a model that starts from it.
         card = weights.backbone_card(weights.card_of(checkpoint))
         if card:
             for backbone in backbones(self.model):
@@ -127,20 +127,20 @@ class TopoNetCheckpointer(DetectionCheckpointer):
                 classes_of(checkpoint) or self.classes,
                 self.classes,
                 whole=self.whole,
-                remedy="Give the categories of the files the checkpoint's names and, by their ids, its order, or take "
-                "another checkpoint" + ("" if self.whole else "; --allow classes_differ begins from that head"),
+                remedy="Change names and ids of the files' categories to match the checkpoint's classes, or use "
+                "another checkpoint" + ("" if self.whole else "; --allow classes_differ starts from that head"),
             )
         if isinstance(checkpoint.get("model"), Mapping) and backbones(self.model):
             prefix, state_dict = weights.without_wrappers(checkpoint["model"], self.model.state_dict())
             checkpoint = {**checkpoint, "model": state_dict}
             if prefix:
-                logger.info(f"topodet: the checkpoint's names are read without {prefix!r}, a wrapper's")
+                logger.info(f"topodet: removed the prefix {prefix!r} of a wrapper from the checkpoint's names")
         found = super()._load_model(checkpoint)
         lost = [*found.missing_keys, *(name for name, *_ in found.incorrect_shapes)]
         lost = [name for name in lost if name in dict(self.model.named_parameters())]
         if self.whole and lost and backbones(self.model):
             raise WeightsError(
-                f"the checkpoint has {len(lost)} parameters of the detector not, or in another shape "
+                f"the checkpoint lacks {len(lost)} parameters of the detector, or has them in another shape "
                 f"({', '.join(lost[:3])}): an evaluation would score random ones. Give the checkpoint of this config"
             )
         return found
@@ -154,7 +154,7 @@ def classes_of(checkpoint: Mapping[str, Any]) -> list[str]:
 
 
 def _as_detectron2(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a training checkpoint of `topodet.pretrain`, or of others, with its tensors where Detectron2 looks."""
+    """Return a training checkpoint of `topodet.pretrain`, or of others, with its tensors under Detectron2's key."""
     held = next((key for key in ("state_dict_ema", "state_dict") if isinstance(content.get(key), dict)), None)
     if held is None:
         return content

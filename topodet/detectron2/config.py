@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from ..errors import ConfigError, did_you_mean
 from ..parse import read_yaml
 
-# Where each meta-architecture keeps its number of classes and its score threshold.
+# The node with the number of classes and the score threshold of each meta-architecture.
 HEADS = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "RetinaNet": "RETINANET"}
 _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
 
@@ -38,24 +38,24 @@ def backbone_node(cfg: CfgNode) -> CfgNode:
 
 
 def _toponet() -> CfgNode:
-    """Return MODEL.TOPONET. An empty value ("", [], 0, and -1 for SEED) leaves the named network's own."""
+    """Return MODEL.TOPONET. An empty value ("", [], 0, and -1 for SEED) means the named network's default."""
     node = CfgNode()
     # A name of topodet.models.ARCHITECTURES (`topodet list` prints them), or "pretrained": the network of PRETRAINED,
     # graphs included, e.g. a pruned one.
     node.ARCH = "toponet50"
     node.NODES = []  # nodes of each stage
     node.WIDTH = 0  # channels of the stem
-    # e.g. {NAME: random, P: 0.8}: a generator of topodet.topology and its arguments, for all stages
+    # a generator of topodet.topology and its arguments, for all stages, e.g. {NAME: random, P: 0.8}
     node.TOPOLOGY = CfgNode({"NAME": ""}, new_allowed=True)
-    node.EDGES = []  # instead, the edges [[j, i], ...] of each stage; their nodes are NODES
+    node.EDGES = []  # instead of TOPOLOGY, the edges [[j, i], ...] of each stage, which has NODES nodes
     node.EDGE_WEIGHTS = ""  # "learned", or "fixed" at 1
     node.SEED = -1  # of random graphs
     node.OUTPUT_STRIDE = 0  # 8 or 16: later stages are dilated instead of striding further
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     node.NORM = "FrozenBN"  # FrozenBN, BN, SyncBN, GN
     node.USE_ACT_CHECKPOINT = False  # recompute nodes in the backward pass to save memory
-    # A published backbone: path, URL or hf-hub:USER/REPO, loaded strictly when the model is built; "topodet": the
-    # package's own weights of this network.
+    # A published backbone: path, URL or hf-hub:USER/REPO, loaded strictly when the model is built; or
+    # "topodet" for the package's own weights of this network.
     node.PRETRAINED = ""
     _add_training_of_edges(node)
     return node
@@ -63,12 +63,12 @@ def _toponet() -> CfgNode:
 
 def _connect() -> CfgNode:
     node = CfgNode()
-    node.BACKBONE = "build_resnet_backbone"  # any registered builder; its own nodes of the config describe it
+    node.BACKBONE = "build_resnet_backbone"  # any registered builder; it is configured by its own nodes
     node.NODES = "auto"  # residuals, blocks or auto, see topodet.models.connect
     node.WIRING = "learned"  # learned, or fixed at the start
-    node.LEAVE_OUT = []  # names of blocks, or of what contains them, to keep as they are
-    node.EDGES = []  # what pruning has left of runs: [[run, [[j, i], ...]], ...]
-    node.MISSING_OK = []  # patterns of tensors that a checkpoint may lack beside the wiring's, e.g. "*conv2_offset*"
+    node.LEAVE_OUT = []  # names of blocks, or of modules that contain them, to leave unchanged
+    node.EDGES = []  # remaining edges of pruned runs: [[run, [[j, i], ...]], ...]
+    node.MISSING_OK = []  # patterns of tensors that a checkpoint may lack besides the wiring's, e.g. "*conv2_offset*"
     _add_training_of_edges(node)
     return node
 
@@ -76,14 +76,14 @@ def _connect() -> CfgNode:
 def _connected_timm() -> CfgNode:
     node = CfgNode()
     node.NAME = "mobilenetv2_100"  # in timm, with or without the tag of its weights
-    node.WIRING = "learned"  # learned, fixed, or none: the network as timm makes it
-    node.CONNECT_NODES = "residuals"  # what the nodes are: or "blocks", ResNets too, or "auto"
-    node.REWIRE = False  # of a ResNet: the network of topodet.models.rewire
-    # What pruning has left of runs: [[run, [[j, i], ...]], ...], or [pretrained] for that of PRETRAINED.
+    node.WIRING = "learned"  # learned, fixed, or none: timm's unchanged network
+    node.CONNECT_NODES = "residuals"  # residuals, blocks (for ResNets too) or auto
+    node.REWIRE = False  # apply topodet.models.rewire to a ResNet
+    # Remaining edges of pruned runs: [[run, [[j, i], ...]], ...], or [pretrained] for those of PRETRAINED.
     node.EDGES = []
-    node.OPTIONS = CfgNode(new_allowed=True)  # of timm.create_model, e.g. {DROP_PATH_RATE: 0.1}
+    node.OPTIONS = CfgNode(new_allowed=True)  # further arguments of timm.create_model, e.g. {DROP_PATH_RATE: 0.1}
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    node.NORM = "FrozenBN"  # what becomes of batch normalization: FrozenBN, BN (it stays), SyncBN
+    node.NORM = "FrozenBN"  # replacement of batch normalization: FrozenBN, BN (unchanged), SyncBN
     node.USE_ACT_CHECKPOINT = False  # recompute blocks in the backward pass to save memory
     node.PRETRAINED = ""  # "timm" for the weights it publishes; a file's path, URL or hf-hub:USER/REPO; loaded strictly
     _add_training_of_edges(node)
@@ -93,8 +93,8 @@ def _connected_timm() -> CfgNode:
 def _add_training_of_edges(node: CfgNode) -> None:
     node.SPARSITY = "none"  # penalty continued in fine-tuning: none, uniform (Eq. 6-7), adaptive (Eq. 8)
     node.SPARSITY_WEIGHT = 1e-4  # lambda
-    node.ALPHA_WEIGHT_DECAY = 0.0  # decay would pull the edge weights to 0, which the paper does not do
-    node.LOG_PERIOD = 1000  # iterations from one record of the edge weights to the next; 0 for none
+    node.ALPHA_WEIGHT_DECAY = 0.0  # the paper does not decay the edge weights
+    node.LOG_PERIOD = 1000  # iterations between two records of the edge weights; 0 for none
 
 
 def load_config(config_file: str | os.PathLike = "", opts: Sequence[str] = ()) -> CfgNode:
@@ -111,7 +111,7 @@ def load_config(config_file: str | os.PathLike = "", opts: Sequence[str] = ()) -
         raise ConfigError(f"no config file at {path} (working folder {os.getcwd()}); check --config-file")
     if path and "://" not in path:
         read_yaml(path, ConfigError)  # with limits, and errors that name the file
-    # Detectron2's own default runs what a YAML tag like !!python/object/apply names.
+    # By default, Detectron2 executes YAML tags like !!python/object/apply.
     _merge(cfg, lambda: cfg.merge_from_file(path, allow_unsafe=False) if path else None, path)
     merge_options(cfg, opts)
     return cfg
@@ -124,7 +124,7 @@ def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
         ConfigError: an odd number of words, an unknown key (with the closest ones), or a value of another type.
     """
     if len(opts) % 2:
-        raise ConfigError(f"options at the end come in pairs of KEY VALUE, got {len(opts)} words: {' '.join(opts)}")
+        raise ConfigError(f"options at the end must be KEY VALUE pairs, got {len(opts)} words: {' '.join(opts)}")
     _merge(cfg, lambda: cfg.merge_from_list(list(opts)), "the options at the end of the command")
 
 
@@ -136,7 +136,9 @@ def head_name(cfg: CfgNode) -> str:
     """
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in HEADS:
-        raise ConfigError(f"MODEL.META_ARCHITECTURE {name} predicts no boxes with classes; known: {', '.join(HEADS)}")
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE {name} does not predict boxes with classes; known: {', '.join(HEADS)}"
+        )
     return HEADS[name]
 
 
@@ -147,7 +149,7 @@ def _merge(cfg: CfgNode, merge, place: str) -> None:
         raise ConfigError(
             f"{place} is refused: {error.problem}; such a tag could run code, nothing in it was executed"
         ) from error
-    except Exception as error:  # yacs: no such key, a value of another type, and whatever text that is no config raises
+    except Exception as error:  # yacs: an unknown key, a value of another type, text that is not a config
         match = _UNKNOWN_KEY.search(str(error))
         if match and isinstance(error, KeyError):
             raise ConfigError(f"unknown key {match[1]} in {place}.{did_you_mean(match[1], _keys(cfg))}") from error

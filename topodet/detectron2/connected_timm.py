@@ -75,7 +75,7 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
             edges=weights.resolve_edges(edges, pretrained),
             options=options,
         )
-        # By timm's own converters: some of its networks have layers that normalize and activate in one.
+        # timm's own converters also handle layers that combine normalization and activation.
         if norm == "FrozenBN":
             freeze_batch_norm_2d(self.network)
         elif norm == "SyncBN":
@@ -89,5 +89,5 @@ class ConnectedTimm(TimmTrunk, TopodetBackbone):
 
     def _freeze_norms(self, frozen_stages: int) -> None:
         names = self.frozen_names(frozen_stages)
-        if names:  # timm takes none for all
+        if names:  # timm would freeze everything for an empty list
             timm.utils.freeze(self.network, names)

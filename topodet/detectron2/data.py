@@ -23,10 +23,10 @@ from ..datasets.coco import Reading, check_before_use, check_coco, class_names, 
 from ..errors import ConfigError, DataError, did_you_mean, show
 from .config import HEADS, head_name, load_config
 
-_logger = logging.getLogger("detectron2.topodet")  # Detectron2 shows its own loggers'
-# Where a dataset's metadata keeps the kinds of problem that were allowed.
+_logger = logging.getLogger("detectron2.topodet")  # Detectron2 only shows its own loggers
+# Key of a dataset's metadata for the kinds of problem that were allowed.
 ALLOWED = "topodet_allow"
-# Keypoints of COCO's persons, whose sigmas evaluate where the config has none.
+# Number of keypoints of COCO's persons, whose sigmas are used if the config has none.
 _OF_COCO = 17
 
 
@@ -51,7 +51,7 @@ def register_dataset(
     if name in DatasetCatalog.list():
         if (metadata.get("json_file"), metadata.get("image_root")) == (str(annotation_file), str(image_root)):
             return
-        raise DataError(f"--dataset {name}: Detectron2 has a dataset of this name already; choose another name")
+        raise DataError(f"--dataset {name}: Detectron2 already has a dataset of this name; choose another name")
     register_coco_instances(name, {ALLOWED: tuple(allow)}, str(annotation_file), str(image_root))
     points = keypoint_names(load_annotations(annotation_file)["categories"])
     if points:
@@ -107,7 +107,7 @@ def check_sets(readings: Mapping[str, Reading]) -> list[str]:
                     "DETECTRON2_DATASETS (default ./datasets); point that variable at the folder that contains coco/, "
                     "or register yours with --dataset NAME annotations.json images/"
                 )
-        # Detectron2's own COCO knows its classes; they are those of the first dataset otherwise.
+        # Detectron2's own COCO has class names in its metadata; other datasets must match the first one.
         known = metadata.get("thing_classes") or next(iter(classes.values()), None)
         reading = replace(reading, classes=None if known is None else tuple(known))
         allow = metadata.get(ALLOWED, ())
@@ -124,7 +124,7 @@ def allows(names: Sequence[str], kind: str) -> bool:
 def reading_of(cfg: CfgNode) -> Reading:
     """Return how the training set of a config is read."""
     num_classes = {}
-    if cfg.MODEL.META_ARCHITECTURE in HEADS:  # not a detector of the user's own, or one without classes
+    if cfg.MODEL.META_ARCHITECTURE in HEADS:  # others are the user's own, or have no classes
         node = head_name(cfg)
         num_classes[f"MODEL.{node}.NUM_CLASSES"] = cfg.MODEL[node].NUM_CLASSES
     keypoints = cfg.MODEL.KEYPOINT_ON
@@ -169,14 +169,14 @@ def reading_of_config(path: str | os.PathLike) -> Reading:
         return reading_of(load_config(path))
     try:
         config = LazyConfig.load(str(path))
-        with torch.device("meta"):  # sizes are all that is asked for
+        with torch.device("meta"):  # only sizes are needed
             bottom_up = config.model.backbone.get("bottom_up", {})
             if "pretrained" in bottom_up:
                 bottom_up.pretrained = None
             model = instantiate(config.model)
         loader = config.dataloader.train
-    except Exception as error:  # a config is Python, which may fail in any way
-        raise ConfigError(f"{path} is no LazyConfig of a detector: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a config is Python code and can raise anything
+        raise ConfigError(f"{path} is not a LazyConfig of a detector: {type(error).__name__}: {error}") from error
     return reading_of_model(
         model,
         mask_format=loader.mapper.get("instance_mask_format", "polygon"),
@@ -197,13 +197,13 @@ def keypoint_names(categories: Sequence[Mapping[str, Any]]) -> list[str]:
         first = next(iter(lists))
         if points != lists[first]:
             raise DataError(
-                f"categories {show(first)} and {show(name)} have other keypoints; a detector knows one list for all"
+                f"categories {show(first)} and {show(name)} have different keypoints; a detector has one list for all"
             )
     return next(iter(lists.values()), [])
 
 
 def _mirrored(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the pairs that change places in a mirrored image: names that differ in left and right alone."""
+    """Return the pairs that a horizontal flip swaps: names that differ only in left and right."""
     pairs = [(name, name.replace("left", "right")) for name in names if "left" in name]
     return [pair for pair in pairs if pair[1] in names]
 
@@ -213,8 +213,8 @@ def _check_keypoints(cfg: CfgNode, name: str) -> None:
     ours = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     if not points:
         raise ConfigError(
-            f"MODEL.KEYPOINT_ON, but no category of the dataset {name} has keypoints: add their names to one, as "
-            '"keypoints": ["left_eye", ...], or MODEL.KEYPOINT_ON False'
+            f"MODEL.KEYPOINT_ON is True, but no category of the dataset {name} has keypoints: add their names to one, "
+            'as "keypoints": ["left_eye", ...], or set MODEL.KEYPOINT_ON False'
         )
     if len(points) != ours:
         raise ConfigError(
@@ -225,9 +225,9 @@ def _check_keypoints(cfg: CfgNode, name: str) -> None:
     sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
     if name in cfg.DATASETS.TEST and (len(sigmas) or _OF_COCO) != len(points):
         raise ConfigError(
-            f"TEST.KEYPOINT_OKS_SIGMAS must have {len(points)} values, one a keypoint of the dataset {name}, not "
+            f"TEST.KEYPOINT_OKS_SIGMAS must have {len(points)} values, one per keypoint of the dataset {name}, not "
             f"{len(sigmas) or f'the {_OF_COCO} of COCO'}: add TEST.KEYPOINT_OKS_SIGMAS "
-            f"'[{', '.join(['0.05'] * len(points))}]', or how exactly each can be placed"
+            f"'[{', '.join(['0.05'] * len(points))}]', or the accuracy of each keypoint"
         )
 
 

@@ -54,8 +54,8 @@ def export_detector(
     if not isinstance(model, GeneralizedRCNN | RetinaNet):
         raise ConfigError(f"{type(model).__name__} cannot be exported; known: GeneralizedRCNN, RetinaNet")
     sample = _input(detector, image)
-    # Fields come in alphabetical order: boxes, classes, masks, scores. The exporter puts a module back into the mode
-    # that it found it in, with all that is in it.
+    # Fields come in alphabetical order: boxes, classes, masks, scores. The exporter restores the adapter's mode, and
+    # sets it for all modules within: eval().
     adapter = TracingAdapter(model, [{"image": sample}], _without_postprocessing).eval()
     cfg = detector.cfg
     return exported.write(
@@ -77,11 +77,11 @@ def export_detector(
 def _without_postprocessing(model: nn.Module, inputs: list[dict[str, Tensor]]) -> list[dict[str, Instances]]:
     if isinstance(model, GeneralizedRCNN):
         return [{"instances": model.inference(inputs, do_postprocess=False)[0]}]
-    return model(inputs)  # resized to the size that it is given: none
+    return model(inputs)  # postprocessing has no effect: the output size is the input size
 
 
 def _input(detector: DefaultPredictor, image: np.ndarray) -> Tensor:
-    """Return what the predictor would show its model."""
+    """Return an image as the predictor would pass it to its model."""
     if detector.cfg.INPUT.FORMAT == "BGR":
         image = image[:, :, ::-1]
     image = detector.aug.get_transform(image).apply_image(image)

@@ -43,7 +43,7 @@ class SparsityHook(HookBase):
         self._handle = connectivity.penalize(self.trainer.optimizer, self.trainer.model, self.kind, self.weight)
 
     def after_step(self) -> None:
-        # Reading the value waits for the device: only where the writers will ask for it.
+        # Reading the value synchronizes with the device, so only when the writers need it.
         if self.kind != "none" and (self.trainer.iter + 1) % self.log_period == 0:
             value = self.weight * connectivity.penalty(self.trainer.model, self.kind).item()
             get_event_storage().put_scalar("sparsity_penalty", value, smoothing_hint=False)

@@ -30,11 +30,11 @@ from .check import backbones, check_detector
 from .checkpoint import classes_of
 from .config import backbone_node, head_name, load_config, merge_options
 
-_MAX_PIXELS = 10_000  # a side that a stranger's config may resize to
+_MAX_PIXELS = 10_000  # the longest side that an untrusted config may resize to
 
 
 class _GreyPredictor(DefaultPredictor):
-    """Detectron2's predictor for images of one channel, which it cannot make of the BGR images that it takes."""
+    """A predictor for detectors of one channel: Detectron2's own cannot convert its BGR images to gray."""
 
     def __init__(self, cfg: CfgNode):
         colored = cfg.clone()
@@ -81,7 +81,7 @@ def publish_detector(
     cfg = _load_yaml(config)
     file = weights.read(checkpoint)
     names = _class_names(cfg, classes, file)
-    # What a reader of the file cannot have, and what is no part of the detector.
+    # Remove paths that only exist on this machine.
     _forget_weights(cfg, file)
     cfg.OUTPUT_DIR = load_config().OUTPUT_DIR
     model = build_model(_on(cfg, "cpu"))
@@ -97,9 +97,9 @@ def publish_detector(
         notes=notes,
     )
     try:
-        load_detector(path, device="cpu")  # as its readers will, with all their checks
+        load_detector(path, device="cpu")  # with all the checks for a published file
     except BaseException:
-        path.unlink()  # what nobody can read is not published
+        path.unlink()  # do not publish a file that cannot be loaded
         raise
     return path
 
@@ -155,7 +155,7 @@ def _load(
     device: str | None,
     opts: Sequence[str],
 ) -> DefaultPredictor:
-    """Build the detector of a config, which may be a stranger's, and fill it."""
+    """Build the detector of a config, which is untrusted if `strange`, and fill it."""
     cfg = _on(cfg, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if score_threshold is not None:
         check_threshold(score_threshold)
@@ -163,12 +163,12 @@ def _load(
     merge_options(cfg, opts)
     if cfg.INPUT.FORMAT not in ("RGB", "BGR", "L"):
         raise ConfigError(
-            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but a predictor reads only RGB, BGR and L (grey) images"
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, but a predictor only supports RGB, BGR and L (gray) images"
         )
     names = _class_names(cfg, classes, file)
     dataset = _register_classes(names)
     cfg.DATASETS.TEST = (dataset,)
-    _forget_weights(cfg, file)  # loaded below, whole or not at all
+    _forget_weights(cfg, file)  # `fill` loads all of them
     if strange:
         weights.check_size(file, lambda: build_model(_on_meta(cfg)))
     made = _GreyPredictor(cfg) if cfg.INPUT.FORMAT == "L" else DefaultPredictor(cfg)
@@ -219,9 +219,9 @@ def draw(detector: DefaultPredictor, image: np.ndarray, found: Detections) -> np
     instances.pred_classes = torch.from_numpy(found.labels)
     if found.masks is not None:
         instances.pred_masks = torch.from_numpy(found.masks)
-    picture = Visualizer(image, detector.metadata, instance_mode=ColorMode.SEGMENTATION)  # a color a class
+    picture = Visualizer(image, detector.metadata, instance_mode=ColorMode.SEGMENTATION)  # one color per class
     drawn = picture.draw_instance_predictions(instances)
-    # Names start in the corner of a box, where they cover small objects: above it, unless the picture ends there.
+    # Detectron2 draws names within the box, over small objects: move them above it if there is space.
     corners = {tuple(corner) for corner in found.boxes[:, :2].tolist()}
     for name in drawn.ax.texts:
         height = name.get_size() * drawn.fig.dpi / 72
@@ -253,9 +253,9 @@ def fill(model: nn.Module, file: weights.WeightsFile) -> weights.LoadReport:
 
 
 def _with_preprocessing(file: weights.WeightsFile, cfg: CfgNode) -> weights.WeightsFile:
-    """Return a checkpoint whose card says of the images what it said before, and where it said nothing, what cfg says.
+    """Return a checkpoint whose card describes the images; missing entries are taken from cfg.
 
-    A detector that started from random weights has no backbone's card: it was trained on what its own config shows it.
+    A detector that started from random weights has no backbone's card; its own config describes its images.
     """
     own = {
         "mean": [value / 255 for value in cfg.MODEL.PIXEL_MEAN],
@@ -290,7 +290,7 @@ def describe_network(cfg: CfgNode, file: weights.WeightsFile) -> None:
 
 
 def _forget_weights(cfg: CfgNode, file: weights.WeightsFile) -> None:
-    """Take out of a config what the training started from; a network that was a file's is described in its place."""
+    """Remove the initial weights from a config; if it refers to the network of a file, describe the network instead."""
     describe_network(cfg, file)
     cfg.MODEL.WEIGHTS = ""
 
@@ -299,17 +299,17 @@ def _load_yaml(config_file: str | os.PathLike) -> CfgNode:
     path = Path(config_file)
     if path.suffix == ".py" or (path.is_file() and "_target_:" in path.read_text()):
         raise ConfigError(
-            f"{path} is a LazyConfig, which can call any function when it is built, so that nobody should take it from "
-            "others: give the .yaml config of the same detector (configs/detectron2 has both)"
+            f"{path} is a LazyConfig, which can call any function when it is built, so it is unsafe to share: give the "
+            ".yaml config of the same detector (configs/detectron2 has both)"
         )
     return load_config(path)
 
 
 def _published_config(file: weights.WeightsFile) -> CfgNode:
-    """Return the config in a published detector's card, read as data of a stranger."""
+    """Return the config in a published detector's card, read as untrusted data."""
     cfg = load_config()
     try:
-        # Not merge_from_file or load_cfg, which may construct Python objects or read other files (_BASE_).
+        # merge_from_file and load_cfg could construct Python objects or read other files (_BASE_).
         content = parse_yaml(file.card["config"], "it", WeightsError)
         if not isinstance(content, dict):
             raise ValueError(f"it is a {type(content).__name__}")
@@ -318,7 +318,7 @@ def _published_config(file: weights.WeightsFile) -> CfgNode:
         cfg.merge_from_other_cfg(CfgNode(content))
     except (WeightsError, KeyError, ValueError, AssertionError, AttributeError, TypeError, RecursionError) as error:
         raise WeightsError(
-            f"the config in {file.path} is none that this Detectron2 can read ({error}); it was published with "
+            f"the config in {file.path} cannot be read by this Detectron2 ({error}); it was published with "
             f"topodet {file.card.get('topodet')}: update topodet and Detectron2, or ask its author"
         ) from error
     node = cfg.MODEL.CONNECTED_TIMM
@@ -334,7 +334,7 @@ def _class_names(cfg: CfgNode, classes: Sequence[str] | str | os.PathLike, file:
     key = f"MODEL.{head_name(cfg)}.NUM_CLASSES"
     count = cfg.MODEL[head_name(cfg)].NUM_CLASSES
     if len(names) != count:
-        given = f"{len(names)} given ({', '.join(names[:5])})" if names else "none are known"
+        given = f"{len(names)} given ({', '.join(names[:5])})" if names else "but no names are known"
         raise ConfigError(
             f"the detector has {count} classes ({key}), {given}; name them in the order of their ids with "
             "--classes NAME NAME ..., or give the training's COCO file: --classes train.json"
@@ -343,8 +343,8 @@ def _class_names(cfg: CfgNode, classes: Sequence[str] | str | os.PathLike, file:
 
 
 def _register_classes(names: list[str]) -> str:
-    """Give a set of class names an entry in Detectron2's catalog; return the entry's name."""
-    # The catalog refuses other classes under a name that it knows, so the name is the content's.
+    """Add class names to Detectron2's catalog; return the name of the entry."""
+    # The name is a hash of the content, because the catalog refuses to change the classes of an entry.
     dataset = f"topodet_{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}"
     colours = colormap(rgb=True).astype(int).tolist()
     MetadataCatalog.get(dataset).set(
@@ -368,8 +368,8 @@ def _on(cfg: CfgNode, device: str) -> CfgNode:
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise ConfigError(f"device {device!r} is none that torch knows: use cpu, cuda or cuda:0") from error
+        raise ConfigError(f"device {device!r} is unknown to torch: use cpu, cuda or cuda:0") from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r}, but torch finds no GPU here: use cpu")
+        raise ConfigError(f"device {device!r}, but torch finds no GPU: use cpu")
     cfg.MODEL.DEVICE = device
     return cfg

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 
 def common_config(path: str) -> DictConfig:
-    """Load a LazyConfig that Detectron2 ships, e.g. "common/models/mask_rcnn_fpn.py", anew at each call.
+    """Load a LazyConfig that Detectron2 ships, e.g. "common/models/mask_rcnn_fpn.py"; each call loads it again.
 
     The same as `detectron2.model_zoo.get_config`, which cannot be imported with setuptools 82 and later, because it
     needs `pkg_resources`.

@@ -71,7 +71,7 @@ def build_optimizer(
     names = [datasets] if isinstance(datasets, str) else list(datasets)
     ours = check_sets(dict.fromkeys(names, reading))
     if theirs and ours and not allows(names, "classes_differ"):
-        remedy = "Take another checkpoint, or give the categories of the files its names and, by their ids, its order"
+        remedy = "Use another checkpoint, or change names and ids of the files' categories to match its classes"
         check_checkpoint_classes(theirs, ours, whole=False, remedy=remedy)
     made = getattr(torch.optim, optimizer)(params, **options)
     connectivity.penalize(made, model, sparsity, sparsity_weight)

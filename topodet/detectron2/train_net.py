@@ -40,13 +40,13 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KIND",
-        help="kind of problem in a --dataset that is no error (see topodet check-coco); may be repeated",
+        help="treat this kind of problem of a --dataset as a note, not an error; may be repeated",
     )
     made.add_argument(
         "--epochs",
         type=int,
         metavar="N",
-        help="train for so many passes over DATASETS.TRAIN in place of SOLVER.MAX_ITER; the steps move in proportion",
+        help="number of epochs over DATASETS.TRAIN, instead of SOLVER.MAX_ITER; SOLVER.STEPS are scaled",
     )
     return made
 
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> dict | None:
     for name, annotation_file, images in args.dataset:
         if not (name and annotation_file and images):
             raise ConfigError(
-                f"--dataset {name!r} {annotation_file!r} {images!r}: one of the three is empty (a shell variable that "
-                "was not set?); give NAME ANN.json IMAGES/"
+                f"--dataset {name!r} {annotation_file!r} {images!r}: one of the three is empty (an unset shell "
+                "variable?); give NAME ANN.json IMAGES/"
             )
         register_dataset(name, annotation_file, images, allow=args.allow)
     cfg = setup(args)
@@ -88,7 +88,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.eval_only:
         take_network(cfg, args.resume)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch finds no GPU here: add MODEL.DEVICE cpu")
+        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch finds no GPU: add MODEL.DEVICE cpu")
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
@@ -141,7 +141,7 @@ def set_epochs(cfg: CfgNode, epochs: int) -> None:
         ConfigError: fewer than one epoch, or a dataset that is unknown or missing.
     """
     if epochs < 1:
-        raise ConfigError(f"--epochs {epochs}: at least 1 is needed")
+        raise ConfigError(f"--epochs {epochs} must be at least 1")
     check_datasets(cfg, cfg.DATASETS.TRAIN)
     solver = cfg.SOLVER
     images = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)

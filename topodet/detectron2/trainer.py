@@ -34,7 +34,7 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode):
-        # First: reading a large dataset takes a minute, and a missing test set would be noticed after hours.
+        # First, because reading a large dataset takes a minute, and a missing test set would only fail after hours.
         _check_solver(cfg)
         self.classes = check_datasets(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         for name in cfg.DATASETS.TEST:
@@ -84,7 +84,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase | None]:
         """Return Detectron2's hooks with a strict checkpointer, sparsity and the record of the edges."""
-        # The hooks below keep the checkpointer, and DefaultTrainer has no other place to choose it.
+        # Here, because the hooks below keep a reference, and DefaultTrainer has no other place to choose it.
         self.checkpointer = TopoNetCheckpointer(
             self.model,
             self.cfg.OUTPUT_DIR,
@@ -97,22 +97,22 @@ class Trainer(DefaultTrainer):
         own = [SparsityHook(node.SPARSITY, node.SPARSITY_WEIGHT)]
         if node.LOG_PERIOD > 0:
             own.append(AlphaLogHook(node.LOG_PERIOD))
-        # Before the writers, which come last and write what the others have put into the storage.
+        # Before the writers, which come last and write what the other hooks have stored.
         place = next((k for k, hook in enumerate(hooks) if isinstance(hook, PeriodicWriter)), len(hooks))
         return [*hooks[:place], *own, *hooks[place:]]
 
 
 def _check_solver(cfg: CfgNode) -> None:
-    """Refuse what Detectron2 would stop at in its first step, or at the end of none."""
+    """Refuse settings with which Detectron2 would fail in its first step, or train for none."""
     if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
         raise ConfigError(
-            "SOLVER.AMP.ENABLED is True, and Detectron2's mixed precision needs a GPU, which is not there: add "
+            "SOLVER.AMP.ENABLED is True, but Detectron2's mixed precision needs a GPU, and torch finds none: add "
             "SOLVER.AMP.ENABLED False"
         )
     if cfg.SOLVER.MAX_ITER < 1:
         raise ConfigError(
-            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: a training has at least one iteration; to evaluate weights "
-            "alone give --eval-only"
+            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}, but must be at least 1; for an evaluation without training, "
+            "give --eval-only"
         )
 
 
@@ -134,6 +134,6 @@ def _require_coco(dataset_name: str) -> None:
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind != "coco":
         raise ConfigError(
-            f"dataset {dataset_name} wants the evaluation {kind!r}, but this trainer has COCO's only; use Detectron2's "
+            f"dataset {dataset_name} needs the evaluator {kind!r}, but this trainer only has COCO's; use Detectron2's "
             "own train_net.py with `import topodet.detectron2` and `add_topodet_config(cfg)`"
         )
