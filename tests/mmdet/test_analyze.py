@@ -66,11 +66,11 @@ def test_the_same_network_in_a_config_a_file_and_by_hand(tmp_path, nano, capsys)
     assert (result.parameters, result.edge_weights) == parameters(model)
     assert result.backbone_parameters == sum(parameters(model.backbone))
     text = result.text()
-    assert f"parameters: {result.parameters:,} and {result.edge_weights:,} edge weights" in text
+    assert f"parameters: {result.parameters:,} and {result.edge_weights:,} learned edge weights" in text
     assert "(backbone): TopoNet(" in text
     assert "multiply-adds: " in text
     assert "activations: " in text
-    assert "the table's 64 x 96" in text
+    assert "the table is for 64 x 96" in text
     meta = {"dataset_meta": {"classes": ["a", "b"]}}
     torch.save({"state_dict": model.state_dict(), "meta": meta}, tmp_path / "epoch_1.pth")
     file = publish_detector(tmp_path / "epoch_1.pth", tmp_path / "config.py", tmp_path)
@@ -78,7 +78,7 @@ def test_the_same_network_in_a_config_a_file_and_by_hand(tmp_path, nano, capsys)
     options = ["--weights", file, "--tasks", "flop", "--size", 64, 80, "--depth", 2, "--input"]
     assert run_command("analyze-model", [*options, tmp_path / "image.png"]) == 0
     printed = capsys.readouterr().out
-    assert "the table's 53 x 80" in printed  # 60 x 40 enlarged until its long side is 80
+    assert "the table is for 53 x 80" in printed  # 60 x 40 enlarged until its long side is 80
     assert f"backbone: {multiply_adds(model.backbone, (3, 64, 96)) / 1e9:.3f} G" in printed  # padded to 64 x 96
 
 
@@ -95,7 +95,7 @@ def test_bad_requests(tmp_path):
         ({"source": "missing.py"}, "no config file at missing.py"),
         ({"source": tmp_path / "other.py"}, "has no `model`"),
         ({"source": tmp_path / "number.py"}, "has no `model`"),
-        ({"source": tmp_path / "broken.py"}, "broken.py is no config that MMDetection reads: SyntaxError"),
+        ({"source": tmp_path / "broken.py"}, "broken.py cannot be read as a config of MMDetection: SyntaxError"),
         ({"source": "missing.py", "size": (0, 5)}, "must be positive"),
         ({"source": "missing.py", "tasks": ["flops"]}, "Did you mean 'flop'"),
         ({"source": CONFIGS / f"{NANO}.py", "opts": ["a", "b"]}, "KEY=VALUE"),

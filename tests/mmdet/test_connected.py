@@ -68,7 +68,7 @@ def test_a_trained_detector_goes_on_with_wiring(trained, digits, tmp_path, capsy
     capsys.readouterr()
     runner = train(config)
     printed = capsys.readouterr().out
-    assert "4 runs of ResNet are not in the checkpoint: their edges start as the network was" in printed
+    assert "4 runs of ResNet are not in the checkpoint: their edges start as in the original" in printed
     after = {name: wiring.alpha.detach() for name, wiring in connectivity.wirings(runner.model).items()}
     assert after.keys() == chains.keys()
     for name, alpha in after.items():
@@ -86,7 +86,7 @@ def test_another_backbones_checkpoint_stops(trained, digits, tmp_path):
     backbone = {"type": "Connected", "backbone": {**R34, "base_channels": 4}}
     config = detector(digits, tmp_path, backbone, load_from=str(trained[1]))
     config.model.neck.in_channels = [4, 8, 16, 32]
-    with pytest.raises(WeightsError, match=r"fills \d+/\d+ tensors of the backbone ResNet; .* named by missing_ok"):
+    with pytest.raises(WeightsError, match=r"fills \d+/\d+ tensors of the backbone ResNet; .* list in missing_ok"):
         Runner.from_cfg(config).load_or_resume()
 
 

@@ -127,12 +127,12 @@ def test_no_training_begins_on_a_set_that_trains_on_nothing(name, model, tmp_pat
 @pytest.mark.parametrize(
     ("metainfo", "heads", "words"),
     [
-        (("cell", "Nut"), 2, "classes Nut are no categories of .*all.json: set metainfo=dict"),
-        (("nut", "cell"), 2, "as they stand in the file.*: class 0 is 'cell' there, but 'nut' in the config"),
+        (("cell", "Nut"), 2, "classes Nut are not categories of .*all.json: set metainfo=dict"),
+        (("nut", "cell"), 2, "in the order of the file.*: class 0 is 'cell' there, but 'nut' in the config"),
         (("cell", "nut"), 80, "model.roi_head.bbox_head.num_classes is 80, but .* 2 classes (cell, nut)"),
         (("cell", "nut"), 1, "model.roi_head.bbox_head.num_classes is 1, but .*=2"),
-        (None, 2, "takes COCO's 80 where a dataset has no metainfo"),
-        ("cell", 2, "metainfo.classes is the text 'cell': write classes=('cell',), with a comma"),
+        (None, 2, "uses COCO's 80 if a dataset has no metainfo"),
+        ("cell", 2, "metainfo.classes is the string 'cell': write classes=('cell',), with a comma"),
     ],
 )
 def test_classes_are_compared_before_the_first_step(metainfo, heads, words, model, tmp_path, monkeypatch):

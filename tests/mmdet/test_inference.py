@@ -155,7 +155,7 @@ def test_thresholds_options_and_classes(published, trained):
 def test_a_strangers_config_asks_for_nothing_else(published, tmp_path, change, message):
     config = ast.literal_eval(weights.read(published).card["config"])
     config["model"]["neck"].update(change)
-    with pytest.raises(WeightsError, match=f"is refused: its config asks for .*{message}"):
+    with pytest.raises(WeightsError, match=f"is refused: its config refers to .*{message}"):
         load_detector(with_card(tmp_path, published, config=pprint.pformat(config)), device="cpu")
 
 
@@ -165,7 +165,7 @@ def test_a_strangers_pipeline_and_what_is_no_config(published, tmp_path):
     with pytest.raises(WeightsError, match="the step 'Mosaic'"):
         load_detector(with_card(tmp_path, published, config=pprint.pformat(config)), device="cpu")
     for text in ("__import__('os').mkdir('ran')", "model = dict()", "[1, 2]", "{" * 3000):
-        with pytest.raises(WeightsError, match="is no detector's"):
+        with pytest.raises(WeightsError, match="is not a detector's"):
             load_detector(with_card(tmp_path, published, config=text), device="cpu")
     assert not (tmp_path / "ran").exists()
 

@@ -125,7 +125,7 @@ def test_focal_loss_and_its_gradient(generator):
     mmcv_ops.sigmoid_focal_loss_backward(*arguments, gradient, gamma=1.5, alpha=0.3)
     torch.testing.assert_close(output, expected.detach())
     torch.testing.assert_close(gradient, expected_gradient)
-    with pytest.raises(NotImplementedError, match="weights of classes"):
+    with pytest.raises(NotImplementedError, match="class weights"):
         mmcv_ops.sigmoid_focal_loss_forward(scores, target, torch.ones(4), output, gamma=2, alpha=0.25)
 
 
@@ -183,7 +183,7 @@ def test_batched_nms_is_that_of_the_compiled_mmcv(count, options, generator, mon
 
 def test_what_is_not_there_says_its_name():
     operator = mmcv_ops.missing_operator("deform_conv_forward")
-    with pytest.raises(NotImplementedError, match="deform_conv_forward: topodet install-mmcv-ops took"):
+    with pytest.raises(NotImplementedError, match="deform_conv_forward: topodet install-mmcv-ops provides"):
         operator(1, two=2)
     with pytest.raises(NotImplementedError, match="pool_mode='max'"):
         mmcv_ops.roi_align_forward(*[torch.zeros(0)] * 5, 7, 7, 1.0, 0, 0, True)

@@ -41,7 +41,7 @@ def test_the_file_gives_the_network(dilated):
 
 def test_anchors_must_have_its_strides(dilated):
     with pytest.raises(
-        ConfigError, match=r"strides \[4, 8, 16, 16\], but RPNHead lays its anchors out with \[4, 8, 16, 32\]"
+        ConfigError, match=r"strides \[4, 8, 16, 16\], but RPNHead places its anchors with \[4, 8, 16, 32\]"
     ):
         check_detector(MODELS.build(detector_config(dilated, [4, 8, 16, 32]).model))
     check_detector(MODELS.build(detector_config(dilated, STRIDES).model))

@@ -59,9 +59,9 @@ def test_edge_weights_that_do_not_learn_are_not_decayed(tmp_path):
 @pytest.mark.parametrize(
     ("schedule", "words"),
     [
-        ([linear(3)], ("takes 3 iterations, but the training ends after 2", "write end=2 into the LinearLR")),
-        ([linear(2, by_epoch=True)], ("takes 2 epochs, but the training ends after 1", "take the LinearLR out")),
-        ([linear(1)], ("from 0 to 1 iterations is too short", "the learning rate stays at 0.001", "write end=2")),
+        ([linear(3)], ("takes 3 iterations, but the training ends after 2", "set end=2 in the LinearLR")),
+        ([linear(2, by_epoch=True)], ("takes 2 epochs, but the training ends after 1", "remove the LinearLR from")),
+        ([linear(1)], ("from 0 to 1 iterations is too short", "the learning rate stays at 0.001", "set end=2")),
         ([linear(2)], ()),
         ([linear(9, start_factor=1.0, end_factor=0.1)], ()),  # a decay that is cut off
     ],

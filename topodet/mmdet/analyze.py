@@ -20,7 +20,7 @@ from .. import costs
 from ..costs import TASKS, Analysis, TraceCounter, synthetic_images
 from .inference import load_detector, read_config
 
-# Element by element, or choosing among elements: what Detectron2 does not count either.
+# Elementwise operators and selections, which Detectron2 does not count either.
 _IGNORED = (
     "aten::add",
     "aten::add_",
@@ -120,9 +120,10 @@ def counters(model: nn.Module, image: Tensor) -> tuple[TraceCounter, TraceCounte
 
 
 class _Inference(nn.Module):
-    """A detector's inference from an image, float32 [3, H, W], to what it finds and what its layers put out.
+    """A detector's inference from an image, float32 [3, H, W], to its detections and the outputs of all its layers.
 
-    A trace forgets what no output depends on: all of it, where MMDetection finds nothing and returns empty tensors.
+    Tracing removes operations that no output depends on, which are all of them if MMDetection finds nothing and returns
+    empty tensors. Therefore the layers' outputs are returned too.
     """
 
     def __init__(self, model: nn.Module):

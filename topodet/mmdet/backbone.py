@@ -82,7 +82,7 @@ class TopoNet(Trunk, TopodetBackbone):
             output_stride=output_stride,
         )
         stages = arguments.get("nodes")
-        total = len(stages) if isinstance(stages, Sequence) else 4  # else not given, or what build_blocks refuses
+        total = len(stages) if isinstance(stages, Sequence) else 4  # else not given, or invalid: build_blocks raises
         super().__init__(
             *build_blocks(
                 **arguments,

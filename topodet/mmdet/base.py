@@ -18,7 +18,7 @@ from .. import weights
 from ..errors import ConfigError, WeightsError, show, unknown_name
 from .loader import refuse_strange_objects
 
-# Where a checkpoint of MMEngine has the backbone's card, under `meta`.
+# Key of the backbone's card in the `meta` of an MMEngine checkpoint.
 CARD = "topodet_card"
 
 
@@ -51,7 +51,7 @@ class TopodetBackbone(BaseModule):
         self.has_weights = False
         self.init_cfg = init_cfg
         self.card: dict[str, Any] = {}
-        # MMEngine calls the init_weights of children too; those of timm's ResNets would overwrite what was loaded.
+        # MMEngine also calls init_weights of children; that of timm's ResNets would overwrite the loaded weights.
         for module in self.children():
             module.is_init = True
         self.set_grad_checkpointing(with_cp)
@@ -83,7 +83,7 @@ class TopodetBackbone(BaseModule):
             self._warn_of_random_weights()
 
     def _source(self) -> str | weights.WeightsFile:
-        """Return what `pretrained` is: a file, or the part of a detector's checkpoint that begins with the prefix."""
+        """Return the weights of `pretrained`: a file, or the tensors of a detector's checkpoint under the prefix."""
         if self.pretrained is True:
             return weights.from_timm(self.arch, **self.options)
         if not self.pretrained_prefix:
@@ -117,13 +117,13 @@ class TopodetBackbone(BaseModule):
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        # Under every loader of MMEngine, which log what is missing and train on: `load_from`, `resume`, any `init_cfg`.
+        # Called by all loaders of MMEngine (`load_from`, `resume`, any `init_cfg`), which only log missing tensors.
         filled, total = weights.check_filled(
             self,
             state_dict,
             prefix,
-            remedy="`load_from`, `resume` and an `init_cfg` with a prefix take the checkpoint of a detector with this "
-            "backbone; a published backbone is given by model.backbone.pretrained=PATH",
+            remedy="`load_from`, `resume` and an `init_cfg` with a prefix need the checkpoint of a detector with this "
+            "backbone; for a published backbone set model.backbone.pretrained=PATH",
         )
         self.has_weights = True
         if prefix:
@@ -136,10 +136,10 @@ class TopodetBackbone(BaseModule):
             advice.append("model.backbone.frozen_stages=-1")
         if self.norm_eval and any(isinstance(module, _BatchNorm) for module in self.modules()):
             advice.append("model.backbone.norm_eval=False")
-        useless = f"; frozen layers and statistics make no sense then: {' '.join(advice)}" if advice else ""
+        useless = f"; do not freeze layers or statistics then: {' '.join(advice)}" if advice else ""
         print_log(
             f"{type(self).__name__} ({self.arch}) starts from RANDOM weights, unless load_from or resume replaces them"
-            f"{useless}. A published backbone is given by --cfg-options model.backbone.pretrained=PATH",
+            f"{useless}. For a published backbone set --cfg-options model.backbone.pretrained=PATH",
             logger="current",
             level=logging.WARNING,
         )
@@ -161,7 +161,7 @@ def resolve_init(
     for each in given:
         if not isinstance(each, Mapping) or "type" not in each:
             raise ConfigError(
-                f"backbone has init_cfg={show(init_cfg)}: give a dict with a type, as dict(type='Pretrained', "
+                f"backbone has init_cfg={show(init_cfg)}: give a dict with a type, e.g. dict(type='Pretrained', "
                 "checkpoint=PATH), or a list of such dicts"
             )
     files = [each for each in given if _is_pretrained(each["type"])]
@@ -176,7 +176,7 @@ def resolve_init(
 
 
 def _is_pretrained(kind: Any) -> bool:
-    """Tell whether the type of an init is MMEngine's `PretrainedInit`, by whichever of its names."""
+    """Return whether the type of an init is MMEngine's `PretrainedInit`, as a class or by name."""
     return kind is PretrainedInit or (isinstance(kind, str) and WEIGHT_INITIALIZERS.get(kind) is PretrainedInit)
 
 
@@ -203,7 +203,7 @@ def classes_of_run(checkpoint: Mapping[str, Any]) -> list[str]:
     """Return the class names of an MMDetection checkpoint; empty if it has none."""
     meta = checkpoint.get("meta")
     found = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
-    # The spelling of MMDetection 3 is lower case; checkpoints of its early days have upper case.
+    # MMDetection 3 writes keys in lower case, its early versions in upper case.
     data = {str(key).lower(): value for key, value in found.items()} if isinstance(found, Mapping) else {}
     names = data.get("classes")
     return [str(name) for name in names] if isinstance(names, list | tuple) else []

@@ -32,7 +32,7 @@ def training_step(backbone: str, settings: Settings) -> tuple[nn.Module, Callabl
     """
     path = Path(__file__).resolve().parents[2] / "configs" / "mmdet" / _CONFIGS[backbone]
     config = Config.fromfile(path, format_python_code=False)
-    config.model.backbone.init_cfg = None  # a download
+    config.model.backbone.init_cfg = None  # it would download weights
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = MODELS.build(config.model)
     model = model.to(settings.device)

@@ -12,8 +12,8 @@ from .. import weights
 from ..errors import ConfigError
 from .base import TopodetBackbone
 
-# Names of modules whose num_classes is the detector's; a cascade has several of one name. An RPN tells objects from
-# background, whatever their class.
+# Names of modules whose num_classes is the detector's; a cascade has several per name. An RPN is excluded: it separates
+# objects of any class from the background.
 HEAD = re.compile(r"(?:^|\.)(?!rpn_head)\w*head(?:\.\d+)?$")
 
 
@@ -79,7 +79,7 @@ def _neck_problems(detector: nn.Module) -> list[str]:
 
 
 def _stride_problems(detector: nn.Module) -> list[str]:
-    """Compare the strides of the maps, which `output_stride` changes, with those that anchors are laid out with."""
+    """Compare the strides of the maps, which `output_stride` changes, with those of the anchors."""
     neck, backbone = _first_neck(detector), detector.backbone
     head = getattr(detector, "rpn_head", None) or getattr(detector, "bbox_head", None)
     laid_out = getattr(getattr(head, "prior_generator", None), "strides", None)
@@ -90,24 +90,24 @@ def _stride_problems(detector: nn.Module) -> list[str]:
     if theirs == ours[: len(theirs)]:
         return []
     return [
-        f"the maps of {backbone.arch} have strides {ours}, but {type(head).__name__} lays its anchors out with "
+        f"the maps of {backbone.arch} have strides {ours}, but {type(head).__name__} places its anchors with "
         f"{theirs}: set the strides of its anchor_generator, and the featmap_strides of RoI extractors, to the maps'"
     ]
 
 
 def _first_neck(detector: nn.Module) -> nn.Module | None:
     neck = getattr(detector, "neck", None)
-    return neck[0] if isinstance(neck, nn.Sequential) else neck  # of a list the first one reads the backbone
+    return neck[0] if isinstance(neck, nn.Sequential) else neck  # the first one gets the backbone's maps
 
 
 def _preprocessing_problems(detector: nn.Module) -> list[str]:
     card = detector.backbone.card
     preprocessor = getattr(detector, "data_preprocessor", None)
-    # Without an image preprocessor of its own (a student's images come prepared) there is nothing to compare.
+    # A student of a semi-supervised detector has no preprocessor of its own: there is nothing to compare.
     if not card or not hasattr(preprocessor, "_enable_normalize"):
         return []
     if not preprocessor._enable_normalize:
-        return [f"data_preprocessor has no mean and std, the weights were trained with {_in_words(card)}"]
+        return [f"data_preprocessor has no mean and std, but the weights were trained with {_in_words(card)}"]
     problems = weights.preprocessing_problems(
         card,
         mean=preprocessor.mean.flatten().tolist(),

@@ -86,7 +86,7 @@ def check_dataset(dataset: Any, *, num_classes: Mapping[str, int] | None = None,
         if names:
             categories = [{"id": k, "name": name} for k, name in enumerate(names)]
             check_classes(categories, reading, f"the {type(dataset).__name__}")
-    elif dataset.backend_args is None and "://" not in dataset.ann_file:  # a file of this machine
+    elif dataset.backend_args is None and "://" not in dataset.ann_file:  # a local file
         reading = reading_of(dataset, num_classes=num_classes)
         _in_main_process(lambda: _check(dataset, reading, allow))
 
@@ -99,7 +99,7 @@ def reading_of(dataset: CocoDataset, *, num_classes: Mapping[str, int] | None = 
     """
     classes = dataset.metainfo["classes"]
     if isinstance(classes, str):
-        raise ConfigError(f"metainfo.classes is the text {classes!r}: write classes=({classes!r},), with a comma")
+        raise ConfigError(f"metainfo.classes is the string {classes!r}: write classes=({classes!r},), with a comma")
     masks = ""
     for step in dataset.pipeline.transforms:
         if isinstance(step, LoadAnnotations) and step.with_mask:
@@ -124,17 +124,19 @@ def reading_of_config(path: str | os.PathLike) -> Reading:
     """
     try:
         config = Config.fromfile(path, format_python_code=False)
-    except Exception as error:  # a config is Python, which may fail in any way
-        raise ConfigError(f"{path} is no config that MMDetection reads: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a config is Python code and can raise anything
+        raise ConfigError(
+            f"{path} cannot be read as a config of MMDetection: {type(error).__name__}: {error}"
+        ) from error
     register_all_modules()
     described = config.get("train_dataloader", {}).get("dataset")
     while described and "dataset" in described:
         described = described["dataset"]
     if not described:
-        raise ConfigError(f"{path} has no train_dataloader with a dataset; give the config of a training")
+        raise ConfigError(f"{path} has no train_dataloader with a dataset; give a training config")
     dataset = DATASETS.build({**described, "lazy_init": True})
     if not is_coco(dataset):
-        raise ConfigError(f"{path} trains on a {described['type']}, which is no set in COCO format")
+        raise ConfigError(f"{path} trains on a {described['type']}, which is not a dataset in COCO format")
     heads = {f"model.{key}.num_classes": n for key, n in _described_heads(config.get("model", {}))}
     return reading_of(dataset, num_classes=heads)
 

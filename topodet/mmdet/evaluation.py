@@ -48,7 +48,7 @@ def coco_evaluation(runner: Runner) -> Callable[[nn.Module], dict[str, float]]:
 
 @contextmanager
 def _without_average(runner: Runner) -> Iterator[None]:
-    """Leave EMAHook out, which averages what a training of `runner.model` does and would take its weights' place."""
+    """Disable EMAHook, which would replace the model's weights by its own average."""
     hooks, runner._hooks = runner._hooks, [hook for hook in runner._hooks if not isinstance(hook, EMAHook)]
     try:
         yield
@@ -57,7 +57,7 @@ def _without_average(runner: Runner) -> Iterator[None]:
 
 
 def _in_percent(name: str, value: float) -> tuple[str, float]:
-    """Return a score of MMDetection's CocoMetric as Detectron2 names and scales it: NaN where there is no object."""
+    """Return a score of MMDetection's CocoMetric as Detectron2 names and scales it: NaN if there is no object."""
     match = re.fullmatch(r"coco/(bbox|segm)_mAP(?:_(50|75|s|m|l))?", name)
     if match is None:
         return name, value

@@ -38,7 +38,7 @@ from ..errors import ConfigError
 from ..exported import Format
 from .inference import class_names
 
-Size = tuple[Any, Any]  # height and width: integers, or what a trace has in their place
+Size = tuple[Any, Any]  # height and width: integers, or tensors while tracing
 
 
 def export_detector(
@@ -77,7 +77,7 @@ def export_detector(
     sample = prepared["inputs"].to(next(detector.parameters()).device, torch.float32)
     if detector.data_preprocessor._channel_conversion:
         sample = sample[[2, 1, 0]]
-    # Of the step that resizes, as both frameworks have it: to the short side, unless the long side gets too long.
+    # From the Resize step: images are resized to the short side, unless the long side would exceed its limit.
     sizes = [
         step["scale"] for step in get_test_pipeline_cfg(detector.cfg) if step["type"] == "Resize" and "scale" in step
     ]
@@ -229,7 +229,7 @@ class TracedRCNN(Traced):
 
 
 def _levels(head: nn.Module, features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return by level what an anchor head says of the first image: logits [A, K], deltas [A, 4] and anchors [A, 4]."""
+    """Return an anchor head's outputs for the first image by level: logits [A, K], deltas [A, 4], anchors [A, 4]."""
     logits, deltas = head(features)
     sizes = [scores.shape[-2:] for scores in logits]
     anchors = head.prior_generator.grid_priors(sizes, dtype=logits[0].dtype, device=logits[0].device)
@@ -244,7 +244,7 @@ def _levels(head: nn.Module, features: Sequence[Tensor]) -> list[tuple[Tensor, T
 
 
 def _most(config: Mapping[str, Any]) -> int | None:
-    """Return how many boxes of a level go on to suppression; None for all."""
+    """Return how many boxes per level enter suppression; None for all."""
     most = config.get("nms_pre", -1)
     return most if most > 0 else None
 
@@ -265,7 +265,7 @@ def _decode(coder: nn.Module, boxes: Tensor, deltas: Tensor, size: Size) -> Tens
 
 
 def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """Return the boxes that are left, best first, with their groups (of which each is apart) and scores."""
+    """Return the boxes that suppression within each group keeps, best first, with their groups and scores."""
     smallest = config.get("min_bbox_size", -1)
     if smallest >= 0:
         large = ((boxes[:, 2:] - boxes[:, :2]) > smallest).all(dim=1).nonzero()[:, 0]
@@ -295,7 +295,7 @@ def _pool(extractor: nn.Module, features: Sequence[Tensor], boxes: Tensor) -> Te
 
 
 def _of_class(values: Tensor, labels: Tensor) -> Tensor:
-    """Return of values [N, K, ...] those of each one's class: [N, ...]."""
+    """Return the value of each row's class, from [N, K, ...] to [N, ...]."""
     return values[torch.arange(labels.shape[0], device=labels.device), labels]
 
 
@@ -309,9 +309,9 @@ def _size(image: Tensor) -> Tensor:
 
 
 def _original(detector: nn.Module, image: Tensor) -> list[Tensor]:
-    """Return what the detector itself finds in an image [C, H, W], by MMDetection's own inference."""
+    """Return the detections in an image [C, H, W] by MMDetection's own inference."""
     size = tuple(image.shape[-2:])
-    if detector.data_preprocessor._channel_conversion:  # which it does itself
+    if detector.data_preprocessor._channel_conversion:  # the preprocessor converts it again
         image = image[[2, 1, 0]]
     sample = DetDataSample(metainfo={"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0)})
     data = detector.data_preprocessor({"inputs": [image], "data_samples": [sample]}, False)
@@ -360,4 +360,4 @@ def _check_suppression(config: Mapping[str, Any]) -> None:
 
 
 def _unknown(part: nn.Module, known: str) -> ConfigError:
-    return ConfigError(f"{type(part).__name__} cannot be exported, it has an inference of its own; known: {known}")
+    return ConfigError(f"{type(part).__name__} cannot be exported, because its inference differs; known: {known}")

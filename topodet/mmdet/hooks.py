@@ -58,7 +58,7 @@ class TopoNetCheckHook(Hook):
         check_datasets(runner, allow=self.allow)
 
     def before_train(self, runner: Runner) -> None:
-        # Once more: between the two hooks the backbone has read its weights file, and knows the card.
+        # Again: since before_run, the backbone has read its weights file and its card.
         check_detector(runner.model)
         self._compare_classes(runner, runner.train_dataloader.dataset, whole=runner.iter > 0)
         for problem in training_problems(runner):
@@ -66,15 +66,15 @@ class TopoNetCheckHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         check_detector(runner.model)
-        if not runner.iter:  # no part of a training
+        if not runner.iter:  # not during training
             self._check_whole(runner, runner.val_dataloader.dataset)
 
     def before_test(self, runner: Runner) -> None:
         check_detector(runner.model)
         empty = [backbone for backbone in backbones(runner.model) if not backbone.has_weights]
-        if empty and not runner.iter:  # what was trained here has weights
+        if empty and not runner.iter:  # a model trained in this run has weights
             raise ConfigError(
-                f"nothing has filled the backbone {empty[0].arch}: a test would score random weights. Give the "
+                f"the backbone {empty[0].arch} has no weights: a test would score random ones. Give the "
                 "checkpoint of a detector (load_from=PATH, the second argument of tools/test.py)"
             )
         if not runner.iter:
@@ -91,8 +91,10 @@ class TopoNetCheckHook(Hook):
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
             prefix, checkpoint["state_dict"] = weights.without_wrappers(state_dict, model.state_dict())
             if prefix:
-                print_log(f"topodet: the checkpoint's names are read without {prefix!r}, a wrapper's", logger="current")
-        # What a training with this hook wrote, or a published detector's own.
+                print_log(
+                    f"topodet: removed the prefix {prefix!r} of a wrapper from the checkpoint's names", logger="current"
+                )
+        # The card saved by this hook, or that of a published detector.
         card = card_of_run(checkpoint) or weights.backbone_card(weights.card_of(checkpoint))
         for backbone in backbones(runner.model) if card else ():
             problems = weights.other_network(backbone, card)
@@ -107,7 +109,7 @@ class TopoNetCheckHook(Hook):
         self._compare_classes(runner, dataset, whole=True)
         if self.unfilled:
             raise WeightsError(
-                f"the checkpoint has {len(self.unfilled)} parameters of the detector not, or in another shape "
+                f"the checkpoint lacks {len(self.unfilled)} parameters of the detector, or has them in another shape "
                 f"({', '.join(self.unfilled[:3])}): a test would score random ones. Give the checkpoint of this config"
             )
 
@@ -118,13 +120,13 @@ class TopoNetCheckHook(Hook):
                 self.classes,
                 ours,
                 whole=whole,
-                remedy="Give metainfo.classes and the categories the checkpoint's names and order, or take another"
-                + ("" if whole else ', or let TopoNetCheckHook(allow=["classes_differ"]) begin from that head'),
+                remedy="Change metainfo.classes and the categories to match the checkpoint's classes, or use another "
+                "checkpoint" + ("" if whole else '; TopoNetCheckHook(allow=["classes_differ"]) starts from that head'),
             )
 
 
 def _unfilled(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
-    """Return the parameters outside of the backbones, which see to theirs, that a checkpoint does not fill."""
+    """Return the parameters that a checkpoint does not fill, except those of the backbones, which check their own."""
     names = {name.removeprefix("module."): getattr(tensor, "shape", None) for name, tensor in state_dict.items()}
     prefixes = tuple(f"{name}." for name, part in model.named_modules() if isinstance(part, TopodetBackbone))
     return [
@@ -168,7 +170,7 @@ class SparsityHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        # Only where LoggerHook, which comes later, writes a line: reading the value waits for the device.
+        # Only when LoggerHook, which comes later, writes a line: reading the value synchronizes with the device.
         if self.every_n_inner_iters(batch_idx, self._log_interval) or self.end_of_epoch(
             runner.train_dataloader, batch_idx
         ):
@@ -195,7 +197,7 @@ class AlphaLogHook(Hook):
         thresholds: an edge counts as near zero if its |alpha| is below.
     """
 
-    # After CheckpointHook: a picture that cannot be written does not cost a checkpoint.
+    # After CheckpointHook, so that an error when writing a picture does not lose the checkpoint.
     priority = "LOWEST"
 
     def __init__(self, interval: int = 1, thresholds: Sequence[float] = connectivity.THRESHOLDS):

@@ -32,7 +32,7 @@ from ..parse import MAX_YAML, parse_yaml
 from .base import card_of_run, classes_of_run
 from .check import backbones, channel_order, check_detector, class_counts
 
-# Steps of a test pipeline that compute on the image alone: what a stranger's file may ask for.
+# Steps of a test pipeline that an untrusted file may use: they only work on the image.
 _PIPELINE = {
     "CenterCrop",
     "FixScaleResize",
@@ -44,10 +44,10 @@ _PIPELINE = {
     "Pad",
     "Resize",
 }
-_MAX_PIXELS = 10_000  # a side that it may resize or pad to
-# Operators of mmcv that a config names by type; they are in no registry.
+_MAX_PIXELS = 10_000  # the longest side that it may resize or pad to
+# Operators of mmcv that a config names by type; they are not in any registry.
 _OPERATORS = {"RoIAlign", "RoIPool", "nms", "nms_quadri", "nms_rotated", "soft_nms"}
-# What a config says of files that the detector would read.
+# Keys of a config that name files to read.
 _FILES = ("checkpoint", "init_cfg", "pretrained")
 
 
@@ -105,7 +105,7 @@ def _load(
     device: str | None,
     opts: Sequence[str],
 ) -> nn.Module:
-    """Build the detector of a config, which may be a stranger's, and fill it."""
+    """Build the detector of a config, which is untrusted if `strange`, and fill it."""
     if score_threshold is not None:
         for part in _dicts(made.model.get("test_cfg") or {}):
             part.update({key: float(score_threshold) for key in part if key == "score_thr"})
@@ -113,7 +113,7 @@ def _load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if strange:
         weights.check_size(file, lambda: MODELS.build(copy.deepcopy(made.model)))
-    with warnings.catch_warnings(record=True):  # of a model without checkpoint: it is loaded below
+    with warnings.catch_warnings(record=True):  # about a missing checkpoint, which is loaded below
         model = init_detector(made, device=device)
     weights.load(model, file, head=True)
     for backbone in backbones(model):
@@ -218,9 +218,9 @@ def publish_detector(
     own = _without_files(
         {"model": made.model.to_dict(), "test_pipeline": [step.to_dict() for step in _test_pipeline(made)]}
     )
-    # What DetInferencer reads of a checkpoint: a config that it can run, and the names.
+    # DetInferencer needs a config that it can run, and the class names.
     imports = {"imports": ["topodet.mmdet"], "allow_failed_imports": False}
-    stock = Config({**own, "custom_imports": imports}, format_python_code=False)  # which takes seconds
+    stock = Config({**own, "custom_imports": imports}, format_python_code=False)  # formatting takes seconds
     stock.default_scope = "mmdet"
     stock.visualizer = {"type": "DetLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}]}
     stock.test_dataloader = {"dataset": {"type": "CocoDataset", "pipeline": own["test_pipeline"]}}
@@ -239,20 +239,20 @@ def publish_detector(
         more={"state_dict": file.state_dict, "meta": meta},
     )
     try:
-        load_detector(path, device="cpu")  # as its readers will, with all their checks
+        load_detector(path, device="cpu")  # with all the checks for a published file
     except BaseException:
-        path.unlink()  # what nobody can read is not published
+        path.unlink()  # do not publish a file that cannot be loaded
         raise
     return path
 
 
 class _NamesAbove(DetLocalVisualizer):
-    """Writes the names of objects above their boxes: within, they cover small ones."""
+    """Writes names above the boxes: within, they would cover small objects."""
 
     def draw_texts(self, texts, positions, font_sizes=None, **options):
-        above = positions - 2 * self.line_width  # MMDetection starts below the line of the box
+        above = positions - 2 * self.line_width  # MMDetection's position is below the line of the box
         height = font_sizes * self.fig_save.dpi / 72
-        if "horizontal_alignments" not in options and above[1] > height:  # centered: a mask's without a box
+        if "horizontal_alignments" not in options and above[1] > height:  # centered: the name of a mask without a box
             return super().draw_texts(texts, above, font_sizes, vertical_alignments="bottom", **options)
         return super().draw_texts(texts, positions, font_sizes, **options)
 
@@ -272,19 +272,21 @@ def read_config(path: str | os.PathLike, opts: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise ConfigError(f"no config file at {path} (working folder {Path.cwd()}); check --config")
     if path.suffix != ".py":
-        raise ConfigError(f"{path} is no config of MMDetection, whose names end in .py")
+        raise ConfigError(f"{path} is not a config of MMDetection: give a .py")
     try:
         config = Config.fromfile(path)
-    except Exception as error:  # a config is Python, which may fail in any way
-        raise ConfigError(f"{path} is no config that MMDetection reads: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a config is Python code and can raise anything
+        raise ConfigError(
+            f"{path} cannot be read as a config of MMDetection: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(config.get("model"), dict):
-        raise ConfigError(f"{path} has no `model`: it is no config of a detector")
+        raise ConfigError(f"{path} has no `model`: it is not a config of a detector")
     config.merge_from_dict(_options(opts))
     return config
 
 
 def _describe_network(config: Config, file: weights.WeightsFile) -> None:
-    """Take out of a config what the training started from; a network that was a file's is described in its place."""
+    """Remove the initial weights from a config; if it refers to the network of a file, describe the network instead."""
     backbone = config.model.get("backbone", {})
     if backbone.get("arch") == weights.PRETRAINED:
         network = weights.infer_architecture(weights.extract_backbone(file.state_dict))
@@ -303,7 +305,7 @@ def _test_pipeline(config: Config) -> list[dict[str, Any]]:
 
 
 def _preprocessing(model: nn.Module) -> dict[str, Any]:
-    """Return what the images are that a detector shows its backbone, in a card's words."""
+    """Return the preprocessing of a detector in the format of a card."""
     preprocessor = model.data_preprocessor
     order = {"channel_order": channel_order(preprocessor)}
     if not preprocessor._enable_normalize:
@@ -313,7 +315,7 @@ def _preprocessing(model: nn.Module) -> dict[str, Any]:
 
 
 def _without_files(value: Any) -> Any:
-    """Return plain types in which nothing names a file that a detector would read."""
+    """Return plain types without the names of files that a detector would read."""
     if isinstance(value, Mapping):
         return {key: None if key in _FILES else _without_files(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -322,10 +324,10 @@ def _without_files(value: Any) -> Any:
 
 
 def _published_config(file: weights.WeightsFile) -> Config:
-    """Return the config in a published detector's card, read as data of a stranger.
+    """Return the config in a published detector's card, read as untrusted data.
 
     Raises:
-        WeightsError: it is no config of a detector, or asks for more than one.
+        WeightsError: it is not a config of a detector, or refers to something that no detector needs.
     """
     try:
         if len(file.card["config"]) > MAX_YAML:
@@ -335,20 +337,20 @@ def _published_config(file: weights.WeightsFile) -> Config:
         steps = [step["type"] for step in pipeline]
     except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError) as error:
         raise WeightsError(
-            f"the config in {file.path} is no detector's ({error}); it was published with topodet "
+            f"the config in {file.path} is not a detector's ({error}); it was published with topodet "
             f"{file.card.get('topodet')}: update topodet and MMDetection, or ask its author"
         ) from error
     if not isinstance(model, dict):
-        raise WeightsError(f"the config in {file.path} is no detector's: its model is a {type(model).__name__}")
+        raise WeightsError(f"the config in {file.path} is not a detector's: its model is a {type(model).__name__}")
     weights.check_numbers(file.path, model, weights.MAX_NUMBER, "the model")
     weights.check_numbers(file.path, pipeline, _MAX_PIXELS, "the test pipeline")
-    # MMEngine imports what a type with dots in its name says, and opens what an init_cfg names.
+    # MMEngine imports the module of a type with dots in its name, and opens the file of an init_cfg.
     asked = [f"type {kind!r}" for kind in _types(model) if not _is_registered(kind)]
     asked += [f"{key} {value!r}" for key, value in _named_files(model)]
     asked += [f"the step {step!r}" for step in steps if step not in _PIPELINE]
     if asked:
         raise WeightsError(
-            f"{file.path} is refused: its config asks for what no published detector needs: {', '.join(asked[:3])}"
+            f"{file.path} is refused: its config refers to what no published detector needs: {', '.join(asked[:3])}"
         )
     backbone = model.get("backbone", {})
     if backbone.get("type") == "ConnectedTimm":
@@ -387,13 +389,13 @@ def _options(opts: Sequence[str]) -> dict[str, Any]:
     for option in opts:
         key, separator, value = option.partition("=")
         if not separator:
-            raise ConfigError(f"--opts {option}: with an MMDetection config an option is KEY=VALUE")
+            raise ConfigError(f"--opts {option}: options of an MMDetection config are KEY=VALUE")
         options[key] = parse_yaml(value, f"--opts {key}", ConfigError)
     return options
 
 
 def _backbone_card(file: weights.WeightsFile) -> Mapping[str, Any]:
-    """Return what is known of the backbone's weights: from a published file, or a checkpoint of `TopoNetCheckHook`."""
+    """Return the backbone's card from a published file, or from a checkpoint of `TopoNetCheckHook`."""
     return weights.backbone_card(file.card) or card_of_run(file.checkpoint)
 
 
@@ -401,8 +403,8 @@ def _class_names(file: weights.WeightsFile) -> list[str]:
     names = classes_of_run(file.checkpoint)
     if not names:
         raise WeightsError(
-            f"{file.path} does not name its classes (meta.dataset_meta): it is no checkpoint of MMDetection's own; "
-            "if it is yours, give --classes"
+            f"{file.path} does not name its classes (meta.dataset_meta): it is not a checkpoint of MMDetection; if it "
+            "is your own, give --classes"
         )
     return names
 

@@ -17,7 +17,7 @@ from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 from .. import weights
 from ..errors import WeightsError
 
-# What MMEngine's own checkpoints hold beside tensors and plain types: its log, as numpy's numbers and their statistics.
+# Objects in MMEngine's own checkpoints besides tensors and plain types: its log, as numpy numbers and statistics.
 _BUFFER = "mmengine.logging.history_buffer.HistoryBuffer"
 _OBJECTS = frozenset(
     [
@@ -28,7 +28,7 @@ _OBJECTS = frozenset(
 )
 
 
-# MMEngine itself does not know the hub.
+# MMEngine itself does not support hf-hub addresses.
 @CheckpointLoader.register_scheme(prefixes=("", "http://", "https://", weights.HUB), force=True)
 def load_from_checked_file(filename: str | os.PathLike, map_location: Any = None) -> dict[str, Any]:
     """Return the content of a checkpoint, with tensors on the CPU unless MMEngine has to open it for its log.
@@ -54,6 +54,6 @@ def refuse_strange_objects(path: Path, objects: frozenset[str]) -> None:
     strange = sorted(objects - _OBJECTS)
     if strange:
         raise WeightsError(
-            f"{path} is refused: it holds pickled Python objects ({', '.join(strange[:3])}) that no checkpoint of "
-            "MMEngine has, and unpickling could run code. Nothing in it was executed. Ask for a file of plain tensors"
+            f"{path} is refused: it contains pickled Python objects ({', '.join(strange[:3])}) that no checkpoint of "
+            "MMEngine has, and unpickling could run code, nothing in it was executed. Ask for a file of plain tensors"
         )

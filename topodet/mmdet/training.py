@@ -35,8 +35,8 @@ def _decayed_edges(runner: Runner) -> Iterator[str]:
     ]
     if decayed:
         yield (
-            f"weight decay pulls the edge weights of {len(decayed)} wirings to 0 ({decayed[0]}.alpha, ...), which is a "
-            f"penalty of its own; write into the config: {NO_DECAY}"
+            f"weight decay pulls the edge weights of {len(decayed)} wirings to 0 ({decayed[0]}.alpha, ...), which is "
+            f"an additional penalty; add to the config: {NO_DECAY}"
         )
 
 
@@ -53,9 +53,9 @@ def _long_warmups(runner: Runner) -> Iterator[str]:
             continue
         unit, length = ("epochs", runner.max_epochs) if scheduler.by_epoch else ("iterations", runner.max_iters)
         name = type(scheduler).__name__
-        remedy = f"write end={max(2, length // 5)} into the {name} of param_scheduler"
+        remedy = f"set end={max(2, length // 5)} in the {name} of param_scheduler"
         if length < 2:
-            remedy = f"take the {name} out of param_scheduler"
+            remedy = f"remove the {name} from param_scheduler"
         if scheduler.end > length:
             yield (
                 f"the warm-up takes {scheduler.end} {unit}, but the training ends after {length}: it never reaches its "
