@@ -265,7 +265,7 @@ def test_same_settings_reuse_and_others_are_refused(tmp_path):
     times = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert write_digit_scenes(root, **small) == root
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == times
-    with pytest.raises(DataError, match="seed is 0, asked for 1"):
+    with pytest.raises(DataError, match="seed is 0, not 1"):
         write_digit_scenes(root, **small, seed=1)
     with pytest.raises(DataError, match="kind is 'digit scenes'"):
         write_digit_folders(root)

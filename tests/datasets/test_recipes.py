@@ -96,7 +96,7 @@ def test_a_part_does_not_depend_on_the_order_of_its_source(tmp_path):
     assert one.targets.tolist() == [0, 0, 1, 1, 2, 2]
     assert one.data.shape == (6, 8, 8, 3)
     assert np.array_equal(one.data, two.data)
-    with pytest.raises(DataError, match="there are 4 images of a, and 5 of each class"):
+    with pytest.raises(DataError, match="there are only 4 images of a, fewer than images_per_class=5"):
         recipes.write_part(tmp_path / "one.npz", images, labels, names, size=4, images_per_class=5)
 
 

@@ -111,5 +111,5 @@ def test_other_folders_shares_and_lists(voc):
     (voc / "JPEGImages" / "2.jpg").unlink()
     with pytest.raises(DataError, match=r"2.xml: no image 2 with one of"):
         convert(voc)
-    with pytest.raises(DataError, match="no folder of images"):
+    with pytest.raises(DataError, match="no image folder"):
         voc_to_coco(voc / "Annotations", voc / "nowhere", voc / "coco")

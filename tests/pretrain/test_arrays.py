@@ -92,10 +92,10 @@ def test_refuses_what_is_no_npz(tmp_path):
     whole = path.read_bytes()
     for spoilt in (b"", b"no archive", whole[:100], whole[:60] + bytes(40) + whole[100:]):
         path.write_bytes(spoilt)
-        with pytest.raises(DataError, match="cannot read .*damaged or no .npz"):
+        with pytest.raises(DataError, match="cannot read .*damaged or not an .npz"):
             ArrayDataset(path)
     np.save(tmp_path / "one.npy", IMAGES)
-    with pytest.raises(DataError, match="is one array, no .npz file"):
+    with pytest.raises(DataError, match="is a single array, not an .npz file"):
         ArrayDataset(tmp_path / "one.npy")
     with pytest.raises(DataError, match="cannot read .*No such file"):
         ArrayDataset(tmp_path / "gone.npz")
@@ -118,7 +118,7 @@ def archive(path, entries, method=zipfile.ZIP_DEFLATED):
         ((-1, 4, 4, 3), "|u1", bytes(48), "damaged"),
         ((5, 0, 4, 3), "|u1", b"", r"images is uint8 \[5, 0, 4, 3\]"),
         ((10**9, 0, 4, 3), "|u1", b"", r"images is uint8 \[1000000000, 0, 4, 3\]"),
-        ((1,), "|O", pickle.dumps(None), "holds Python objects, and unpickling could run code"),
+        ((1,), "|O", pickle.dumps(None), "contains Python objects, and unpickling could run code"),
         ((1,), "|V4000000000", bytes(8), "damaged"),
         ((1,), "<U100000000", bytes(8), "400,000,000 bytes, and has 8"),
         ((4 << 20, 1, 1, 3), "|u1", bytes(12 << 20), "200 times as many are allowed"),

@@ -257,7 +257,7 @@ class TestOptions:
             ("lr: fast", "recipe.yaml: argument --lr: invalid float value: 'fast'"),
             ("sparsity: adaptif", "recipe.yaml: argument --sparsity: invalid choice: 'adaptif'"),
             ("- lr", "must contain one 'option: value' per line, but contains a list"),
-            ("lr: [", "is no YAML that can be read"),
+            ("lr: [", "cannot be read as YAML"),
         ],
     )
     def test_config_file(self, tmp_path, text, message):

@@ -30,7 +30,7 @@ def test_classes_and_what_is_left_out(tmp_path, caplog):
     ]
     assert [target for _, target in reader.samples] == [0, 1, 1, 1, 1, 1]
     text = caplog.text
-    assert "2 files that are no .bmp, .jpeg" in text
+    assert "2 files that are not .bmp, .jpeg" in text
     assert "(.txt: 2)" in text
     assert "4 hidden files or folders (.ipynb_checkpoints, .thumb.png, @eaDir, __MACOSX)" in text
     assert "1 images outside class folders" in text
@@ -107,5 +107,5 @@ def test_deep_images_are_scaled_or_named(tmp_path):
     dataset = SkipUnreadable(ImageDataset(tmp_path, reader=FolderReader(tmp_path)), "stop", count_substitutes=True)
     with pytest.raises(DataError, match=r"cannot read the image .*3.png: it is not a regular file"):
         dataset[2]
-    with pytest.raises(DataError, match=r"cannot read the image .*2.tif: its pixels are floats of 32 bits"):
+    with pytest.raises(DataError, match=r"cannot read the image .*2.tif: its pixels are 32-bit floats"):
         dataset[1]

@@ -27,17 +27,17 @@ from topodet.parse import read_json
 if TYPE_CHECKING:
     from PIL import Image
 
-# A change of how images are drawn must raise this, so that folders written before are not taken for new ones.
+# Increase with every change to how images are drawn, so that older folders are not reused.
 _FORMAT = 1
 _SETTINGS = "settings.json"
 _MAX_ROTATION = 15.0  # degrees
 # How much darker (in luminance, 0..255) a digit's ink is than the mean of the background under it. The clutter stays
-# within about half of that, so that ink is the strongest edge of a scene. Ink is always the darker side: trained on the
-# default folders, toponet_nano tells 88 % of the val digits after 16 epochs; with light ink on dark ground as well,
-# 81 % after 25.
+# within about half of that, so that ink is the strongest edge of a scene. Ink is always darker than the background:
+# on the default folders, toponet_nano classifies 88 % of the val digits correctly after 16 epochs; if light ink on a
+# dark background is included, 81 % after 25.
 _CONTRAST = (100.0, 170.0)
-# How much of the smaller of two digits' boxes may lie in the other. It implies IoU <= 0.15 / 1.85 < 0.1, and unlike a
-# bound on IoU it also forbids a small digit inside the hole of a large 0.
+# Largest share of the smaller of two digits' boxes that may lie in the other. It implies IoU <= 0.15 / 1.85 < 0.1 and,
+# unlike a bound on IoU, it also forbids a small digit inside the hole of a large 0.
 _MAX_OVERLAP = 0.15
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -95,7 +95,7 @@ class Digits:
     """
 
     def __init__(self) -> None:
-        import torch  # the sets that are written to disk need none
+        import torch  # not needed for the datasets on disk
 
         images, classes = map(torch.from_numpy, _digits())
         parts = split_digits()
@@ -131,7 +131,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
         x, y = rng.uniform(0, width), rng.uniform(0, height)
         kind = rng.integers(3)
         if kind == 2:
-            # Lines cross much of the image: short strokes would be ones.
+            # Lines are long: a short stroke would look like a one.
             turn, length = rng.uniform(0, math.pi), rng.uniform(0.6, 1.4) * side
             dx, dy = length * math.cos(turn) / 2, length * math.sin(turn) / 2
             thickness = int(rng.integers(1, max(2, side // 48) + 1))
@@ -159,18 +159,18 @@ def _colour(rng: np.random.Generator, luminance: float) -> np.ndarray:
 
 
 def _ink(scan: np.ndarray, side: int, angle: float) -> np.ndarray:
-    """Enlarge a scan ([8, 8], 0..1) to `side` pixels, turn it and cut it to its ink.
+    """Enlarge a scan ([8, 8], 0..1) to `side` pixels, rotate it and crop it to its ink.
 
     Returns:
-        Opacity of the ink, [h, w] float32 in 0..1, of which each border row and column holds a value of at least 0.5.
+        Opacity of the ink, [h, w] float32 in 0..1, with a value of at least 0.5 in each border row and column.
     """
     from PIL import Image
 
-    # The frame of empty pixels gives strokes at the border of the scan a soft outer edge like all others.
+    # The padding gives strokes at the border of the scan a soft outer edge like all others.
     padded = Image.fromarray(np.pad(scan, 1))
     large = padded.resize((round(side * 10 / 8),) * 2, Image.Resampling.BICUBIC)
     values = np.asarray(large.rotate(angle, Image.Resampling.BICUBIC, expand=True))
-    # A steep ramp: enlarged eleven times, the scan's own grey would be a blur with no edge to put a box on.
+    # A steep ramp: enlarged eleven times, the scan's gray levels alone would be a blur without an edge for the box.
     opacity = np.clip((values - 0.37) / 0.24, 0, 1)
     box = _tight(opacity >= 0.5)
     return opacity[box]
@@ -198,24 +198,24 @@ def _to_image(canvas: np.ndarray) -> Image.Image:
 
 @contextmanager
 def _written_once(root: Path, settings: dict[str, Any]) -> Iterator[Path | None]:
-    """Give a new folder beside `root` to write to, which becomes `root` at the end; None when `root` is there already.
+    """Yield a new folder beside `root`, which is renamed to `root` at the end; None if `root` already exists.
 
     Raises:
-        DataError: `root` holds something else, or the same kind of set written with other settings.
+        DataError: `root` contains something else, or the same kind of set written with other settings.
     """
     if root.is_dir() and any(root.iterdir()):
         try:
             found = read_json(root / _SETTINGS)
         except DataError:
             raise DataError(
-                f"{root} exists and holds no {_SETTINGS} of a digit set: name another folder, or remove it"
+                f"{root} exists but contains no {_SETTINGS} of a digit set: choose another folder, or remove it"
             ) from None
         if not isinstance(found, dict):
             found = {}
         if found != settings:
             keys = sorted(k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k))
-            told = "; ".join(f"{k} is {found.get(k)!r}, asked for {settings.get(k)!r}" for k in keys)
-            raise DataError(f"{root} was written with other settings ({told}): name another folder, or remove it")
+            told = "; ".join(f"{k} is {found.get(k)!r}, not {settings.get(k)!r}" for k in keys)
+            raise DataError(f"{root} was written with other settings ({told}): choose another folder, or remove it")
         yield None
         return
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ def _written_once(root: Path, settings: dict[str, Any]) -> Iterator[Path | None]
         yield partial
         (partial / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
         if root.is_dir():
-            root.rmdir()  # empty, as seen above
+            root.rmdir()  # it is empty
         partial.rename(root)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -247,7 +247,7 @@ def write_digit_folders(root: str | Path, size: int = 32, seed: int = 0, copies:
 
     Raises:
         ConfigError: `size` below 16 or `copies` below 1.
-        DataError: `root` holds something else, or scikit-learn is not installed.
+        DataError: `root` contains something else, or scikit-learn is not installed.
     """
     if size < 16 or copies < 1:
         raise ConfigError(f"size is {size} and copies is {copies}: give at least 16 pixels and 1 copy")
@@ -265,11 +265,11 @@ def write_digit_folders(root: str | Path, size: int = 32, seed: int = 0, copies:
                 for i, sample in enumerate(
                     tqdm(samples, desc=f"{name} digits", unit="image", leave=False, disable=None)
                 ):
-                    if i % 16 == 0:  # one large background serves for a number of pieces
+                    if i % 16 == 0:  # one large background is used for several images
                         scene = _background(rng, 8 * size, 8 * size)
                     top, left = rng.integers(0, 7 * size, size=2)
                     canvas = scene[top : top + size, left : left + size].copy()
-                    side = round(size * rng.uniform(0.55, 0.8))  # turned by 15 degrees, 0.98 of the image
+                    side = round(size * rng.uniform(0.55, 0.8))  # at most 0.98 of the image when rotated by 15 degrees
                     ink = _ink(scans[sample], side, rng.uniform(-_MAX_ROTATION, _MAX_ROTATION))
                     x, y = (int(rng.integers(0, size - n + 1)) for n in ink.shape[::-1])
                     _paint(rng, canvas, ink, x, y)
@@ -305,7 +305,7 @@ def write_digit_scenes(
 
     Raises:
         ConfigError: a range is empty or the digits do not fit in a scene.
-        DataError: `root` holds something else, or scikit-learn is not installed.
+        DataError: `root` contains something else, or scikit-learn is not installed.
     """
     width, height = size
     if num_train < 1 or num_val < 1:
@@ -386,7 +386,7 @@ def _place_digits(
                 taken[y : y + h, x : x + w] |= ink > 0
                 placed.append((digit, sample, (x, y, w, h)))
                 break
-            side = max(digit_px[0], 0.97 * side)  # a crowded scene has room for a smaller digit only
+            side = max(digit_px[0], 0.97 * side)  # a smaller digit may still fit into a crowded scene
         else:
             if len(placed) < digits_per_scene[0]:
                 raise ConfigError(

@@ -14,10 +14,10 @@ from PIL import Image, ImageOps
 from ..errors import DataError, show
 from ..files import atomic_path
 
-# What macOS, in archives, and network storage put beside the files of users.
+# Folders that macOS (in archives) and network storage create.
 _BESIDE = ("__MACOSX", "@eaDir")
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-# What Pillow raises for files that are missing, cut off, no images, or too large to be meant as images.
+# Pillow's errors for files that are missing, truncated, not images, or suspiciously large.
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _ORIENTATION = 274
 _QUARTER_TURNS = (5, 6, 7, 8)
@@ -37,7 +37,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
 
 def load_rgb(path: str | os.PathLike) -> Image.Image:
-    """Return an image as Pillow has it, in RGB; for torchvision's folders, whose own loader leaves 16 bits white."""
+    """Return an image as Pillow's RGB, for torchvision's folders, whose own loader makes 16-bit images white."""
     with Image.open(path) as image:
         return in_8_bits(image).convert("RGB")
 
@@ -50,12 +50,12 @@ def in_8_bits(image: Image.Image) -> Image.Image:
     Raises:
         DataError: 32 bits or floats, whose range is unknown.
     """
-    # Older Pillows read a PNG of 16 bits as 32, which PNG does not have.
+    # Older versions of Pillow read a 16-bit PNG as 32 bits, which PNG does not support.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         kind = "integers" if image.mode == "I" else "floats"
-        raise DataError(f"its pixels are {kind} of 32 bits, of no known range: save it with 8 or 16 bits a channel")
+        raise DataError(f"its pixels are 32-bit {kind} of unknown range: save it with 8 or 16 bits per channel")
     return image
 
 
@@ -100,7 +100,7 @@ def image_path(root: str | os.PathLike, file_name: str) -> Path:
         DataError: it is not the name of a file within `root`.
     """
     if not isinstance(file_name, str) or leads_outside(file_name):
-        raise DataError(f"file_name {show(file_name)} does not lie in the image folder {root}; nothing else is opened")
+        raise DataError(f"file_name {show(file_name)} is outside the image folder {root}; only files in it are opened")
     return Path(root) / file_name
 
 
@@ -123,7 +123,7 @@ class ImageFolder:
         parts = []
         if self.other_files:
             kinds = ", ".join(f"{suffix or 'no suffix'}: {count}" for suffix, count in self.other_files.most_common(5))
-            parts.append(f"{self.other_files.total()} files that are no {', '.join(SUFFIXES)} ({kinds})")
+            parts.append(f"{self.other_files.total()} files that are not {', '.join(SUFFIXES)} ({kinds})")
         if self.hidden:
             names = ", ".join(sorted(set(self.hidden))[:5])
             parts.append(f"{len(self.hidden)} hidden files or folders ({names})")
@@ -145,12 +145,12 @@ def find_images(folder: str | os.PathLike) -> ImageFolder:
 
 
 def _walk(folder: Path, hidden: list[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Yield folders, links to folders too, with the names of their files; note the hidden ones."""
-    # Where each folder really lies, and those that it is in.
+    """Yield folders, also through links, with the names of their files; add hidden ones to `hidden`."""
+    # The real paths of each folder and its parents.
     above: dict[str, set[str]] = {os.path.dirname(folder): set()}
     for place, folders, files in os.walk(folder, followlinks=True):
         outer, real = above[os.path.dirname(place)], os.path.realpath(place)
-        if real in outer:  # a link to a folder that it is in, which would never end
+        if real in outer:  # a link to one of its parents would never end
             folders.clear()
             continue
         above[place] = {*outer, real}
@@ -160,5 +160,5 @@ def _walk(folder: Path, hidden: list[str]) -> Iterator[tuple[Path, list[str]]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or folder is hidden: its name starts with a dot, or a system put it beside the user's."""
+    """Return whether a file or folder is hidden: its name starts with a dot, or a system created it."""
     return name.startswith(".") or name in _BESIDE

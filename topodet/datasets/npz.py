@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import DataError
 
-# How many times its compressed bytes an array may be, beyond the first megabyte; images of digits are 10 times theirs.
+# Limit of the ratio of an array's size to its compressed size, beyond the first megabyte; 10 for images of digits.
 MAX_RATIO = 200
 
 
@@ -35,7 +35,7 @@ def read_npz(
     try:
         with open(path, "rb") as file:
             if file.read(6) == b"\x93NUMPY":
-                raise DataError(f"{path} is one array, no .npz file{remedy}")
+                raise DataError(f"{path} is a single array, not an .npz file{remedy}")
         with zipfile.ZipFile(path) as archive:
             entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             missing = [name for name in required if name not in entries]
@@ -48,8 +48,8 @@ def read_npz(
             return {name: file[name] for name in found}
     except DataError:
         raise
-    except Exception as error:  # whatever bytes that are no archive make the standard library and numpy raise
-        raise DataError(f"cannot read {path}: {error}. It is damaged or no .npz file{remedy}") from error
+    except Exception as error:  # an invalid archive can make the standard library and numpy raise anything
+        raise DataError(f"cannot read {path}: {error}. It is damaged or not an .npz file{remedy}") from error
 
 
 def _check_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: str) -> None:
@@ -57,19 +57,19 @@ def _check_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: str) ->
         version = np.lib.format.read_magic(file)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in readers:
-            raise DataError(f"{place} is an array of format {version}, which holds no plain numbers")
+            raise DataError(f"{place} is an array of format {version}, which is not for plain numbers")
         shape, _, dtype = readers[version](file)
         begin = file.tell()
     if dtype.hasobject:
-        raise DataError(f"{place} holds Python objects, and unpickling could run code: save numbers or text")
+        raise DataError(f"{place} contains Python objects, and unpickling could run code: save numbers or text")
     count = math.prod(shape)
     if count < 0 or begin + count * dtype.itemsize != entry.file_size or count > entry.file_size:
         raise DataError(
-            f"{place} states {dtype} {list(shape)}, which is {count * dtype.itemsize:,} bytes, and has "
+            f"{place} is declared as {dtype} {list(shape)}, which is {count * dtype.itemsize:,} bytes, but has "
             f"{entry.file_size - begin:,}: it is damaged"
         )
     if entry.file_size > MAX_RATIO * max(entry.compress_size, 2**20):
         raise DataError(
-            f"{place} unpacks to {entry.file_size:,} bytes from {entry.compress_size:,}; {MAX_RATIO} times as many are "
-            "allowed: save it with numpy.savez, uncompressed"
+            f"{place} unpacks to {entry.file_size:,} bytes from {entry.compress_size:,}, more than {MAX_RATIO} "
+            "times as many: save it with numpy.savez, uncompressed"
         )

@@ -29,7 +29,7 @@ _TINY_IMAGENET75 = (
 )
 TINY_IMAGENET75 = _TINY_IMAGENET75.split()
 _ROOT = "tiny-imagenet-200"
-_NPZ = {"train": "train", "val": "validation"}  # as recipes call the splits of arrays
+_NPZ = {"train": "train", "val": "validation"}  # names of the array files in the recipes
 _IMAGE = re.compile(r"\w+\.JPEG")
 
 
@@ -116,10 +116,10 @@ def write_part(
     depend on the order in the source.
 
     Args:
-        path: of the file.
+        path: output file.
         images: uint8 [N, H, W, 3].
-        labels: of each image, from 0.
-        names: of the classes.
+        labels: class of each image, from 0.
+        names: names of the classes.
         size: height and width to write, bicubic.
         images_per_class: number of images per class; all, in the source's order, by default.
 
@@ -134,7 +134,7 @@ def write_part(
             own = sorted(np.flatnonzero(labels == label), key=lambda index: digests[index])
             if len(own) < images_per_class:
                 raise DataError(
-                    f"there are {len(own)} images of {name}, and {images_per_class} of each class are asked for"
+                    f"there are only {len(own)} images of {name}, fewer than images_per_class={images_per_class}"
                 )
             chosen += own[:images_per_class]
         images, labels = images[chosen], labels[chosen]
@@ -188,7 +188,7 @@ def _pixels(content: bytes, name: str) -> np.ndarray:
     try:
         return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
     except OSError as error:
-        raise DataError(f"{name} in the archive is no image: {error}") from error
+        raise DataError(f"{name} in the archive is not an image: {error}") from error
 
 
 def _write_arrays(path: Path, images: Iterable[np.ndarray], labels: Sequence[int], names: Sequence[str]) -> None:

@@ -57,7 +57,7 @@ def voc_to_coco(
     annotations, images, output = Path(annotations), Path(images), Path(output)
     files = sorted(annotations.glob("*.xml"))
     if not files:
-        raise DataError(f"no .xml files in {annotations}; give the folder that holds VOC's annotations")
+        raise DataError(f"no .xml files in {annotations}; give the folder with VOC's annotations")
     found = _images(images)
     records: dict[str, dict[str, Any]] = {}
     problems = []
@@ -81,7 +81,7 @@ def voc_to_coco(
 def _images(folder: Path) -> dict[str, str]:
     """Return the file name of each image by its stem."""
     if not folder.is_dir():
-        raise DataError(f"no folder of images at {folder}")
+        raise DataError(f"no image folder at {folder}")
     return {path.stem: path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
 
 
@@ -116,10 +116,10 @@ def _from_pixels(left: float, top: float, right: float, bottom: float) -> list[f
 
 
 def _parse(content: bytes) -> ElementTree.Element:
-    """Return the root of an XML file that declares nothing of its own: no entity can grow, or name another file."""
+    """Return the root of an XML file without a document type, whose entities could expand or refer to other files."""
 
     def refuse(*args: Any) -> None:
-        raise DataError("it declares a document type, which VOC's files do not; refused")
+        raise DataError("it declares a document type, which VOC's files do not have; refused")
 
     guard = expat.ParserCreate()
     guard.StartDoctypeDeclHandler = refuse
@@ -144,18 +144,20 @@ def _number(record: ElementTree.Element, name: str) -> float:
 
 
 def _chosen(stems: Sequence[str], split: float, names: Collection[str] | None, seed: int) -> list[str]:
-    """Return those to train on, in order."""
+    """Return the names to train on, in order."""
     if names is not None:
         unknown = sorted(set(names) - set(stems))
         if unknown:
-            raise ConfigError(f"--train-list names {len(unknown)} without an XML file: {', '.join(unknown[:_SHOWN])}")
+            raise ConfigError(
+                f"--train-list has {len(unknown)} names without an XML file: {', '.join(unknown[:_SHOWN])}"
+            )
         chosen = set(names)
     else:
         if not 0 < split < 1:
-            raise ConfigError(f"--split {split}: a share between 0 and 1, e.g. 0.8")
+            raise ConfigError(f"--split {split} must be between 0 and 1, e.g. 0.8")
         chosen = set(random.Random(seed).sample(stems, round(split * len(stems))))
     if not 0 < len(chosen) < len(stems):
-        raise ConfigError(f"{len(chosen)} of {len(stems)} images to train on leave nothing for one of both parts")
+        raise ConfigError(f"{len(chosen)} of {len(stems)} images to train on leave train or val empty")
     return [stem for stem in stems if stem in chosen]
 
 

@@ -295,7 +295,7 @@ def test_lists_must_be_there_and_hold_something(name):
         (b'{"images": [', "unreadable_file", "not JSON"),
         (b"\xff\xfe\x00", "unreadable_file", "not JSON"),
         (b"", "unreadable_file", "not JSON"),
-        (b'[{"image_id": 1, "score": 0.5}]', "invalid_entries", "holds a list"),
+        (b'[{"image_id": 1, "score": 0.5}]', "invalid_entries", "contains a list"),
     ],
 )
 def test_a_file_that_is_no_annotation_file(content, kind, reason, tmp_path):

@@ -55,7 +55,7 @@ def test_compressed_run_lengths_are_those_of_pycocotools(characters, monkeypatch
         ([[0, 0, 4, 0]], "NO_POLYGON", "polygons of 4 coordinates"),
         ([[0, 0, 4, 0, 4, 4, 1]], "NO_POLYGON", "polygons of 7 coordinates"),
         ([[]], "NO_POLYGON", ""),
-        ([0, 0, 4, 0, 4, 4], "MALFORMED", "no lists"),
+        ([0, 0, 4, 0, 4, 4], "MALFORMED", "not lists"),
         ([[0, 0, 4, 0, 4, math.nan]], "MALFORMED", "not all finite numbers"),
         ([[0, 0, 4, 0, 4, "4"]], "MALFORMED", "not all finite numbers"),
         ([[0, 0, 4, 0, 4, 10**400]], "MALFORMED", "not all finite numbers"),
@@ -67,7 +67,7 @@ def test_compressed_run_lengths_are_those_of_pycocotools(characters, monkeypatch
         ({"size": [8, 5], "counts": [10, 30]}, "MALFORMED", r"size [8, 5] in an image of [5, 8]"),
         ({"size": [5, 8], "counts": [10, 31]}, "MALFORMED", "do not cover the 40 pixels"),
         ({"size": [5, 8], "counts": [-10, 50]}, "MALFORMED", "do not cover"),
-        ({"size": [5, 8], "counts": None}, "MALFORMED", "no text and no list"),
+        ({"size": [5, 8], "counts": None}, "MALFORMED", "not text or a list"),
     ],
 )
 def test_kinds(value, kind, words):
@@ -116,7 +116,7 @@ def test_keypoints():
     assert keypoint_problems(values[:3], [3] * 3) == {}
     problems = keypoint_problems(values, [3] * 8)
     assert problems.keys() == {3, 4, 5, 6, 7}
-    assert problems[5] == "6 numbers, not three of each of 3 points"
+    assert problems[5] == "6 numbers, not three for each of 3 points"
     assert keypoint_problems(values, [None] * 8).keys() == {3, 4, 6, 7}
     np.testing.assert_array_equal(visible_keypoints(values[:3]), [2, 0, 0])
 

@@ -26,22 +26,22 @@ from .reading import DEFAULTS, Columns, Reading, usage
 from .report import NOTES, TITLES, CocoReport, Finding, Usage
 from .segmentation import Segmentation, classify, keypoint_problems, polygon_extents, visible_keypoints
 
-# Coordinates of hand-drawn boxes and of rounded conversions end up to a pixel beyond the border.
+# Hand-drawn boxes and rounded conversions can exceed the border by up to a pixel.
 _TOLERANCE = 1.0
-# Headers that are read before training, which reads all images anyway.
+# Number of headers to read before training; training itself reads all images.
 _SAMPLE = 64
 _LARGEST = int(np.finfo(np.float64).max)
-# Their `loadRes` copies `info` without asking.
+# In these versions, `loadRes` fails without `info`.
 _PYCOCOTOOLS_WITH_INFO = ("2.0.9", "2.0.10")
 
-# What pycocotools, MMDetection and Detectron2 index without asking.
+# Keys that pycocotools, MMDetection and Detectron2 read without a check.
 _REQUIRED = {
     "images": ("id", "file_name", "width", "height"),
     "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
     "categories": ("id", "name"),
 }
-# Entries that are read one by one. Sizes and boxes are looked at as columns. pycocotools writes ids of annotations into
-# arrays of numbers; other ids may be text.
+# Types of single entries; sizes and boxes are checked as columns. pycocotools stores annotation ids in numeric arrays;
+# other ids may be text.
 _TYPES = {
     "file_name": {str},
     "name": {str},
@@ -147,7 +147,7 @@ class _UnreadableError(Exception):
 
 @contextlib.contextmanager
 def _without_collection() -> Iterator[None]:
-    # Millions of objects make the garbage collector search in vain again and again: 20 s and not 12 to read COCO.
+    # With millions of objects, the garbage collector is slow and finds nothing: reading COCO takes 20 s instead of 12.
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -158,23 +158,23 @@ def _without_collection() -> Iterator[None]:
 
 
 def _read_json(path: Path) -> tuple[Any, bool]:
-    """Return what a file holds, and whether truth values can be in it, which Python takes for numbers."""
+    """Return the content of a file, and whether it may contain booleans, which Python treats as numbers."""
     try:
         if path.exists() and not path.is_file():
-            raise _UnreadableError("a folder, a pipe or a device, and no file")
+            raise _UnreadableError("it is a folder, a pipe or a device, not a file")
         with open(path, encoding="utf-8") as file:
             text = file.read()
         return json.loads(text), "true" in text or "false" in text
     except OSError as error:
         raise _UnreadableError(str(error.strerror)) from error
     except RecursionError as error:
-        raise _UnreadableError("not JSON of annotations: lists in lists without end") from error
-    except ValueError as error:  # text that is no UTF-8, no JSON, or a number of more digits than Python reads
+        raise _UnreadableError("not JSON of annotations: nested too deeply") from error
+    except ValueError as error:  # not UTF-8, not JSON, or a number with too many digits for Python
         raise _UnreadableError(f"not JSON: {error}") from error
 
 
 def _no_object(content: Any) -> str:
-    return f"holds a {type(content).__name__}, not an object with images, annotations and categories"
+    return f"contains a {type(content).__name__}, not an object with images, annotations and categories"
 
 
 class _Check:
@@ -185,7 +185,7 @@ class _Check:
         self.readings = readings
         self.training = any(reading.training for reading in readings)
         self.content: Any = None
-        self.truth_values = True  # whether there can be any in it
+        self.truth_values = True  # whether the content may have booleans
         self.findings: dict[str, Finding] = {}
         self.usage: list[Usage] = []
 
@@ -212,7 +212,7 @@ class _Check:
         self.check_categories()
         self.check_info()
         present = self.check_files()
-        # Numbers near the end of the range overflow in sums, where they lie outside every image all the same.
+        # Sums of huge numbers may overflow to infinity, which is outside every image too.
         with np.errstate(over="ignore", invalid="ignore"):
             self.check_annotations(self.check_sizes())
         if read_images:
@@ -228,7 +228,7 @@ class _Check:
         if not isinstance(self.content, dict):
             self.add("invalid_entries", [str(self.annotation_file)], [_no_object(self.content)])
             return False
-        if not self.training:  # sets that are handed in for evaluation elsewhere have none
+        if not self.training:  # test sets for an evaluation server have none
             self.content.setdefault("annotations", [])
         for name in _REQUIRED:
             if name not in self.content:
@@ -281,7 +281,7 @@ class _Check:
         for name, records in (("images", self.images), ("categories", self.categories)):
             texts = [record["id"] for record in records if type(record["id"]) is str]
             if 0 < len(texts) < len(records):
-                mixed = f"{len(records) - len(texts)} numbers and {len(texts)} texts, as {show(texts[0])}"
+                mixed = f"{len(records) - len(texts)} numbers and {len(texts)} strings, e.g. {show(texts[0])}"
                 self.add("mixed_id_types", [name], [mixed])
 
     def check_categories(self) -> None:
@@ -295,7 +295,7 @@ class _Check:
         ):
             bad = [category for category in self.categories if applies(category["name"])]
             self.add(kind, [c["id"] for c in bad], [show(c["name"]) for c in bad])
-        if not self.categories or "mixed_id_types" in self.findings:  # cannot be put in order
+        if not self.categories or "mixed_id_types" in self.findings:  # cannot be sorted
             return
         for reading in self.readings:
             try:
@@ -311,7 +311,9 @@ class _Check:
         except importlib.metadata.PackageNotFoundError:
             return
         if version in _PYCOCOTOOLS_WITH_INFO:
-            self.add("missing_info", [f"pycocotools {version}"], ['add "info": {} to the file, or install another one'])
+            self.add(
+                "missing_info", [f"pycocotools {version}"], ['add "info": {} to the file, or install another version']
+            )
 
     def check_files(self) -> list[dict[str, Any]]:
         """Report images that are missing on disk; return the others."""
@@ -323,21 +325,21 @@ class _Check:
         if not self.image_root.is_dir():
             self.add("image_root_missing", [str(self.image_root)])
             return []
-        # One listing a folder instead of one look-up an image: minutes become seconds on network file systems.
+        # Listing each folder once is much faster on network file systems than looking up each image.
         listed: dict[str, set[str]] = {}
         present, missing = [], []
         for image in images:
             folder, name = os.path.split(image["file_name"])
             if folder not in listed:
                 listed[folder] = _files_of(self.image_root / folder)
-            # The look-up is for file systems that do not distinguish capitals.
+            # The look-up is for case-insensitive file systems.
             found = name in listed[folder] or _is_file(os.path.join(self.image_root, image["file_name"]))
             (present if found else missing).append(image)
         self.add("missing_images", [i["id"] for i in missing], [i["file_name"] for i in missing])
         return present
 
     def check_sizes(self) -> np.ndarray:
-        """Report images without a size in the file; return (w, h) of all, [num_images, 2], NaN where there is none."""
+        """Report images without a size in the file; return (w, h) of all, [num_images, 2], NaN if missing."""
         sizes, valid = _numbers([[image["width"], image["height"]] for image in self.images], 2)
         valid &= np.isfinite(sizes).all(axis=1) & (sizes > 0).all(axis=1)
         bad = [self.images[i] for i in np.flatnonzero(~valid)]
@@ -353,7 +355,7 @@ class _Check:
         image_ids_of, categories_of = _values(annotations, "image_id"), _values(annotations, "category_id")
         image_of = np.array([index.get(i, -1) for i in image_ids_of], dtype=np.int64)
 
-        # Ids of records that are unusable for another reason are known all the same.
+        # Ids of records that are invalid for another reason still count as known.
         image_ids = _ids(self.content["images"])
         unknown = [i for i in np.flatnonzero(image_of < 0) if annotations[i]["image_id"] not in image_ids]
         self.report("unknown_images", unknown, lambda a: f"image_id {show(a['image_id'])}")
@@ -361,7 +363,7 @@ class _Check:
         unknown = [i for i, c in enumerate(categories_of) if c not in category_ids]
         self.report("unknown_categories", unknown, lambda a: f"category_id {show(a['category_id'])}")
 
-        # A box of an unknown image, or of one without a size, is compared with NaN and so not reported again.
+        # Comparisons with NaN are false, so a box of an unknown image, or of one without a size, is not reported again.
         limits = np.full((len(annotations), 2), np.nan)
         limits[image_of >= 0] = sizes[image_of[image_of >= 0]]
         boxes, areas = self.check_boxes(limits)
@@ -390,7 +392,7 @@ class _Check:
         self.add("categories_without_annotations", [c["id"] for c in idle], [c["name"] for c in idle])
 
     def report(self, kind: str, bad: Iterable[int], describe: Callable[[dict[str, Any]], str]) -> None:
-        """Report annotations by their place in the list."""
+        """Report annotations by their index in the list."""
         bad = list(bad)
         self.add(kind, [self.annotations[i]["id"] for i in bad], [describe(self.annotations[i]) for i in bad])
 
@@ -415,7 +417,7 @@ class _Check:
         ends = boxes[:, :2] + boxes[:, 2:]
         small = sound & (boxes[:, 2:] < 1).any(axis=1)
         in_unit = sound & (boxes >= 0).all(axis=1) & (ends <= 1).all(axis=1) & ~(limits <= 2).all(axis=1)
-        # One such box may be meant so; half of them and more are a conversion that was forgotten.
+        # A single such box may be correct; if they are at least half, a conversion to pixels was forgotten.
         if not (small & in_unit).any() or 2 * in_unit.sum() < sound.sum():
             in_unit[:] = False
         self.report("normalized_boxes", np.flatnonzero(in_unit), bbox)
@@ -450,7 +452,7 @@ class _Check:
             report("invalid_polygons", kinds == Segmentation.NO_POLYGON)
         for reading in self.readings:
             if reading.masks and reading.training:
-                # MMDetection asks for those of crowds as well.
+                # MMDetection also needs the masks of crowds.
                 read = np.ones_like(crowd) if reading.framework == "MMDetection" else ~crowd
                 report("missing_segmentations", read & (kinds == Segmentation.NONE))
             if reading.masks == "polygon" and reading.training:
@@ -460,10 +462,10 @@ class _Check:
         return kinds
 
     def check_extents(self, extents: np.ndarray, limits: np.ndarray, boxes: np.ndarray) -> None:
-        """Report polygons, [N, 4] by their corners, that do not meet their box or are far outside their image."""
+        """Report polygons, [N, 4] by their corners, that do not overlap their box or are far outside their image."""
         low, high = extents[:, :2], extents[:, 2:]
         apart = (low > boxes[:, :2] + boxes[:, 2:] + _TOLERANCE) | (high < boxes[:, :2] - _TOLERANCE)
-        # Coordinates in 0..1, perhaps. Drawing what is far outside takes memory by its length, or ends the process.
+        # Tiny polygons may be coordinates in 0..1. Drawing polygons far outside needs a lot of memory, or crashes.
         tiny = (high - low < 1).all(axis=1) & (boxes[:, 2:] >= 2).all(axis=1)
         far = (low < -limits) | (high > 2 * limits)
         bad = np.flatnonzero(apart.any(axis=1) | tiny | far.any(axis=1))
@@ -484,7 +486,7 @@ class _Check:
         if numbers and self.training:
             lacking = [i for i, value in enumerate(values) if not value and not crowd[i]]
             self.add("missing_keypoints", [self.annotations[i]["id"] for i in lacking])
-        if numbers:  # pycocotools asks each annotation for it when it evaluates
+        if numbers:  # pycocotools reads it from each annotation in evaluation
             counted = _values(self.annotations, "num_keypoints")
             self.report("missing_keys", [i for i, n in enumerate(counted) if n is None], lambda a: "no num_keypoints")
         return none if problems else visible_keypoints(values)
@@ -526,7 +528,7 @@ class _Check:
 
 
 def _values(records: list[Any], key: str) -> list[Any]:
-    """Return an entry of each record, None where there is none."""
+    """Return an entry of each record, None if missing."""
     try:
         return list(map(itemgetter(key), records))  # three times as fast
     except (KeyError, TypeError):
@@ -534,7 +536,7 @@ def _values(records: list[Any], key: str) -> list[Any]:
 
 
 def _label(name: str, position: int, record: dict[str, Any]) -> Hashable:
-    """Return the record's id, or its position where the id cannot name it."""
+    """Return the record's id, or its position if the id is invalid."""
     record_id = record.get("id")
     return record_id if type(record_id) in (int, str) else f"{name}[{position}]"
 
@@ -544,10 +546,10 @@ def _ids(records: list[Any]) -> set[int | str]:
 
 
 def _in_range(key: str, values: list[Any]) -> bool:
-    """Tell whether entries of the right types have values that exist."""
+    """Return whether entries of the right types have valid values."""
     if key == "iscrowd":
         return set(values) <= {0, 1}
-    if key == "name":  # which logs and files must be able to hold
+    if key == "name":  # it is written to logs and files
         return all(map(is_text, values))
     if key.endswith("id"):
         numbers = [value for value in values if type(value) is int]
@@ -559,15 +561,15 @@ def _files_of(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
-    except (OSError, ValueError):  # not there, or a name that no file can have
+    except (OSError, ValueError):  # missing, or an invalid file name
         return set()
 
 
 def _is_file(path: str) -> bool:
-    """Tell whether frameworks can open a path as it is written: `Path` would drop the slash of "1.jpg/"."""
+    """Return whether frameworks can open a path exactly as written: `Path` would drop the slash of "1.jpg/"."""
     try:
         return os.path.isfile(path)
-    except (OSError, ValueError):  # a name that no file can have: too long, or with a NUL
+    except (OSError, ValueError):  # an invalid file name: too long, or with a NUL
         return False
 
 
@@ -585,7 +587,7 @@ def _numbers(rows: list[Any], length: int) -> tuple[np.ndarray, np.ndarray]:
             return table.reshape(-1, length), np.ones(len(rows), dtype=bool)
         except OverflowError:  # an integer beyond the range of floats
             pass
-    # Something is wrong somewhere: row by row.
+    # Some row is invalid: convert row by row.
     table = np.full((len(rows), length), np.nan)
     valid = np.zeros(len(rows), dtype=bool)
     for i, row in enumerate(rows):
@@ -599,7 +601,7 @@ def _numbers(rows: list[Any], length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _column(values: list[float]) -> np.ndarray:
-    """Return numbers as float64 [N], those beyond its range as the largest one."""
+    """Return numbers as float64 [N], clipped to its range."""
     try:
         return np.array(values, dtype=np.float64)
     except OverflowError:
@@ -607,7 +609,7 @@ def _column(values: list[float]) -> np.ndarray:
 
 
 def _header(path: Path) -> tuple[int, int, str] | str:
-    """Return width, height and Pillow's mode of an image as it is seen, or why it cannot be opened."""
+    """Return width and height after EXIF orientation and Pillow's mode of an image, or why it cannot be opened."""
     try:
         return header(path)
     except DataError as error:

@@ -11,7 +11,7 @@ from .reading import Reading
 
 _SHOWN = 20
 _ORDER = {
-    "MMDetection": "MMDetection numbers categories as they stand in the file, whatever the order of metainfo",
+    "MMDetection": "MMDetection numbers categories in the order of the file, whatever the order of metainfo",
     "Detectron2": "Detectron2 numbers categories by their ids",
 }
 
@@ -45,11 +45,11 @@ def check_classes(categories: Sequence[Mapping[str, Any]], reading: Reading, pla
     lists = f"The config names {len(ours)} classes ({_listed(ours)}), {place} has {len(found)} ({_listed(found)})"
     unknown = [name for name in ours if name not in found]
     if unknown:
-        problem = f"the config's classes {_listed(unknown)} are no categories of {place}"
+        problem = f"the config's classes {_listed(unknown)} are not categories of {place}"
         if len(ours) == 80 and reading.framework == "MMDetection":
-            problem += " (MMDetection takes COCO's 80 where a dataset has no metainfo)"
+            problem += " (MMDetection uses COCO's 80 if a dataset has no metainfo)"
         raise ConfigError(f"{problem}: {_remedy(reading, found)}. {lists}")
-    # MMDetection trains on some of the categories where metainfo names only these.
+    # MMDetection trains only on the categories that metainfo names.
     chosen = [name for name in found if name in ours] if reading.framework == "MMDetection" else found
     if chosen != ours:
         k = next(
@@ -80,8 +80,8 @@ def check_checkpoint_classes(theirs: Sequence[str], ours: Sequence[str], *, whol
     k, (first, second) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
     first, second = ("none" if name is None else show(name) for name in (first, second))
     raise ConfigError(
-        f"the checkpoint was trained on other classes than the set has: class {k} is {first} in the checkpoint and "
-        f"{second} in the set. {remedy}. The checkpoint names {len(theirs)} classes ({_listed(theirs)}), the set has "
+        f"the checkpoint was trained on other classes than the dataset's: class {k} is {first} in the checkpoint and "
+        f"{second} in the dataset. {remedy}. The checkpoint has {len(theirs)} classes ({_listed(theirs)}), the dataset "
         f"{len(ours)} ({_listed(ours)})"
     )
 
@@ -95,7 +95,7 @@ def _check_numbers(reading: Reading, names: Sequence[str], place: str) -> None:
 def _remedy(reading: Reading, names: Sequence[str]) -> str:
     if reading.framework == "Detectron2":
         if reading.classes is not None and list(reading.classes) != list(names):
-            return "give the categories of all files the same names and, by their ids, the same order"
+            return "give all files the same category names, in the same order by id"
         return f"add {' '.join(f'{key} {len(names)}' for key in reading.num_classes)}"
     words = ", ".join(map(show, names[:_SHOWN])) + ("," if len(names) == 1 else "")
     settings = [f"metainfo=dict(classes=({words}{', ...' if len(names) > _SHOWN else ''})) in every dataset"]

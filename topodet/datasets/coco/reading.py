@@ -41,7 +41,7 @@ class Reading:
     min_size: float = 0
 
 
-# What the frameworks do without a config at hand.
+# The frameworks' defaults, if there is no config.
 DEFAULTS = (Reading(framework="MMDetection"), Reading(framework="Detectron2"))
 
 
@@ -72,7 +72,7 @@ class Usage:
         parts = [f"{self.framework} trains on {self.boxes} boxes"]
         parts += [f"drops {count} ({reason})" for reason, count in self.dropped.items()]
         if self.crowds:
-            parts.append(f"{self.crowds} of crowds {_CROWDS[self.framework]}")
+            parts.append(f"{self.crowds} crowd boxes {_CROWDS[self.framework]}")
         parts.append(f"reads {self.images} images, {self.images_without_boxes} of them without a box")
         parts += [f"leaves {count} images out ({reason})" for reason, count in self.images_left_out.items()]
         return "; ".join(parts)
@@ -121,7 +121,7 @@ def usage(columns: Columns, reading: Reading, categories: Mapping[int | str, str
     in_classes = np.fromiter(map(names.__contains__, columns.category), dtype=bool, count=len(columns.category))
     if reading.framework == "MMDetection":
         reasons = _mmdetection(columns, reading, in_classes)
-        # Images are chosen before boxes are: an image whose boxes are all dropped stays.
+        # Images are selected before boxes: an image whose boxes are all dropped is kept.
         chosen = known & in_classes
     else:
         reasons = _detectron2(columns, reading, in_classes)
@@ -154,11 +154,11 @@ def _ids_of(categories: Mapping[int | str, str], names: Collection[str]) -> set[
 
 
 def _mmdetection(columns: Columns, reading: Reading, in_classes: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what holds in the order of `CocoDataset.parse_data_info`, then of `LoadAnnotations`."""
+    """Return the reasons in the order of `CocoDataset.parse_data_info`, then of `LoadAnnotations`."""
     x, y, w, h = columns.boxes.T
     width, height = _image_sizes(columns).T
     with np.errstate(invalid="ignore"):
-        # fmax and fmin leave NaN out, as Python's max(0, NaN) does.
+        # fmax and fmin ignore NaN, as Python's max(0, NaN) does.
         inside_w = np.fmax(0, np.minimum(x + w, width) - np.fmax(x, 0))
         inside_h = np.fmax(0, np.minimum(y + h, height) - np.fmax(y, 0))
         reasons = {
@@ -177,11 +177,11 @@ def _mmdetection(columns: Columns, reading: Reading, in_classes: np.ndarray) -> 
 
 
 def _detectron2(columns: Columns, reading: Reading, in_classes: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what holds in the order of `load_coco_json`, then of `DatasetMapper`."""
+    """Return the reasons in the order of `load_coco_json`, then of `DatasetMapper`."""
     limits = _image_sizes(columns)
     with np.errstate(invalid="ignore"):
         ends = np.stack([columns.boxes[:, :2], columns.boxes[:, :2] + columns.boxes[:, 2:]])
-        # Its transforms turn corners that are the wrong way round.
+        # Its transforms swap corners that are in the wrong order.
         corners = np.minimum(np.maximum(np.sort(ends, axis=0), 0), limits)
         lasting = (corners[1] - corners[0] > _SMALLEST).all(axis=1)
     return {

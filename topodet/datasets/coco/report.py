@@ -11,13 +11,13 @@ from ...errors import DataError, show
 from .reading import Usage
 
 _SHOWN = 10
-# Before training, kinds that cost single boxes are warnings up to this share of the annotations.
+# Before training, problems of single boxes are warnings up to this share of the annotations.
 _TOLERATED_SHARE = 0.01
 
 TITLES = {
     "unreadable_file": "annotation file cannot be read",
     "missing_keys": "required entries missing",
-    "invalid_entries": "entries of a wrong type",
+    "invalid_entries": "entries of the wrong type",
     "empty": "nothing to train on",
     "nothing_left": "no box is left to train on",
     "classes_differ": "classes of the config and of the file differ",
@@ -26,32 +26,32 @@ TITLES = {
     "duplicate_annotation_ids": "annotation ids used more than once",
     "duplicate_category_ids": "category ids used more than once",
     "duplicate_category_names": "category names used more than once",
-    "mixed_id_types": "ids that are numbers and text in one list",
+    "mixed_id_types": "ids that mix numbers and text in one list",
     "empty_category_names": "categories without a name",
-    "padded_category_names": "category names that begin or end with spaces",
-    "invalid_image_sizes": "images of no positive size in the file",
-    "file_names_outside": "file names that lead out of the image folder, which nothing opens",
+    "padded_category_names": "category names that start or end with spaces",
+    "invalid_image_sizes": "images without a positive size in the file",
+    "file_names_outside": "file names outside the image folder, which are never opened",
     "missing_images": "images missing on disk",
     "unknown_images": "annotations of an unknown image id",
     "unknown_categories": "annotations of an unknown category id",
     "invalid_boxes": "boxes that are not four numbers",
     "empty_boxes": "boxes of zero, negative or NaN size",
-    "normalized_boxes": "boxes within 0..1, where COCO has pixels",
+    "normalized_boxes": "boxes within 0..1, instead of COCO's pixels",
     "small_boxes": "boxes of less than a pixel, which MMDetection drops",
     "boxes_outside": "boxes outside their image",
     "invalid_areas": "areas of zero (MMDetection drops these boxes), negative or not finite",
     "ignored_annotations": 'annotations with "ignore": Detectron2 stops, MMDetection drops them',
     "invalid_segmentations": "segmentations that cannot be read",
     "invalid_polygons": "polygons of fewer than three points or an odd number of coordinates, which Detectron2 drops",
-    "misplaced_polygons": "polygons that do not meet their box, or lie far outside their image",
+    "misplaced_polygons": "polygons that do not overlap their box, or are far outside their image",
     "missing_segmentations": "annotations without segmentation, which the mask head needs",
-    "rle_segmentations": "run lengths where polygons are read: set INPUT.MASK_FORMAT bitmask, or poly2mask=True",
+    "rle_segmentations": "run lengths where polygons are needed: set INPUT.MASK_FORMAT bitmask, or poly2mask=True",
     "invalid_keypoints": "keypoints that cannot be read",
     "missing_keypoints": "keypoints missing, which the keypoint head needs",
     "missing_info": "no info in the file, which the installed pycocotools needs for evaluation",
     "unreadable_images": "images that cannot be opened",
-    "image_size_differs": "images of another size than the file says",
-    "deep_images": "images of more than 8 bits, which Detectron2 cuts off at white",
+    "image_size_differs": "images whose size differs from the file's",
+    "deep_images": "images of more than 8 bits, which Detectron2 clips to white",
     "images_without_annotations": "images without annotations",
     "categories_without_annotations": "categories without annotations",
     "annotation_id_zero": "annotation id 0, whose match pycocotools counts as a miss",
@@ -62,7 +62,7 @@ NOTES = (
     "categories_without_annotations",
     "annotation_id_zero",
 )
-# Kinds that cost what they name and nothing else: the frameworks drop or clip these boxes.
+# Kinds that only affect single boxes, which the frameworks drop or clip.
 _COST_BOXES = {"empty_boxes", "small_boxes", "boxes_outside", "invalid_areas", "invalid_polygons"}
 
 
@@ -186,5 +186,5 @@ def _bounded(value: Hashable, length: int = 100) -> str:
 
 
 def _printable(line: str) -> str:
-    """Return a line in which everything that is no character of text is escaped: names come from others' files."""
+    """Return a line with unprintable characters escaped: names come from untrusted files."""
     return line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)

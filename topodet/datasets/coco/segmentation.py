@@ -12,9 +12,9 @@ import numpy as np
 
 from ...errors import show
 
-# Run lengths decoded at a time: a million characters take some 100 MB meanwhile.
+# Characters of run lengths decoded at once: a million need about 100 MB of memory.
 _CHARACTERS = 1_000_000
-# Characters of one compressed run length: each holds five bits, and no image has 2**35 pixels.
+# Most characters of one compressed run length: each has five bits, and no image has 2**35 pixels.
 _LONGEST_RUN = 7
 
 
@@ -101,9 +101,9 @@ def keypoint_problems(values: Sequence[Any], lengths: Sequence[int | None]) -> d
         if type(value) is not list:
             problems[row] = f"a {type(value).__name__}, not a list"
         elif not _are_numbers([value]):
-            problems[row] = "not all of it finite numbers"
+            problems[row] = "not all finite numbers"
         elif len(value) % 3 or (points is not None and len(value) != 3 * points):
-            expected = "x, y and visibility of each point" if points is None else f"three of each of {points} points"
+            expected = "x, y and visibility of each point" if points is None else f"three for each of {points} points"
             problems[row] = f"{len(value)} numbers, not {expected}"
     return problems
 
@@ -118,14 +118,14 @@ def visible_keypoints(values: Sequence[Any]) -> np.ndarray:
 
 
 def _are_numbers(lists: Iterable[list[Any]], *, truth_values: bool = True) -> bool:
-    """Tell whether all that lists hold are finite numbers."""
+    """Return whether lists contain only finite numbers."""
     lists = list(lists)
     if truth_values and bool in set(map(type, chain.from_iterable(lists))):
         return False
     try:
-        # What is not finite stays so through a sum of floats. Millions of numbers, so in one call.
+        # One call for millions of numbers: a sum is only finite if all of them are.
         return math.isfinite(sum(chain.from_iterable(lists), 0.0))
-    except (TypeError, OverflowError):  # what is no number, or an integer beyond the range of floats
+    except (TypeError, OverflowError):  # not a number, or an integer beyond the range of floats
         return False
 
 
@@ -139,7 +139,7 @@ def _classify_polygons(
         sound = []
         for row in rows:
             if not all(type(polygon) is list for polygon in values[row]):
-                problems[row] = "polygons that are no lists: [[x, y, ...], ...] is expected"
+                problems[row] = "polygons that are not lists: [[x, y, ...], ...] is expected"
             elif not _are_numbers(values[row]):
                 problems[row] = "coordinates that are not all finite numbers"
             else:
@@ -172,7 +172,7 @@ def _classify_runs(
         elif type(counts) is str:
             compressed.append(row)
         elif type(counts) is not list or not set(map(type, counts)) <= {int}:
-            problems[row] = f"run lengths whose counts are no text and no list of integers, but {show(counts)}"
+            problems[row] = f"run lengths whose counts are not text or a list of integers, but {show(counts)}"
         elif min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]:
             problems[row] = f"run lengths that do not cover the {size[0] * size[1]} pixels"
         else:
@@ -187,7 +187,7 @@ def _classify_runs(
 
 
 def _pixels_covered(texts: list[str]) -> np.ndarray:
-    """Return how many pixels compressed run lengths cover, int64 [N]; -1 for a text that is none."""
+    """Return how many pixels compressed run lengths cover, int64 [N]; -1 for invalid text."""
     covered = np.full(len(texts), -1, dtype=np.int64)
     rows = [row for row, text in enumerate(texts) if text and text.isascii()]
     begin = 0
@@ -203,9 +203,9 @@ def _pixels_covered(texts: list[str]) -> np.ndarray:
 
 
 def _pixels_of_chunk(texts: list[str]) -> np.ndarray:
-    # The format of pycocotools: characters from "0" with five bits each, the lowest first, of which bit 5 says that
-    # another follows, and bit 4 of the last is the sign. From the fourth run on, what is stored is the difference to
-    # the run before the last.
+    # The format of pycocotools: characters from "0" with five bits each, the lowest first. Bit 5 is set if another
+    # character follows, and bit 4 of the last one is the sign. From the fourth run on, the difference to the run before
+    # the previous one is stored.
     covered = np.full(len(texts), -1, dtype=np.int64)
     codes = np.frombuffer("".join(texts).encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
     lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
@@ -229,7 +229,7 @@ def _pixels_of_chunk(texts: list[str]) -> np.ndarray:
     text_of = text_of[run_starts]
     runs_before = np.searchsorted(text_of, np.arange(len(texts)))
     number = np.arange(len(runs)) - runs_before[text_of]
-    # Undo the differences: the first run is apart, of the others every second one is summed up.
+    # Undo the differences: the first run is separate; of the others, every second one belongs to one sum.
     series = np.where(number == 0, 0, 1 + number % 2)
     order = np.lexsort((number, series, text_of))
     sums = np.cumsum(runs[order])
