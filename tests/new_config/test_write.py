@@ -105,14 +105,14 @@ def test_bad_data_stops_before_anything_is_written(write, coco, tmp_path):
 def test_what_cannot_be_is_refused(write, tmp_path):
     with pytest.raises(ConfigError, match="unknown framework 'mmdetection'"):
         write("mmdetection")
-    with pytest.raises(ConfigError, match="ends in .yaml"):
+    with pytest.raises(ConfigError, match="must end in .yaml"):
         write("detectron2", output=tmp_path / "mine.py")
-    with pytest.raises(ConfigError, match="timm publishes none of toponet_nano"):
+    with pytest.raises(ConfigError, match="timm publishes no weights of toponet_nano"):
         write(backbone="toponet_nano", weights_file="timm")
     with pytest.raises(ConfigError, match="unknown model 'toponet5'"):
         write(backbone="toponet5")
     write(backbone="toponet_nano")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         write(backbone="toponet_nano")
 
 

@@ -47,14 +47,14 @@ def make_schedule(num_images: int, *, batch: int, epochs: int | None = None) -> 
     Args:
         num_images: number of training images.
         batch: images per step.
-        epochs: number of epochs; by default twelve, or as many as make 1000 iterations.
+        epochs: number of epochs; by default twelve, or enough for 1000 iterations.
 
     Raises:
         ConfigError: a number that is not positive.
     """
     for name, value in (("images to train on", num_images), ("--batch", batch), ("--epochs", epochs)):
         if value is not None and value < 1:
-            raise ConfigError(f"{name}: {value}; at least 1 is needed")
+            raise ConfigError(f"{name}: {value} must be at least 1")
     epoch_iterations = math.ceil(num_images / batch)
     if epochs is None:
         epochs = max(12, math.ceil(_LEAST_ITERATIONS / epoch_iterations))
@@ -64,7 +64,9 @@ def make_schedule(num_images: int, *, batch: int, epochs: int | None = None) -> 
         batch=batch,
         epochs=epochs,
         epoch_iterations=epoch_iterations,
-        warmup=min(_LONGEST_WARMUP, max(2, total // 5)),  # MMEngine never leaves a warm-up of one iteration
+        warmup=min(
+            _LONGEST_WARMUP, max(2, total // 5)
+        ),  # with a warm-up of one iteration, MMEngine's learning rate never rises
         steps=tuple(sorted(step for step in steps if 0 < step < total)),
         eval_epochs=max(1, round(epochs / 12)),
     )

@@ -24,13 +24,13 @@ from ..files import atomic_write
 from ..models import ARCHITECTURES, PACKAGED, TimmTrunk, Trunk, architecture_arguments, build_blocks, packaged_weights
 from .schedule import Schedule, make_schedule
 
-# What the template is called, and how a config's name ends.
+# Name of the template, and suffix of the config.
 FRAMEWORKS = {"mmdet": "mmdet.py.template", "detectron2": "detectron2.yaml.template"}
 _SUFFIX = {"mmdet": ".py", "detectron2": ".yaml"}
-# In the place of a weights file: those that timm publishes, those in the package, and random ones.
+# Instead of a weights file: those that timm publishes, those in the package, and random ones.
 _TIMM, _PACKAGED, _RANDOM = "timm", "topodet", "none"
 _COCO_SHORT_SIDE, _COCO_LONG_SIDE = 800, 1333
-# A detector on a backbone of few channels is for small images and CPUs, and gets a neck and heads to match.
+# A backbone with few channels is for small images and CPUs, so its detector gets a small neck and small heads.
 _SMALL_BACKBONE = 256
 
 
@@ -41,15 +41,15 @@ class _Data:
     images: Path
     val_images: Path
     classes: list[str]
-    num_images: int  # that have a box to learn from; both frameworks leave out the others
-    short_side: int  # the median
+    num_images: int  # images with a box; both frameworks skip the others
+    short_side: int  # median over the images
 
 
 @dataclass(frozen=True)
 class _Backbone:
     name: str
     channels: list[int]
-    normalizes: bool  # by batch normalization
+    normalizes: bool  # has batch normalization
     weights: str  # path, URL, hf-hub:USER/REPO, "timm", "topodet" or ""
     card: Mapping[str, Any]
 
@@ -83,7 +83,7 @@ def new_config(
             those in the package; "none" for random ones, with which nothing is frozen. By default those in the package
             if it has any for this backbone, otherwise random ones.
         batch: images per step.
-        epochs: number of epochs; by default twelve, or as many as make 1000 iterations.
+        epochs: number of epochs; by default twelve, or enough for 1000 iterations.
         short_side: pixels to which images are resized; by default the median of the dataset, at most 800.
         output: the file; by default BACKBONE_FOLDER.py (.yaml) in the working folder, by the folder of `train`.
         allow: kinds of problem in the data that are not errors, see `check_coco`.
@@ -106,9 +106,9 @@ def new_config(
         output = re.sub(r"\W+", "_", f"{made.name}_{data.train.parent.name}") + _SUFFIX[framework]
     path = Path(output)
     if path.suffix != _SUFFIX[framework]:
-        raise ConfigError(f"--output {path}: a config of {framework} ends in {_SUFFIX[framework]}")
+        raise ConfigError(f"--output {path}: a config of {framework} must end in {_SUFFIX[framework]}")
     if path.exists():
-        raise ConfigError(f"{path} is there already, maybe with changes of yours; remove it or give another --output")
+        raise ConfigError(f"{path} already exists and may contain your changes; remove it or give another --output")
     fill = {"mmdet": _for_mmdet, "detectron2": _for_detectron2}[framework]
     values = _common(data, made, schedule, short_side) | fill(data, made, schedule, path.stem)
     template = resources.files(__package__).joinpath(FRAMEWORKS[framework]).read_text(encoding="utf-8")
@@ -132,7 +132,7 @@ def _read_data(train: Path, val: Path, images: Path, val_images: Path, allow: Co
     learned = {row["image_id"] for row in content["annotations"] if not row["iscrowd"]}
     short_sides = [min(row["width"], row["height"]) for row in content["images"] if row["id"] in learned]
     if not short_sides:
-        raise DataError(f"{train}: no image has a box to learn from")
+        raise DataError(f"{train}: no image has a box to train on")
     return _Data(
         train.resolve(),
         val.resolve(),
@@ -153,7 +153,7 @@ def _backbone(name: str, source: str) -> _Backbone:
         source = ""
     if name in ARCHITECTURES:
         if source == _TIMM:
-            raise ConfigError(f"--weights {_TIMM}: timm publishes none of {name}; give a file, or leave it out")
+            raise ConfigError(f"--weights {_TIMM}: timm publishes no weights of {name}; give a file, or omit it")
         trunk: Trunk | TimmTrunk = Trunk(*build_blocks(**architecture_arguments(name)))
     else:
         trunk = TimmTrunk(name)
@@ -164,7 +164,7 @@ def _backbone(name: str, source: str) -> _Backbone:
         known = timm.get_pretrained_cfg(name) if source == _TIMM else None
         card = {"mean": known.mean, "std": known.std} if known else {}
     normalizes = any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules())
-    # Training may start in another folder, and MMDetection reads its data by the config's own root.
+    # Absolute, because training may start in another folder.
     local = file is not None and source != _PACKAGED and "://" not in source and not source.startswith("hf-hub:")
     return _Backbone(name, list(trunk.stage_channels), normalizes, str(file.path.resolve()) if local else source, card)
 
