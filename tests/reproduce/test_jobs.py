@@ -176,7 +176,7 @@ def test_machines():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"gpus": -1}, r"GPUs are at least 0"),
+        ({"gpus": -1}, r"GPUs must be at least 0"),
         ({"gpus": 8, "nodes": 2, "rank": 2}, r"on node 2 of 2"),
         ({"gpus": 8, "nodes": 2, "address": "node0"}, r"HOST:PORT, not 8 GPUs and 'node0'"),
         ({"gpus": 0, "python": {"mmdet": "python"}}, r"unknown framework 'mmdet'. Did you mean 'mmdetection'"),
@@ -188,7 +188,7 @@ def test_machines_that_cannot_be(values, message):
 
 
 def test_images_that_cannot_be_shared():
-    with pytest.raises(ConfigError, match=r"1024 images an update cannot be shared by 3 processes"):
+    with pytest.raises(ConfigError, match=r"1024 images per update cannot be divided among 3 processes"):
         line_of("table4", "paper", "adaptive", Machines(3))
 
 
@@ -196,7 +196,7 @@ def test_a_folder_whose_name_mmengine_would_change():
     study = find_study("table5", ROOT)
     places = Places(runs=Path("my runs"))
     job = jobs_of(study, study.scale("small"), places, seeds=1, frameworks=("mmdetection",))[1]
-    with pytest.raises(ConfigError, match=r"loses the spaces of 'my runs/table5-small/residual2_mmdetection_seed0'"):
+    with pytest.raises(ConfigError, match=r"drops the spaces in 'my runs/table5-small/residual2_mmdetection_seed0'"):
         job.lines(Machines(0))
 
 

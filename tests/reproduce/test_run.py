@@ -59,7 +59,7 @@ def test_a_study_through_whole(here, capsys):
     ran.clear()
     capsys.readouterr()
     assert command("tiny", action="status") == 0
-    assert "6 done; some 0.0 hours left on a CPU" in capsys.readouterr().out
+    assert "6 done; about 0.0 hours left on a CPU" in capsys.readouterr().out
     assert command("tiny", execute=execute) == 0
     assert not ran  # nothing is missing
 
@@ -68,7 +68,7 @@ def test_what_was_run_by_hand_is_gone_on_with_and_recorded(here, capsys):
     command("tiny", action="dry_run", seeds=1)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "# tiny-small: fixed_seed0"
-    assert printed[-1] == "# 3 of 3 runs are missing, some 2 hours one after the other"
+    assert printed[-1] == "# 3 of 3 runs are missing, about 2 hours one after the other"
     assert execute_here(printed[1], None) == 0
     before = (here / "runs/studies/tiny-small/fixed_seed0/summary.csv").read_text()
     command("tiny", seeds=1, execute=execute_here)
@@ -120,7 +120,7 @@ def test_a_budget_ends_a_run_and_the_next_one_goes_on(here, capsys):
     lines.clear()
     assert command("tiny", seeds=1, budget=1, execute=out_of_time) == 1
     assert 3000 < lines[0][1] <= 3600
-    assert "interrupted, the budget is used up; the same command goes on with it" in capsys.readouterr().out
+    assert "interrupted, the budget is used up; the same command continues it" in capsys.readouterr().out
     assert all("--resume auto" in line for line, _ in lines)
     assert not records(here)
 

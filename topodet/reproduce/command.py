@@ -62,7 +62,7 @@ def command(
     chosen = study.scale(scale or next(iter(study.scales)))
     count = chosen.seeds if seeds is None else seeds
     if count < 1 or (budget is not None and budget <= 0):
-        raise ConfigError(f"--seeds {count} and --budget {budget}: seeds are at least 1, hours above 0")
+        raise ConfigError(f"--seeds {count} and --budget {budget}: seeds must be at least 1, hours above 0")
     machines = Machines(chosen.gpus if gpus is None else gpus, nodes, rank, address, python or {})
     places = Places(repository / runs, data, repository / "records" / "studies")
     frameworks = FRAMEWORKS if framework is None else (framework,)
@@ -75,7 +75,7 @@ def command(
         print(status_text([runner.state_of(job) for job in jobs], machines))
         return 0
     if shutil.which("bash") is None:
-        raise ConfigError("the commands of a study run in bash, which is not on the PATH")
+        raise ConfigError("the commands of a study need bash, which is not on the PATH")
     done = runner.run_jobs(
         jobs,
         machines,
@@ -104,8 +104,8 @@ def status_text(states: Sequence[runner.State], machines: Machines) -> str:
     ]
     counts = {word: sum(state.word == word for state in states) for word in marks}
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    where = f"{machines.processes} GPU(s) a run" if machines.gpus else "a CPU"
-    lines.append(f"{told}; some {runner.hours_left(states):.1f} hours left on {where}, one run after the other")
+    where = f"{machines.processes} GPU(s) per run" if machines.gpus else "a CPU"
+    lines.append(f"{told}; about {runner.hours_left(states):.1f} hours left on {where}, one run after the other")
     return "\n".join(lines)
 
 
@@ -126,7 +126,7 @@ def _print(jobs: Sequence[Job], machines: Machines) -> int:
     for job, lines in missing:
         print(f"# {job.study.name}-{job.scale.name}: {job.name}", *lines, sep="\n")
     hours = sum(job.arm.hours for job, _ in missing)
-    print(f"# {len(missing)} of {len(jobs)} runs are missing, some {hours:.0f} hours one after the other")
+    print(f"# {len(missing)} of {len(jobs)} runs are missing, about {hours:.0f} hours one after the other")
     return 0
 
 

@@ -41,8 +41,8 @@ class Machines:
     def __post_init__(self) -> None:
         if self.gpus < 0 or self.nodes < 1 or not 0 <= self.rank < self.nodes:
             raise ConfigError(
-                f"{self.gpus} GPUs on node {self.rank} of {self.nodes}: GPUs are at least 0, nodes at least 1, and a "
-                "node's rank is below the number of nodes"
+                f"{self.gpus} GPUs on node {self.rank} of {self.nodes}: GPUs must be at least 0, nodes at least 1, and "
+                "a node's rank below the number of nodes"
             )
         if self.nodes > 1 and not (self.gpus and re.fullmatch(r"[\w.-]+:\d+", self.address)):
             raise ConfigError(
@@ -55,7 +55,7 @@ class Machines:
 
     @property
     def processes(self) -> int:
-        """Of a run, on all nodes."""
+        """Number of processes of a run, on all nodes."""
         return max(1, self.gpus) * self.nodes
 
     def launcher(self, framework: str = "") -> str:
@@ -63,7 +63,7 @@ class Machines:
         python = shlex.quote(self.python.get(framework, "python"))
         if self.processes == 1:
             return python
-        # Not `torchrun`, which is that of whatever environment is first on the path.
+        # Without a separate Python: `torchrun` is that of the first environment on the PATH.
         start = "torchrun" if python == "python" else f"{python} -m torch.distributed.run"
         if self.nodes == 1:
             return f"{start} --standalone --nproc_per_node {self.gpus}"
@@ -99,17 +99,17 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of its folder and record."""
+        """Name of its folder and record."""
         return f"{self.arm.name}_seed{self.seed}"
 
     @property
     def folder(self) -> Path:
-        """What its run writes into."""
+        """Folder of its run."""
         return self.places.runs / f"{self.study.name}-{self.scale.name}" / self.name
 
     @property
     def record(self) -> Path:
-        """Its record."""
+        """Path of its record."""
         return self.places.records / f"{self.study.name}-{self.scale.name}" / f"{self.name}.json"
 
     def needs(self) -> list[Job]:
@@ -185,7 +185,7 @@ def _pretrain(job: Job, machines: Machines) -> Iterator[str]:
     options = dict(job.options())
     if job.scale.images:
         images = _share(job.scale.images, machines)
-        most = options.get("batch_size", images)  # of a step; more than that are several steps to an update
+        most = options.get("batch_size", images)  # per step; more images are accumulated over several steps
         if images > most and images % most == 0:
             options["grad_accum_steps"], images = images // most, most
         options["batch_size"] = images
@@ -197,27 +197,27 @@ def _pretrain(job: Job, machines: Machines) -> Iterator[str]:
 
 
 def _share(images: int, machines: Machines) -> int:
-    """Return the images of each process, of those of an update.
+    """Return the images per process, from those per update.
 
     Raises:
-        ConfigError: they cannot be shared out.
+        ConfigError: they cannot be divided evenly.
     """
     each, rest = divmod(images, machines.processes)
     if rest:
         raise ConfigError(
-            f"{images} images an update cannot be shared by {machines.processes} processes: choose --gpus and --nodes "
-            "that divide them"
+            f"{images} images per update cannot be divided among {machines.processes} processes: choose --gpus and "
+            "--nodes that divide them"
         )
     return each
 
 
 def _published(job: Job) -> str:
-    """Return the shell's pattern of the published backbone of a job, whose name ends in a hash."""
+    """Return the shell pattern of the published backbone of a job, whose name ends in a hash."""
     return f"{shlex.quote(str(job.folder.parent))}/published/{job.name}-????????.pth"
 
 
 def _publish(job: Job, machines: Machines) -> Iterator[str]:
-    """Yield the line that publishes the backbone that a detector starts from, if it is not there yet."""
+    """Yield the line that publishes the backbone that a detector starts from, unless it exists."""
     if not job.arm.backbone:
         return
     source = job.other(job.arm.backbone)
@@ -230,14 +230,14 @@ def _publish(job: Job, machines: Machines) -> Iterator[str]:
 
 
 def _start(job: Job) -> str:
-    """Return the weights of a detector's backbone as the shell finds them, within double quotes."""
+    """Return the shell expression for the weights of a detector's backbone, for use within double quotes."""
     return f"$(ls {_published(job.other(job.arm.backbone))})"
 
 
 def _mmdetection(job: Job, machines: Machines) -> Iterator[str]:
     if re.search(r"\s", str(job.folder)):
         raise ConfigError(
-            f"MMEngine's --cfg-options loses the spaces of {str(job.folder)!r}: choose --runs without any"
+            f"MMEngine's --cfg-options drops the spaces in {str(job.folder)!r}: choose --runs without spaces"
         )
     yield from _publish(job, machines)
     options: dict[str, Any] = {"randomness.seed": job.seed, **job.options()}
@@ -264,7 +264,7 @@ def _detectron2(job: Job, machines: Machines) -> Iterator[str]:
     if machines.nodes > 1:
         words += ["--num-machines", str(machines.nodes), "--machine-rank", str(machines.rank)]
         words += ["--dist-url", f"tcp://{machines.address}"]
-    for dataset in options.pop("datasets", ()):  # a name, its annotations and its images each
+    for dataset in options.pop("datasets", ()):  # each with name, annotations and images
         words += ["--dataset", *dataset]
     words += [] if machines.gpus else ["MODEL.DEVICE", "cpu"]
     for key, value in {"SEED": job.seed, "OUTPUT_DIR": job.folder, **options}.items():
@@ -284,7 +284,7 @@ def _damage(job: Job, machines: Machines) -> Iterator[str]:
 
 def _tool(job: Job, machines: Machines) -> Iterator[str]:
     options = job.options()
-    first = job.seed * options.get("networks", options.get("seeds", 1))  # no network in two jobs
+    first = job.seed * options.get("networks", options.get("seeds", 1))  # no two jobs share a network
     words = [*_tool_words(options), "--first-seed", str(first), "--json", f"{job.folder}/result.json"]
     yield f"python {TOOLS[job.arm.source]} {shlex.join(words)}"
 
@@ -340,7 +340,7 @@ def _meaning(word: str, job: Job) -> str:
 
 
 def _python_text(value: Any) -> str:
-    """Return a value as MMEngine's --cfg-options reads it: texts bare, lists with commas."""
+    """Return a value as MMEngine's --cfg-options reads it: strings unquoted, lists with commas."""
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(_python_text, value)) + "]"
     return str(value)

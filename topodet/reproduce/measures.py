@@ -26,7 +26,7 @@ def average_precision(record: Record) -> float | None:
 
 
 def weak_edges(record: Record) -> float | None:
-    """Share of the edges in percent with a weight below a tenth of the largest one that their node reads.
+    """Share of the edges in percent with a weight below a tenth of the largest one of the same target node.
 
     Nodes with one input count as well: their edge is never weak.
     """
@@ -86,7 +86,7 @@ def _step(place: Any, key: str) -> Any:
 
 
 def _relative(record: Record) -> list[float]:
-    """Return |alpha| of each edge over the largest of those that its node reads."""
+    """Return |alpha| of each edge, divided by the largest one of the same target node."""
     sizes = []
     for edges in record.get("alpha", {}).values():
         largest: dict[int, float] = {}

@@ -13,7 +13,7 @@ from ..parse import read_json
 from ..records import runs
 from .jobs import Job
 
-# What a complete record has beside what was measured; the page says which ones lack some of it.
+# What a complete record has besides the measurements; the page lists records without them.
 COMPLETE = {key: key for key in ("command", "commit", "date", "versions", "machine")} | {"alpha": "edge weights"}
 
 

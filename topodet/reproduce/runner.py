@@ -24,9 +24,9 @@ from ..parse import read_json
 from .jobs import Job, Machines
 from .record import make_record, save_record
 
-# Takes a shell line and the seconds that are left for it (None: no end); returns its exit status.
+# From a shell line and the seconds left for it (None for no limit) to its exit status.
 Execute = Callable[[str, "float | None"], int]
-OUT_OF_TIME = 124  # as timeout(1) has it
+OUT_OF_TIME = 124  # as for timeout(1)
 _SECONDS_TO_STOP = 60.0
 
 
@@ -56,12 +56,12 @@ def run_line(line: str, seconds: float | None, *, folder: Path | None = None) ->
 
 
 def _take_interrupts() -> None:
-    """Undo that a shell starts what it puts into the background with SIGINT ignored, which children inherit."""
+    """Reset SIGINT: a shell starts background jobs with SIGINT ignored, and children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """End a process and those it started, first by an interrupt, which lets a training say how to go on."""
+    """End a process and its children, first by an interrupt, so that a training can print how to continue."""
     os.killpg(process.pid, signal.SIGINT)
     try:
         process.wait(_SECONDS_TO_STOP)
@@ -119,7 +119,7 @@ def missing_jobs(jobs: Sequence[Job]) -> list[Job]:
     A record may come from another machine, without the folder of its run.
     """
     found: list[Job] = []
-    for job in reversed(jobs):  # what needs others comes after them
+    for job in reversed(jobs):  # jobs come after those they need
         gone = job.arm.kind == "pretrain" and not (job.folder / "last.pth.tar").exists()
         if not job.record.exists() or (gone and any(job in later.needs() for later in found)):
             found.insert(0, job)
@@ -152,7 +152,7 @@ def run_jobs(
     left = missing_jobs(jobs)
     for job in left:
         if ends is not None and time.monotonic() >= ends:
-            told("the budget is used up; the same command goes on from here")
+            told("the budget is used up; the same command continues from here")
             break
         waiting = [needed.name for needed in job.needs() if not _ready(needed)]
         if waiting:
@@ -190,7 +190,7 @@ def _run_and_record(
     session["seconds"] = round(time.monotonic() - began, 1)
     atomic_json(_sessions_file(job), [*earlier, session])
     if status == OUT_OF_TIME:
-        told(f"{job.name}: interrupted, the budget is used up; the same command goes on with it")
+        told(f"{job.name}: interrupted, the budget is used up; the same command continues it")
     elif status:
         told(f"{job.name}: failed with exit status {status}")
     else:
@@ -227,7 +227,7 @@ def _wait_for(path: Path) -> None:
 
 @contextmanager
 def _locked(job: Job, *, make: bool = True) -> Iterator[bool]:
-    """Hold the lock of a job; yield False where another process has it."""
+    """Hold the lock of a job; yield False if another process has it."""
     path = job.folder.with_name(f"{job.folder.name}.lock")
     if not make and not path.exists():
         yield True

@@ -14,7 +14,7 @@ from ..errors import ConfigError, did_you_mean, unknown_name
 from ..parse import read_yaml
 from .measures import MEASURES, UNITS
 
-# What can make an arm: the key that says so, and the other keys that go with it.
+# Kinds of arms: the key of each kind, and the other keys that it allows.
 KINDS: dict[str, tuple[str, ...]] = {
     "pretrain": ("options", "hours"),
     "mmdetection": ("options", "hours", "backbone"),
@@ -24,7 +24,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "run": (),
 }
 FRAMEWORKS = ("mmdetection", "detectron2")
-# A file chooses no code: the experiments that a study may run, by name.
+# The experiments that a study may run, by name: a study's file cannot name other code.
 TOOLS = {
     "nn_mass": "tools/nn_mass_experiment.py",
     "nnstd": "tools/sparse_topologies.py",
@@ -162,7 +162,7 @@ def find_study(name: str, repository: Path) -> Study:
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if not known:
         raise ConfigError(
-            f"{folder} has no studies: run it in a checkout of topodet, or give the path of a study's .yaml"
+            f"{folder} has no studies: run this in a checkout of topodet, or give the path of a study's .yaml"
         )
     if name not in known:
         raise ConfigError(unknown_name("study", name, known))
@@ -202,17 +202,19 @@ def paper_number(paper: Mapping[str, Any], path: str) -> float | None:
     except (KeyError, TypeError):
         raise ConfigError(f"records/paper.json has no {path!r}") from None
     if not isinstance(found, (int, float)):
-        raise ConfigError(f"{path!r} in records/paper.json is no number: {json.dumps(found)[:60]}")
+        raise ConfigError(f"{path!r} in records/paper.json is not a number: {json.dumps(found)[:60]}")
     return float(found)
 
 
 def _scale(name: str, content: Any, measure: str, place: str) -> Scale:
     found = _mapping(content, _SCALE, place)
     arms: dict[str, Arm] = {}
-    twins: dict[str, list[str]] = {}  # the arms that an entry with both frameworks makes
+    twins: dict[str, list[str]] = {}  # the arms of each entry: two for an entry with both frameworks
     for arm_name, entry in _mapping(found.get("arms"), None, f"{place}.arms").items():
         if not _NAME.fullmatch(arm_name):
-            raise ConfigError(f"{place}.arms: {arm_name!r} is no name: lower-case letters, digits and single _ only")
+            raise ConfigError(
+                f"{place}.arms: {arm_name!r} is not a valid name: use lower-case letters, digits and single _"
+            )
         made = _arms(arm_name, entry, found, measure, f"{place}.arms.{arm_name}")
         twins[arm_name] = list(made)
         arms |= made
@@ -279,7 +281,7 @@ def _arms(name: str, content: Any, scale: Mapping[str, Any], measure: str, place
 
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with an arm's own in front of the scale's, within arguments (model_kwargs) as well."""
+    """Return the scale's options overridden by the arm's own, also within mappings such as model_kwargs."""
     inner = {
         key: {**shared[key], **value}
         for key, value in own.items()
@@ -305,7 +307,7 @@ def _comparisons(content: Any, twins: Mapping[str, list[str]], place: str) -> li
 
 def _mapping(content: Any, known: Any, place: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not content:
-        raise ConfigError(f"{place} must hold `key: value` lines, but holds {content!r:.60}")
+        raise ConfigError(f"{place} must contain `key: value` lines, but is {content!r:.60}")
     for key in content:
         if known is not None and key not in known:
             raise ConfigError(f"{place}: unknown key {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}")
@@ -315,5 +317,5 @@ def _mapping(content: Any, known: Any, place: str) -> dict[str, Any]:
 def _text(content: Mapping[str, Any], key: str, place: str) -> str:
     value = content.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{place}.{key} must be a text, but is {value!r}")
+        raise ConfigError(f"{place}.{key} must be text, but is {value!r}")
     return value.strip()
