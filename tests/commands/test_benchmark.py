@@ -108,7 +108,7 @@ def test_docs_are_made_from_records(record, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
     picture.unlink()
     assert update_model_zoo.main([PAGE, "--check"], root=tmp_path) == 1
-    with pytest.raises(DataError, match="must stand around the measured tables"):
+    with pytest.raises(DataError, match="must surround the measured tables"):
         report.update_page("# Top\n", [record])
 
 

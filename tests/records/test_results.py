@@ -121,7 +121,7 @@ def test_folders_without_a_result_are_named(tmp_path):
     with pytest.raises(DataError, match=r"no evaluation \(bbox/AP\) found in .*TEST.EVAL_PERIOD"):
         read_evaluations(tmp_path)
     log.write_text('{"a/bbox/AP": 1.0, "b/bbox/AP": 2.0, "iteration": 19}\n')
-    with pytest.raises(DataError, match=r"several sets \(a, b\).*DATASETS.TEST"):
+    with pytest.raises(DataError, match=r"several datasets \(a, b\).*DATASETS.TEST"):
         read_evaluations(tmp_path)
     log.write_text('{"bbox/AP": 1.0, "iteration": 19}\n{"bbox/A')
     with pytest.raises(DataError, match="metrics.json, line 2 .*killed run"):

@@ -148,7 +148,7 @@ def test_real_summaries_can_be_recorded(tmp_path):
 def test_unfinished_runs_are_named(tmp_path, capsys):
     with pytest.raises(DataError, match="neither metrics.json .* nor"):
         runs.record_detector(tmp_path, config="a.py", initialization="random", data="", command="", seed=0)
-    with pytest.raises(DataError, match=r"no folder of a pretraining run: .*args.yaml is missing"):
+    with pytest.raises(DataError, match=r"not the folder of a pretraining run: .*args.yaml is missing"):
         runs.record_pretraining(tmp_path, data="", command="")
     assert record_run.main(["pretraining", str(tmp_path), "--data", "x", "--command", "y"]) == 1
     assert "error: " in capsys.readouterr().err
@@ -158,11 +158,11 @@ def test_half_written_records_are_named(tmp_path):
     whole = json.dumps({"kind": "detector", "name": "ü", "scores": [1, 2]}, ensure_ascii=False).encode()
     for end in range(len(whole)):
         (tmp_path / "a.json").write_bytes(whole[:end])
-        with pytest.raises(DataError, match="a.json is no JSON that can be read"):
+        with pytest.raises(DataError, match="a.json cannot be read as JSON"):
             runs.load_all(tmp_path)
     for content in (b"[1]", b"3", b"null", b"[" * 100_000, b"\xff\xfe"):
         (tmp_path / "a.json").write_bytes(content)
-        with pytest.raises(DataError, match="a.json is no (record|JSON)"):
+        with pytest.raises(DataError, match="a.json (is not a record|cannot be read as JSON)"):
             runs.load_all(tmp_path)
     (tmp_path / "a.json").write_bytes(whole)
     assert runs.load_all(tmp_path)[0]["framework"] == "mmdetection"

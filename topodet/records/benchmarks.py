@@ -23,6 +23,6 @@ def subject(record: Record) -> str:
     parts = [work, f"batch {s['batch']}", f"{s['size']} px", s["device"], s["dtype"]]
     parts += [s["memory_format"]] if s["memory_format"] != "contiguous" else []
     parts += ["torch.compile"] if s["compile"] else []
-    # Records before there was a choice were measured with malloc as it is.
+    # Older records without this setting used the default malloc.
     parts += ["malloc steady"] if s.get("malloc") == "steady" else []
     return ", ".join(parts)

@@ -20,9 +20,9 @@ Draw = Callable[[dict[str, Any]], Figure]
 def add_outputs(parser: argparse.ArgumentParser) -> None:
     """Add --json, --record and --redraw."""
     add = parser.add_argument
-    add("--json", type=Path, metavar="FILE", help="write the record there, and a picture beside it (.png)")
+    add("--json", type=Path, metavar="FILE", help="write the record to this file, and a picture beside it (.png)")
     add("--record", metavar="NAME", help="write records/experiments/NAME.json and docs/NAME.png")
-    add("--redraw", metavar="NAME", help="train nothing; make docs/NAME.png from its record")
+    add("--redraw", metavar="NAME", help="only draw docs/NAME.png from its record, without training")
 
 
 def redraw(root: Path, name: str, draw: Draw) -> None:

@@ -30,5 +30,5 @@ def replace_measured(page: str, measured: str, *, path: str) -> str:
     before, start, rest = page.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
-        raise DataError(f"{path}: the lines {START} and {END} must stand around the measured tables")
+        raise DataError(f"{path}: the lines {START} and {END} must surround the measured tables")
     return f"{before}{START}\n\n{measured}\n\n{END}{after}"

@@ -1,4 +1,4 @@
-"""Pictures made from records, written with a digest of their content, by which outdated ones are found."""
+"""Pictures made from records, written with a digest of their content to find outdated ones."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ from ..files import atomic_path
 from ..parse import parse_json
 from ..visualization import new_figure, series_style
 
-# Of a line of a log: what it counts, and the numbers that are read of it.
+# Keys in a line of a log: its step, and the numbers to read (by the start of the key).
 _STEPS = ("step", "iteration")
 _NUMBERS = ("coco/", "bbox/", "segm/", "time", "memory", "total_loss")
-# Detectron2's names of COCO's six averages, in MMDetection's words.
+# COCO's six averages, from Detectron2's names to MMDetection's.
 _AVERAGES = {"AP": "mAP", "AP50": "mAP_50", "AP75": "mAP_75", "APs": "mAP_s", "APm": "mAP_m", "APl": "mAP_l"}
 
 
@@ -38,7 +38,7 @@ def framework_of(folder: str | Path) -> str:
     if any(folder.glob("*/vis_data/scalars.json")):
         return "mmdetection"
     raise DataError(
-        f"{folder} holds neither metrics.json (Detectron2's OUTPUT_DIR, a LazyConfig's train.output_dir) nor "
+        f"{folder} contains neither metrics.json (Detectron2's OUTPUT_DIR, a LazyConfig's train.output_dir) nor "
         "*/vis_data/scalars.json (MMDetection's --work-dir); give the folder that a training wrote into"
     )
 
@@ -60,18 +60,20 @@ def read_evaluations(folder: str | Path) -> list[dict[str, float]]:
     found: list[dict[str, float]] = []
     for line in _json_lines(path):
         step = line.get("iteration", 0)
-        # The file is only ever appended to: a run that goes on from an earlier iteration repeats what came after it.
+        # The file is only appended to: a run resumed from an earlier iteration repeats the iterations after it.
         if "total_loss" in line:
             found = [row for row in found if row["step"] < step]
         sets = [key for key in line if key.endswith("/bbox/AP")]
         if sets:
             names = ", ".join(key.removesuffix("/bbox/AP") for key in sets)
-            raise DataError(f"{path} has scores of several sets ({names}); record a run with one set in DATASETS.TEST")
+            raise DataError(
+                f"{path} has scores of several datasets ({names}); record a run with one dataset in DATASETS.TEST"
+            )
         if "bbox/AP" in line:
             found.append({**_averages(line), "step": step})
     if not found:
         raise DataError(
-            f"no evaluation (bbox/AP) found in {path}; let the run finish with TEST.EVAL_PERIOD set or a set in "
+            f"no evaluation (bbox/AP) found in {path}; let the run finish with TEST.EVAL_PERIOD set or a dataset in "
             "DATASETS.TEST (--eval-only writes no scores there)"
         )
     return found
@@ -116,7 +118,7 @@ def average_precision_curves(
     axis = figure.subplots()
     for k, (name, rows) in enumerate(runs.items()):
         steps = [row.get("step", place + 1) for place, row in enumerate(rows)]
-        marker = "os^Dv"[k % 5]  # gray print has no colors
+        marker = "os^Dv"[k % 5]  # for grayscale
         for key, style, label in (("coco/bbox_mAP", "-", "AP"), ("coco/bbox_mAP_50", "--", "AP50")):
             look = {"color": f"C{k}", "marker": marker, "markersize": 4, "label": f"{name.replace('_', ' ')}, {label}"}
             axis.plot(steps, [row[key] for row in rows], style, **look)
@@ -146,7 +148,7 @@ def seed_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], tit
         for shares, scores in curves:
             axis.plot(shares, scores, **style, linewidth=0.7, alpha=0.6)
         grid = np.unique(np.concatenate([shares for shares, _ in curves]))
-        # From where every seed was evaluated.
+        # The mean starts where every seed has been evaluated.
         grid = grid[grid >= max(shares[0] for shares, _ in curves)]
         mean = np.mean([np.interp(grid, shares, scores) for shares, scores in curves], axis=0)
         axis.plot(grid, mean, **style, linewidth=2, label=f"{label}, mean of {len(group)} seeds")
@@ -180,11 +182,11 @@ def contact_sheet(images: Sequence[Path], path: str | Path, *, columns: int = 4)
 
 def _of_mmdetection(folder: Path) -> list[dict[str, float]]:
     found: list[dict[str, float]] = []
-    # Each start of a run leaves a folder, named by its time.
+    # Each start of a run creates a folder, named by its time.
     for path in sorted(folder.glob("*/vis_data/scalars.json")):
         for line in _json_lines(path):
             if "loss" in line:
-                # Scores count what the config counts: lines of losses have an epoch where that is epochs.
+                # The step of scores is an epoch or an iteration; lines of losses have an epoch in the former case.
                 begun = line.get("epoch", line.get("step", 0))
                 found = [row for row in found if row["step"] < begun]
             elif "coco/bbox_mAP" in line and line.get("step"):
@@ -200,7 +202,7 @@ def _curve(rows: Sequence[Mapping[str, float]]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _averages(line: Mapping[str, float]) -> dict[str, float]:
-    """Return Detectron2's scores of boxes, and of masks if there are, as MMDetection writes them."""
+    """Return Detectron2's scores of boxes, and of masks if there are any, in MMDetection's format."""
     averages = {}
     for task in ("bbox", "segm"):
         for theirs, ours in _AVERAGES.items():
@@ -211,17 +213,17 @@ def _averages(line: Mapping[str, float]) -> dict[str, float]:
 
 
 def _batch_size(config: Path) -> int | None:
-    """Return the images of an iteration by the config that Detectron2 left with its run, YAML or lazy."""
-    # Not parsed: a lazy one names Python objects, which nothing but Detectron2 may make.
+    """Return the images per iteration from the config that Detectron2 saved with its run, YAML or lazy."""
+    # Not parsed, because a lazy config names Python objects to create.
     found = re.search(r"\b(?:IMS_PER_BATCH|total_batch_size): (\d+)\n", _text(config) if config.is_file() else "")
     return int(found[1]) if found and len(found[1]) < 10 else None
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log, their steps and scores known to be numbers.
+    """Return the lines of a log, after checking that steps and scores are numbers.
 
     Raises:
-        DataError: names the line that is no JSON object, or whose entry has another type than logs have.
+        DataError: names the line that is not a JSON object, or has an entry of the wrong type.
     """
     lines = []
     for number, text in enumerate(_text(path).splitlines(), start=1):
@@ -229,11 +231,11 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
         try:
             line = parse_json(text, where)
         except DataError as error:
-            raise DataError(f"{error}; a log has one JSON object a line; remove what a killed run left") from error
+            raise DataError(f"{error}; a log has one JSON object per line; remove what a killed run left") from error
         if not isinstance(line, dict):
-            raise DataError(f"{where} is a {type(line).__name__}; a log has one JSON object a line")
+            raise DataError(f"{where} is a {type(line).__name__}; a log has one JSON object per line")
         if not any(key in line for key in _STEPS):
-            raise DataError(f"{where} has neither {' nor '.join(_STEPS)}: no line of a log of either framework")
+            raise DataError(f"{where} has neither {' nor '.join(_STEPS)}: it is not from a log of either framework")
         for key, value in line.items():
             whole = key in (*_STEPS, "epoch")
             kind = int if whole else int | float
@@ -247,4 +249,4 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text ({error.reason} at byte {error.start}): it is damaged") from error
+        raise DataError(f"{path} is not text ({error.reason} at byte {error.start}): it is damaged") from error

@@ -33,7 +33,7 @@ from .results import framework_of, read_evaluations, read_speed
 
 _ROOT = Path(__file__).resolve().parents[2]  # of the checkout, where topodet runs from one
 _PACKAGES = ("topodet", "torch", "timm")
-_OPTIONS = ("model", "experiment", "sparsity", "seed", "epochs")  # of args.yaml, that a record tells
+_OPTIONS = ("model", "experiment", "sparsity", "seed", "epochs")  # in args.yaml, needed for a record
 _FRAMEWORKS = {
     "mmdetection": ("mmdet", "onedl-mmdetection", "mmcv", "onedl-mmcv"),
     "detectron2": ("detectron2",),
@@ -84,7 +84,7 @@ def _date(path: Path) -> str:
 
 
 def _alpha(checkpoint: Path) -> dict[str, list[list[float]]]:
-    """Return [source, target, weight] of each edge of a checkpoint, by wiring; nothing where there is no such file."""
+    """Return [source, target, weight] of each edge of a checkpoint, by wiring; {} without the file."""
     if not checkpoint.exists():
         return {}
     tensors = weights.read_trained(checkpoint).state_dict
@@ -98,9 +98,9 @@ def _alpha(checkpoint: Path) -> dict[str, list[list[float]]]:
 
 
 def _architecture(args: Mapping[str, Any]) -> str:
-    """Return the network of a pretraining in words: its name, and what --connect or --rewire made of it."""
+    """Describe the network of a pretraining: its name, and whether --connect or --rewire changed it."""
     for option, made in (("connect", "connected"), ("rewire", "rewired")):
-        if args.get(option):  # runs from before the options have none
+        if args.get(option):  # older runs do not have these options
             return f"{args['model']}, {made}{' with fixed weights' if args[option] == 'fixed' else ''}"
     return args["model"]
 
@@ -276,7 +276,7 @@ def _retrained(folder: Path, scores: Iterable[str], before: int) -> dict[str, An
 
 
 def _scores_of(row: Mapping[str, Any], scores: Iterable[str]) -> dict[str, Any]:
-    """Return the scores of an epoch, of the averaged weights where there are any."""
+    """Return the scores of an epoch, of the averaged weights if there are any."""
     return {score: row.get(f"ema_eval_{score}", row.get(f"eval_{score}")) for score in scores}
 
 
@@ -285,7 +285,7 @@ def _edges(file: weights.WeightsFile) -> int:
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with None for what JSON has no number for, as the AP of no detections."""
+    """Return a row with None instead of numbers that JSON lacks, such as the NaN AP of no detections."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
@@ -293,11 +293,11 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, float | None
     """Return the options and the epochs of a run of `topodet pretrain`.
 
     Raises:
-        DataError: the folder is no such run's, or what it holds is damaged.
+        DataError: the folder is not of such a run, or its content is damaged.
     """
     for name in ("args.yaml", "summary.csv"):
         if not (folder / name).is_file():
-            raise DataError(f"{folder} is no folder of a pretraining run: {folder / name} is missing")
+            raise DataError(f"{folder} is not the folder of a pretraining run: {folder / name} is missing")
     args = read_yaml(folder / "args.yaml")
     missing = [key for key in _OPTIONS if not isinstance(args, dict) or key not in args]
     if missing:
@@ -338,15 +338,15 @@ def load_all(folder: str | Path) -> list[dict[str, Any]]:
     """Return every record of a folder, in the order of the file names.
 
     Raises:
-        DataError: a file is incomplete, or holds something else.
+        DataError: a file is incomplete, or contains something else.
     """
     paths = sorted(Path(folder).glob("*.json"))
     records = [read_json(path) for path in paths]
     for path, record in zip(paths, records):
         if not isinstance(record, dict):
-            raise DataError(f"{path} is no record: it holds a {type(record).__name__}")
+            raise DataError(f"{path} is not a record: it contains a {type(record).__name__}")
         if record.get("kind") == "detector":
-            record.setdefault("framework", "mmdetection")  # the first records were all of it
+            record.setdefault("framework", "mmdetection")  # the first records had no other framework
     return records
 
 
@@ -380,7 +380,7 @@ def _environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
 def _processor() -> str:
     """Return the name of the CPU with its family, model and third-level cache; without /proc/cpuinfo, its kind.
 
-    Virtual machines give one name to processors of several generations, which the numbers tell apart.
+    Virtual machines use one name for several generations of processors, which the numbers distinguish.
     """
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
@@ -394,7 +394,7 @@ def _processor() -> str:
 
 
 def _version(package: str) -> str | None:
-    """Return a package's version, with the commit where it was installed from one: Detectron2 is 0.6 since 2021."""
+    """Return a package's version, with the commit if it was installed from one: Detectron2 has been 0.6 since 2021."""
     try:
         found = distribution(package)
     except PackageNotFoundError:

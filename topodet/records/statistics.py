@@ -15,7 +15,7 @@ SHOWN, CONTRARY, UNDECIDED = "shown", "contrary", "not decided"
 def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     """Return mean(b) - mean(a) and its 95% interval by Welch's t, of two or more numbers each."""
     low = high = mean(b) - mean(a)
-    if stdev(a) or stdev(b):  # where no number differs from another the test has nothing to work with
+    if stdev(a) or stdev(b):  # the test is undefined if all numbers in each group are equal
         low, high = ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
     return mean(b) - mean(a), float(low), float(high)
 

@@ -22,9 +22,9 @@ from .runs import full_name
 from .statistics import difference, paired
 
 FRAMEWORKS = {"mmdetection": "MMDetection", "detectron2": "Detectron2"}
-# Rows of Table 4 that are one network trained with another penalty.
+# Rows of Table 4 that are the same network trained with a penalty.
 _PENALISED = {"toponet50 + uniform": "toponet50", "toponet50 + adaptive": "toponet50"}
-# The paper's detectors: Faster R-CNN by Detectron's schedule, which each framework calls by another name.
+# The paper's detectors: Faster R-CNN with Detectron's schedule, whose name differs between the frameworks.
 _TABLE_5 = re.compile(r"faster[-_]rcnn_(.+)_fpn_(?:detectron-1x_coco|noaug_1x)", re.IGNORECASE)
 _SPEED = {
     "iterations_per_second": "{:.3g} iterations/s",
@@ -183,8 +183,8 @@ def _backbone_row(name: str, paper: dict[str, Any], records: Sequence[Record]) -
 
 @cache
 def _count(arch: str) -> tuple[int, int, int, Sequence[Topology]]:
-    """Return a network's parameters without and of edges, its multiply-adds, and its wirings."""
-    with torch.device("meta"):  # only counted
+    """Return a network's parameters without edge weights, its edge weights, multiply-adds and wirings."""
+    with torch.device("meta"):  # only shapes are needed
         model = timm.create_model(arch)
     return *parameters(model), multiply_adds(model), getattr(model, "topologies", ())
 
@@ -205,7 +205,7 @@ def _pretraining_row(record: Record) -> tuple[str, ...]:
 
 
 def _paper_row(name: str, scores: dict[str, float], records: Sequence[Record]) -> tuple[str, ...]:
-    """Return a row of Table 5 beside the AP of our runs in the paper's schedule."""
+    """Return a row of Table 5 with the AP of our runs with the paper's schedule."""
     cells = []
     for framework in FRAMEWORKS:
         runs = [
@@ -222,7 +222,7 @@ def _paper_row(name: str, scores: dict[str, float], records: Sequence[Record]) -
 
 
 def _config(paths: Sequence[str], records: Sequence[Record]) -> str:
-    """Return a config's links, and its AP where it was run."""
+    """Return a config's links, and its AP if it was run."""
     stem = Path(paths[0]).stem
     runs = [r for r in records if r["kind"] == "detector" and r["name"] == stem and _coco(r)]
     links = [f"[{stem}]({paths[0]})", *(f"[{Path(path).suffix}]({path})" for path in paths[1:])]
@@ -254,12 +254,12 @@ def _detector_row(group: Sequence[Record]) -> tuple[str, ...]:
 
 
 def _short(data: str) -> str:
-    """Return what data are called, without their numbers and source."""
+    """Return the name of the data, without numbers and source."""
     return re.split(r" \(|,", data)[0]
 
 
 def _seed_groups(records: Sequence[Record]) -> list[list[Record]]:
-    """Return the records that differ only in seed together; a run that was stopped earlier is on its own."""
+    """Return the records grouped by all but the seed; a run that was stopped early is a separate group."""
     found: dict[tuple, list[Record]] = {}
     for record in records:
         key = ("config", "framework", "weights", "data", "initialization")
@@ -268,7 +268,7 @@ def _seed_groups(records: Sequence[Record]) -> list[list[Record]]:
 
 
 def _notes(groups: Sequence[Sequence[Record]]) -> dict[str, list[str]]:
-    """Return each note with the configs that it is about."""
+    """Return each note with the configs that it applies to."""
     found: dict[str, list[str]] = {}
     for group in groups:
         for note in {record["note"]: None for record in group if record.get("note")}:
@@ -277,7 +277,7 @@ def _notes(groups: Sequence[Sequence[Record]]) -> dict[str, list[str]]:
 
 
 def _score(group: Sequence[Record], key: str) -> str:
-    """Return "51.2", or "51.2 ± 0.4 (50.8 to 51.6)" of several seeds, or "-" where there was nothing to average."""
+    """Return "51.2", or "51.2 ± 0.4 (50.8 to 51.6)" of several seeds, or "-" if there was nothing to average."""
     scores = [100 * record["metrics"][key] for record in group]
     if min(scores) < 0:
         return "-"
@@ -302,7 +302,7 @@ def _speed_row(record: Record) -> tuple[str, ...]:
     for key in ("train", "eval", "memory"):
         for name, value in record.items():
             match = re.fullmatch(rf"(.*_)?{key}_ratio_to_(chain|resnet50|r50)", name)
-            if match and match[1] != "eval_":  # the memory of inference stands in the record
+            if match and match[1] != "eval_":  # the memory of inference is only in the record
                 ours = f"{match[1].strip('_')} toponet50" if match[1] else "model"
                 found.setdefault(f"{ours} / {match[2]}", []).append(f"{key} {value:.2f}")
     return (
@@ -330,7 +330,7 @@ def _comparisons(records: Sequence[Record]) -> list[str]:
 
 
 def _compare(mmdet: Sequence[Record], detectron2: Sequence[Record]) -> str:
-    """Return in words whether two frameworks' AP differ by more than their seeds do."""
+    """Describe whether the AP of two frameworks differ by more than the spread of the seeds."""
     a, b = ([100 * record["metrics"]["bbox_mAP"] for record in group] for group in (mmdet, detectron2))
     gap, low, high = difference(a, b)
     verdict = "within" if low <= 0 <= high else "larger than"
@@ -342,9 +342,9 @@ def _compare(mmdet: Sequence[Record], detectron2: Sequence[Record]) -> str:
 
 
 def _pairs(records: Sequence[Record]) -> list[tuple[list[Record], list[Record]]]:
-    """Return the groups of several seeds that MMDetection and Detectron2 have of the same detector and data.
+    """Return the groups with several seeds of the same detector and data in MMDetection and Detectron2.
 
-    A config whose name is another one's with something at the end (...-pillow) is a variant of it, and compared too.
+    A config whose name extends another one's (...-pillow) is a variant of it, and compared too.
     """
     groups = [
         group
@@ -367,7 +367,7 @@ def _picture(group: Sequence[Record]) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a name as both frameworks' habits of writing it have in common: R_50 is r50."""
+    """Return a name without the differences between the frameworks' spellings: R_50 is r50."""
     return re.sub("[-_]", "", name).lower()
 
 
@@ -380,7 +380,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _networks(paper: dict[str, Any]) -> list[str]:
-    """Return the networks of the paper, and then those that only we have."""
+    """Return the networks of the paper, then our other ones."""
     printed = paper["backbones"]
     return [*printed, *(name for name in ARCHITECTURES if name not in printed)]
 
@@ -404,7 +404,7 @@ def _link(record: Record, text: str) -> str:
 
 
 def _circumstances(record: Record) -> str:
-    """Return the date, commit, machine, versions and speed of a run, in words."""
+    """Describe the date, commit, machine, versions and speed of a run."""
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     speed = record.get("speed", {})
     measured = ", ".join(text.format(speed[key]) for key, text in _SPEED.items() if key in speed)
