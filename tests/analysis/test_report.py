@@ -163,7 +163,7 @@ def test_connected_networks(tmp_path):
     lone = report.measure(report.open_subject(saved(model, tmp_path / "lone.pth")), thresholds=[0.5])
     assert lone["cuts"]["network"][1]["edges"] == row["edges"]
     assert (lone["network"], lone["nn_mass"], row["parameters"] is None) == (None, None, False)
-    assert "does not tell which network" in lone["notes"][0]
+    assert "does not say which network" in lone["notes"][0]
     report.page(lone)
     # Nodes that are left of a run keep their numbers in the file.
     lone = report.measure(report.open_subject(saved(pruned, tmp_path / "pruned.pth")), thresholds=[0.0])
@@ -256,17 +256,17 @@ def test_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["toponet_nanno"], "'toponet_nanno' is no file and no folder here.*Did you mean 'toponet_nano'"),
+        (["toponet_nanno"], "'toponet_nanno' is not a file or folder here.*Did you mean 'toponet_nano'"),
         (["resnet18"], "resnet18 has no wiring"),
         (["gone.pth"], "no weights file at gone.pth"),
-        (["empty"], "empty is no run of `topodet pretrain`: .* Give a file"),
+        (["empty"], "empty is not a run of `topodet pretrain`: .* Give a file"),
         (
             ["detector"],
-            "detector is no run of `topodet pretrain`: .* Give one of its files, e.g. detector.epoch_12.pth",
+            "detector is not a run of `topodet pretrain`: .* Give one of its files, e.g. detector.epoch_12.pth",
         ),
         (["begun"], "begun has no checkpoint: the run has not finished its first epoch"),
         (["plain.pth"], "plain.pth has no topology: none of its 1 tensors"),
-        (["loop.pth"], "a.wiring is no wiring: .*self-loop"),
+        (["loop.pth"], "a.wiring is not a wiring: .*self-loop"),
         (["elsewhere.pth"], "is refused: its network hf-hub:x refers to other files"),
         (["model.pth", "--threshold", "0.1", "-1"], "threshold=-1.0 is out of range"),
         (["model.pth", "--threshold", "nan"], "threshold=nan is out of range"),

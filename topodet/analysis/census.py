@@ -59,7 +59,7 @@ def survey(name: str, *, parameters: int = PARAMETERS, seconds: float = SECONDS,
     """Build a network with random weights, connect it with "auto", and compare the two.
 
     Args:
-        name: of the network in timm.
+        name: name of the network in timm.
         parameters, seconds: limits; a network that exceeds one is listed as not measured.
         options: arguments of `timm.create_model` that make it smaller.
 
@@ -85,10 +85,10 @@ def survey(name: str, *, parameters: int = PARAMETERS, seconds: float = SECONDS,
             del root
             return row | compare(model, sample)
     except TimeoutError:
-        return {**row, "reason": f"not measured: it took more than {seconds:.0f} s of a processor"}
+        return {**row, "reason": f"not measured: it took more than {seconds:.0f} s of CPU time"}
     except ConfigError as error:
         return {**row, "reason": _shortened(str(error))}
-    except Exception as error:  # of a stranger's network: what it is goes into the table
+    except Exception as error:  # any network may fail in any way; the table lists the error
         return {**row, "reason": _shortened(f"not measured: {type(error).__name__}: {error}")}
 
 
@@ -132,7 +132,7 @@ def randomize(model: nn.Module) -> nn.Module:
 
 
 def has_two_blocks(call: Call) -> bool:
-    """Whether one module calls two others of one class in a row, made of several, that keep the shape of their input.
+    """Whether a module calls two composite modules of one class in a row that keep the shape of their input.
 
     This is weaker than the condition of `connect`: the second need not read the exact tensor of the first.
     """
@@ -158,7 +158,7 @@ def _values(model: nn.Module, sample: Sample) -> tuple[list[Tensor], list[Tensor
 
 
 def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Return the largest difference as a share of the largest value; 1 where there are only zeros to compare."""
+    """Return the largest difference as a share of the largest value; 1 if there are only zeros to compare."""
     scale = max((x.abs().max().item() for x in theirs), default=0.0)
     largest = max(((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True)), default=0.0)
     return largest / scale if scale else 1.0
@@ -166,7 +166,7 @@ def _difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 @contextmanager
 def _limit(seconds: float) -> Iterator[None]:
-    """Raise a TimeoutError in this thread after so many seconds of computing, however busy the machine is."""
+    """Raise a TimeoutError in this thread after some seconds of CPU time, however busy the machine is."""
 
     def stop(*_: object) -> None:
         raise TimeoutError
@@ -238,7 +238,7 @@ def update_page(page: str, record: Mapping[str, Any]) -> str:
     )
     ordered = sorted(rows, key=lambda row: (row["family"], row["name"]))
     body = [_cells(row) for row in ordered if "edges" in row]
-    # Whole sentences make no column.
+    # As a list, because sentences do not fit into a column.
     reasons = [f"- {row['name']}: {row['reason']}" for row in ordered if "edges" not in row]
     parts = [text, table(head, body), *(["## Not connected", "\n".join(reasons)] if reasons else [])]
     return replace_measured(page, "\n\n".join(parts), path="docs/census.md")

@@ -87,7 +87,7 @@ def edge_figure(
     axis.set_xlabel("edges removed, %")
     axis.set_ylabel(_LABELS.get(score, score))
     axis.set_xlim(-3, 103)
-    axis.set_ylim(0, top or 1.05 * axis.dataLim.y1)  # a difference looks as large as it is
+    axis.set_ylim(0, top or 1.05 * axis.dataLim.y1)  # from 0, to show differences in proportion
     axis.set_title(title or f"{score} without weak edges", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     _legend(figure, axis)
@@ -95,7 +95,7 @@ def edge_figure(
 
 
 def _legend(figure: Figure, axis: Axes) -> None:
-    """Put the legend below the axes, where it hides nothing."""
+    """Put the legend below the axes."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
 
@@ -212,7 +212,7 @@ def _retrained_table(record: Record) -> str:
 
 
 def _damage(kind: Literal["nodes", "edges"], record: Record) -> Damage:
-    """Return what was measured, with NaN where the record has no number."""
+    """Return the measurements, with NaN for missing numbers."""
     whole, rows = record[kind]["whole"], record[kind]["rows"]
     return Damage(kind, _numbers(whole), list(map(_numbers, rows)))
 

@@ -35,7 +35,7 @@ def graph(edges: Sequence[Sequence[int]], alpha: Sequence[float], nodes: int, to
     width, base = step * (nodes - 1) + 40, 0.23 * step * max(i - j for j, i in edges) + 16
     font = 12 * max(1.0, width / 400)
     parts = []
-    # Children of the first group are the edges and those of the second the nodes, by number: the script counts on it.
+    # The script relies on this order: the first group has the edges, the second the nodes, by number.
     for (j, i), value in zip(edges, alpha):
         x, end, lift = 20 + step * j, 20 + step * i, 0 if i == j + 1 else 0.46 * step * (i - j)
         stroke = 0.5 + 4 * abs(value) / top
@@ -62,7 +62,7 @@ def heat_map(
     """Draw the adjacency matrix, inputs of node i in row i.
 
     Args:
-        focus: the keyboard can go to it.
+        focus: whether it can get the keyboard focus.
     """
     cell = max(12, 230 // nodes)
     side = cell * nodes
@@ -88,7 +88,7 @@ def heat_map(
 
 
 def scale(top: float) -> str:
-    """Draw what the levels of |alpha| stand for."""
+    """Draw the color scale of |alpha|."""
     cells = "".join(
         f'<rect class="l{level}" x="{1 + 22 * level}" y="1" width="22" height="14"/>' for level in range(LEVELS)
     )
@@ -132,7 +132,7 @@ def histograms(whole: Numbers, groups: Sequence[Numbers], *, label: str) -> str:
 
 
 def degrees(inputs: Sequence[int], outputs: Sequence[int], *, label: str) -> str:
-    """Draw a bar up for what each node reads and one down for what reads it; the script sets their heights."""
+    """Draw each node's in-degree as a bar up and its out-degree as a bar down; the script sets their heights."""
     top, unit = max(*inputs, *outputs), 52 / max(*inputs, *outputs)
     step = 300 / len(inputs)
     parts = [
@@ -152,7 +152,7 @@ def degrees(inputs: Sequence[int], outputs: Sequence[int], *, label: str) -> str
 
 
 def series(rows: Sequence[Mapping[str, float | None]], names: Sequence[str]) -> Series:
-    """Return the lines of some columns over "epoch", without what has no number."""
+    """Return the lines of some columns over "epoch", without missing numbers."""
     found = [
         (
             name,
@@ -164,7 +164,7 @@ def series(rows: Sequence[Mapping[str, float | None]], names: Sequence[str]) -> 
 
 
 def lines(found: Series, *, label: str) -> str:
-    """Draw lines over the epochs, told apart by their dashes; nothing where there is none."""
+    """Draw lines over the epochs, distinguished by their dashes; "" if there are none."""
     if not found or all(y == 0 for _, points in found for _, y in points):
         return ""
     xs, ys = ([point[k] for _, points in found for point in points] for k in (0, 1))

@@ -26,7 +26,7 @@ from ...topology.paths import subgraph
 from .subject import Subject
 
 FORMAT = 1
-# Of a slider: every 2 % of the edges.
+# Steps of the slider, one for every 2 % of the edges.
 STEPS = 50
 _BINS = 24
 
@@ -40,7 +40,7 @@ def measure(subject: Subject, *, thresholds: Sequence[float] | None = None, agai
         subject: the network.
         thresholds: pruning thresholds, each with the measures it is valid for (`connectivity.plan_pruning`); by
             default, steps of a fiftieth of the edges.
-        against: another network with as many wirings of the same sizes.
+        against: another network with the same number of wirings, of the same sizes.
 
     Returns:
         "stages": for each wiring its graph, "alpha", degrees, histograms and small-world-ness; "cuts": for each measure
@@ -166,14 +166,14 @@ def _cuts(subject: Subject, per: Per, thresholds: Sequence[float] | None) -> lis
         for value in thresholds:
             plan_pruning(
                 subject.model, threshold=value, on_disconnected="allow"
-            )  # refuses what makes sense in no measure
+            )  # raises for a threshold that is invalid in every measure
         grid = sorted({float(value) for value in thresholds if per == "network" or value <= 1} | {0.0})
     costs = _costs(subject)
     whole = _network(subject)
     rows = []
     for threshold in grid:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is disconnected stands in the row
+            warnings.simplefilter("ignore")  # the row lists the disconnected wirings
             cuts = plan_pruning(subject.model, threshold=threshold, per=per, on_disconnected="repair")
         left = sum(len(part.edges) for part in cuts.values())
         total = sum(part.topology.num_edges for part in cuts.values())
@@ -193,14 +193,14 @@ def _cuts(subject: Subject, per: Per, thresholds: Sequence[float] | None) -> lis
 
 
 def _grid(model: nn.Module, per: Per) -> list[float]:
-    """Return 0 and thresholds that take 1/50 of the edges more each, as far as equal strengths allow."""
+    """Return 0 and thresholds that each remove another 1/50 of the edges, as far as equal strengths allow."""
     sizes = np.sort(np.concatenate([size.numpy() for size in strengths(model, per).values()]))
     ranks = np.linspace(0, len(sizes) - 1, STEPS + 1).round().astype(int)
     return np.unique(np.concatenate([[0.0], sizes[ranks]])).tolist()
 
 
 def _costs(subject: Subject) -> tuple[Counter[str], Counter[str]]:
-    """Return parameters and multiply-adds of every module and tensor by name, in all, its children's included."""
+    """Return parameters and multiply-adds of every module and tensor by name, including those of its children."""
     parameters, adds = Counter(), Counter()
     if subject.whole:
         sizes = {name: parameter.numel() for name, parameter in subject.model.named_parameters()}
@@ -215,7 +215,7 @@ def _costs(subject: Subject) -> tuple[Counter[str], Counter[str]]:
 def _left_of_the_network(
     subject: Subject, whole: Numbers | None, cuts: Mapping[str, PruningPlan], costs: tuple[Counter[str], Counter[str]]
 ) -> Numbers:
-    """Return how large `connectivity.prune` would leave the network."""
+    """Return the size of the network after `connectivity.prune`."""
     if whole is None:
         return dict.fromkeys(("parameters", "edge_weights", "multiply_adds"))
     parameters, adds = costs
@@ -245,7 +245,7 @@ def _left_of_a_stage(part: PruningPlan) -> Numbers:
 
 
 def _evolution(subject: Subject) -> Numbers | None:
-    """Return the edge weights of each wiring after the epochs that were kept, and the rows of the summary."""
+    """Return the edge weights of each wiring after the epochs with checkpoints, and the rows of the summary."""
     if not subject.snapshots and not subject.history:
         return None
     return {
@@ -256,20 +256,19 @@ def _evolution(subject: Subject) -> Numbers | None:
 
 
 def _distances(subject: Subject, other: Subject) -> Numbers:
-    """Return how far the wirings, and where weights are zero the channels' connections, of two networks are apart.
+    """Return the distances between the wirings of two networks, and between their channels if some weights are zero.
 
-    "wirings": for shares of the edges that are left of each network (`plan_pruning(keep=..., per="node")`), NNSTD of
-    each stage's graph as one layer, from the nodes that are read to those that read, and the mean over stages;
-    None where a graph fell apart.
-    "channels": NNSTD of the layers' weights (`topodet.related.nnstd.nnstd(..., ties="authors")`), None where both are
-    dense, so that nothing differs, or where the layers are no chain.
+    "wirings": for shares of the edges kept in each network (`plan_pruning(keep=..., per="node")`), NNSTD of each
+    stage's graph as one layer, from source to target nodes, and the mean over stages; None if a graph fell apart.
+    "channels": NNSTD of the layers' weights (`topodet.related.nnstd.nnstd(..., ties="authors")`), None if both are
+    dense, so that nothing differs, or if the layers are not a chain.
     """
     ours, theirs = wirings(subject.model), wirings(other.model)
     sizes = [[wiring.topology.num_nodes for wiring in parts.values()] for parts in (ours, theirs)]
     if sizes[0] != sizes[1]:
         raise ConfigError(
             f"{subject.source} has wirings of {sizes[0]} nodes and {other.source} of {sizes[1]}: NNSTD compares "
-            "networks of the same sizes. Give two that differ in their edges alone"
+            "networks of the same sizes. Give two that differ only in their edges"
         )
     rows = []
     for share in (1.0, *SHARES):
@@ -287,7 +286,7 @@ def _distances(subject: Subject, other: Subject) -> Numbers:
 
 
 def _adjacencies(cuts: Mapping[str, PruningPlan]) -> list[np.ndarray]:
-    """Return each graph's edges as bool [inputs, nodes]; all False where it fell apart."""
+    """Return each graph's edges as bool [inputs, nodes]; all False if it fell apart."""
     return [part.topology.adjacency(part.kept().numpy()).T > 0 for part in cuts.values()]
 
 
@@ -298,8 +297,8 @@ def _channels(subject: Subject, other: Subject) -> Numbers | None:
         return None
     try:
         names = list(channel_graphs(subject.model))
-        found = nnstd(subject.model, other.model, "authors")  # of whole networks, in seconds
-    except TopologyError:  # shortcuts, or other widths: the layers are no chain, or not the same
+        found = nnstd(subject.model, other.model, "authors")  # takes seconds for whole networks
+    except TopologyError:  # shortcuts, or other widths: the layers are not a chain, or differ
         return None
     return {"layers": dict(zip(names, found.layers)), "mean": found.mean}
 

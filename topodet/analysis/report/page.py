@@ -65,7 +65,7 @@ def _digest(content: str) -> str:
 
 
 def _embedded(content: Any) -> str:
-    """Return JSON that nothing in it can end the script element of."""
+    """Return JSON that cannot end the script element that contains it."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -107,7 +107,7 @@ def _controls(numbers: Numbers) -> str:
     words = {
         "network": "|alpha|",
         "stage": "|alpha| / largest of its stage",
-        "node": "|alpha| / largest that its node reads",
+        "node": "|alpha| / largest of its target node",
     }
     options = "".join(f'<option value="{per}">{words[per]}</option>' for per in numbers["cuts"])
     return f"""<section class="controls" aria-label="Threshold">
@@ -134,8 +134,8 @@ def _graphs(numbers: Numbers) -> str:
     )
     return _section(
         "Graph",
-        "Nodes in their order, edges as wide as |alpha|. Dashed: a negative weight. Dotted: too weak, and kept because "
-        "without it the input would not reach the output. Hollow: a node that is gone.",
+        "Nodes in their order, edges as wide as |alpha|. Dashed: negative weight. Dotted: too weak, but kept because "
+        "otherwise the input would not reach the output. Hollow: removed node.",
         figures,
         "wide",
     )
@@ -156,8 +156,8 @@ def _adjacency(numbers: Numbers) -> str:
     )
     return _section(
         "Adjacency",
-        "Row: the node that reads, column: the node that is read. A bar in a cell: a negative weight. A frame alone: "
-        "an edge that is cut. No cell: no edge.",
+        "Row: target node, column: source node. Bar in a cell: negative weight. Only a frame: removed edge. No cell: "
+        "no edge.",
         [charts.scale(top), *figures],
     )
 
@@ -174,8 +174,8 @@ def _histograms(numbers: Numbers) -> str:
     )
     return _section(
         "Edge weights",
-        "Edges by alpha, of the whole stage above and by the in-degree of the node that reads below; heights are "
-        "logarithmic. The adaptive penalty presses harder the larger the in-degree.",
+        "Edges by alpha, for the whole stage (top) and by the in-degree of their target nodes (below); heights are "
+        "logarithmic. The adaptive penalty is stronger for larger in-degrees.",
         figures,
     )
 
@@ -189,9 +189,7 @@ def _degrees(numbers: Numbers) -> str:
         )
         for stage in numbers["stages"]
     )
-    return _section(
-        "Degrees", "Of each node what it reads (upwards) and what reads it (downwards), after the cut.", figures
-    )
+    return _section("Degrees", "In-degree (up) and out-degree (down) of each node, after the cut.", figures)
 
 
 def _measures(numbers: Numbers) -> str:
@@ -222,7 +220,7 @@ def _measures(numbers: Numbers) -> str:
         cells = [[c["name"], c["channels"], digits(c["density"]), f"{c['mass']:,.1f}"] for c in mass["cells"]]
         cells.append(["all", "", "", f"{mass['mass']:,.1f}"])
         tables.append(_table(["cell", "channels", "density", "NN-Mass"], cells))
-    return _section("Measures", "Of the whole wiring, nothing cut.", tables, "tables")
+    return _section("Measures", "Of the whole wiring, without a cut.", tables, "tables")
 
 
 def _evolution(numbers: Numbers) -> str:
@@ -253,7 +251,7 @@ def _evolution(numbers: Numbers) -> str:
 
 
 def _curves(numbers: Numbers) -> Iterable[tuple[str, charts.Series]]:
-    """Yield title and lines of what the run wrote down after each epoch."""
+    """Yield title and lines of the numbers that the run recorded after each epoch."""
     found = numbers["evolution"]
     history, names = found["history"], dict.fromkeys(name for row in found["history"] for name in row)
     for title, ends in (("Top-1, %", "top1"), ("Loss", "loss"), ("Penalty", "penalty")):
@@ -282,8 +280,8 @@ def _distances(numbers: Numbers) -> str:
         tables.append(_table(["layer", 'NNSTD, ties="authors"'], [*layers, ["mean", digits(channels["mean"])]]))
     return _section(
         f"NNSTD against {found['against']}",
-        "From 0, the same wiring, to 1, no edge in common, with the strongest edges of each node left; a dash where "
-        "a graph fell apart.",
+        "From 0 (the same wiring) to 1 (no common edge), with only the strongest edges of each node; a dash if a graph "
+        "fell apart.",
         tables,
         "tables",
     )

@@ -82,7 +82,7 @@ class Wirings(nn.Module):
                 wiring = Wiring(topology, numbers=numbers)
                 wiring.load_state_dict({"edges": edges, "alpha": alpha})
             except (TopologyError, RuntimeError) as error:
-                raise WeightsError(f"{name} is no wiring: {error}") from error
+                raise WeightsError(f"{name} is not a wiring: {error}") from error
             parent: nn.Module = self
             *path, last = name.split(".")
             for part in path:
@@ -115,14 +115,14 @@ def _of_name(name: str) -> Subject:
     try:
         check_timm_name(name)
     except ConfigError as error:
-        raise ConfigError(f"{name!r} is no file and no folder here, and as a network: {error}") from None
+        raise ConfigError(f"{name!r} is not a file or folder here, and as a network: {error}") from None
     model = timm.create_model(name)
     if not wirings(model):
         raise ConfigError(
-            f"{name} has no wiring: its connections are not edges with weights. Networks that have them are toponet*, "
-            "resnet*_cifar_connected, and what topodet.models.connect or rewire makes of others"
+            f"{name} has no wiring: its connections are not edges with weights. Networks with a wiring are toponet*, "
+            "resnet*_cifar_connected, and the results of topodet.models.connect and rewire"
         )
-    return Subject(name, "network of timm, as it starts", name, model, _input_size(model.default_cfg, model))
+    return Subject(name, "timm network with initial weights", name, model, _input_size(model.default_cfg, model))
 
 
 def _of_file(source: str, file: WeightsFile) -> Subject:
@@ -145,11 +145,11 @@ def _of_file(source: str, file: WeightsFile) -> Subject:
     backbone = weights.extract_backbone(file.state_dict) or file.state_dict
     card = weights.backbone_card(file.card)
     whole = any(name not in backbone for name in file.state_dict)
-    # Which weights of which epoch were published: of a detector's backbone that was what its training began with.
+    # The card's epoch and weights are not valid for a detector's backbone: they describe its initial weights.
     about |= {name: card.get(name) for name in ("name", *(() if whole else ("epoch", "weights")), "licence", "notes")}
     if "stages.0.wiring.edges" not in backbone and not card.get("wiring"):
         note = (
-            f"{file.path} does not tell which network its wirings belong to: no parameters, multiply-adds and NN-Mass. "
+            f"{file.path} does not say which network its wirings belong to: no parameters, multiply-adds and NN-Mass. "
             "A checkpoint of `topodet pretrain` does"
         )
         return Subject(source, "state dict", "", Wirings(file.state_dict), facts=about, notes=(note,))
@@ -161,20 +161,20 @@ def _of_file(source: str, file: WeightsFile) -> Subject:
 
 
 def _of_run(source: str, folder: Path) -> Subject:
-    """Return the network of a run's newest checkpoint that can be read, and how its edges came to be what they are."""
+    """Return the network of a run's newest readable checkpoint, with the history of its edges."""
     paths = sorted(folder.glob("checkpoint-*.pth.tar"))
     paths += [path for path in (folder / _BEST, folder / LAST) if path.exists()]
     if not paths:
         if (folder / "args.yaml").exists():
             raise WeightsError(f"{folder} has no checkpoint: the run has not finished its first epoch")
-        others = [path for path in folder.glob("*.pth") if path.is_file()]  # of a framework's own training
+        others = [path for path in folder.glob("*.pth") if path.is_file()]  # of a detector's training
         others.sort(key=lambda path: path.stat().st_mtime)
         remedy = f"one of its files, e.g. {others[-1]}" if others else "a file"
-        raise WeightsError(f"{folder} is no run of `topodet pretrain`: no checkpoint of one is there. Give {remedy}")
+        raise WeightsError(f"{folder} is not a run of `topodet pretrain`: it has no checkpoint of one. Give {remedy}")
     files: dict[int, WeightsFile] = {}
     notes: list[str] = []
     damaged: list[str] = []
-    for path in paths:  # of one epoch the last in this order, which is last.pth.tar where it is one of them
+    for path in paths:  # of several files of one epoch, the last one is kept: last.pth.tar if it is among them
         try:
             file = weights.read(path)
         except WeightsError as error:
@@ -190,12 +190,12 @@ def _of_run(source: str, folder: Path) -> Subject:
         raise WeightsError(f"{folder}: none of its checkpoints can be read. {'; '.join(damaged)}")
     newest = _of_file(source, files[max(files)])
     if not (folder / LAST).exists():
-        notes.append(f"there is no {LAST}: taken is the newest checkpoint, of epoch {max(files)}")
+        notes.append(f"there is no {LAST}: the newest checkpoint is used, of epoch {max(files)}")
     snapshots = []
     for epoch, file in sorted(files.items()):
         snapshot = _snapshot(epoch, newest.model, file.state_dict)
         if snapshot is None:
-            notes.append(f"left out: {file.path} has other edges than that of epoch {max(files)}")
+            notes.append(f"left out: {file.path} has different edges than the one of epoch {max(files)}")
         else:
             snapshots.append(snapshot)
     history, told = _history(folder / "summary.csv")
@@ -239,19 +239,21 @@ def _snapshot(epoch: int, model: nn.Module, state_dict: Mapping[str, Tensor]) ->
 
 
 def _history(path: Path) -> tuple[tuple[dict[str, float | None], ...], list[str]]:
-    """Return the rows of a summary.csv up to the first that is no epoch's, and what is to be said about it."""
+    """Return the rows of a summary.csv up to the first invalid one, and notes about it."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             table = list(csv.DictReader(file))
     except FileNotFoundError:
-        return (), [f"there is no {path.name}: the curves are those of the newest checkpoint's history"]
+        return (), [f"there is no {path.name}: the curves are from the newest checkpoint's history"]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        return (), [f"{path} cannot be read ({error}): the curves are those of the newest checkpoint's history"]
+        return (), [f"{path} cannot be read ({error}): the curves are from the newest checkpoint's history"]
     rows: list[dict[str, float | None]] = []
     for line, row in enumerate(table, start=2):
         numbers = {name: _number(value) for name, value in row.items() if name}
         if numbers.get("epoch") is None or None in row.values():
-            return tuple(rows), [f"{path}, line {line}: no whole row of numbers; it is left out, with what follows"]
+            return tuple(rows), [
+                f"{path}, line {line}: not a complete row of numbers; it is left out, and so are later ones"
+            ]
         rows.append(numbers)
     return tuple(rows), []
 
@@ -265,7 +267,7 @@ def _number(value: object) -> float | None:
 
 
 def _input_size(about: object, model: nn.Module) -> tuple[int, int, int]:
-    """Return the size of the images that a card or configuration speaks of; 224 where it does not."""
+    """Return the size of the images from a card or configuration; 224 by default."""
     size = about.get("input_size") if isinstance(about, Mapping) else None
     if isinstance(size, list | tuple) and len(size) == 3 and all(isinstance(n, int) and 0 < n <= 4096 for n in size):
         return tuple(size)

@@ -7,7 +7,7 @@ from typing import Any
 from ...records.markdown import table
 from .measure import Numbers
 
-# Shares of the edges that are gone, for which the table of cuts has a row.
+# Shares of removed edges that have a row in the table of cuts.
 _REMOVED = (0.2, 0.4, 0.6, 0.8)
 
 
