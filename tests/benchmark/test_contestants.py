@@ -170,7 +170,7 @@ def test_a_module_of_the_users_own(tmp_path):
         ("peer.py:no_module", "returned int, but must return a torch.nn.Module"),
         ("peer.py:raises", r"raises\(in_chs=3, out_chs=4, nodes=5.* failed: RuntimeError: broken"),
         ("syntax.py:make", "importing .*syntax.py failed: SyntaxError"),
-        ("peer.txt:make", r"no Python file; its name must end in .py"),
+        ("peer.txt:make", r"not a Python file; its name must end in .py"),
     ],
 )
 def test_a_module_that_cannot_be_used(tmp_path, spec, message):
@@ -192,7 +192,7 @@ def test_a_module_that_cannot_be_used(tmp_path, spec, message):
         ({"memory_format": "nhwc"}, "unknown --memory-format 'nhwc'"),
         ({"malloc": "steadi"}, "unknown --malloc 'steadi'. Did you mean 'steady'"),
         ({"frameworks": ("mmdet",)}, "unknown --frameworks 'mmdet'. Did you mean 'mmdetection'"),
-        ({"device": "gpu"}, "--device gpu: torch knows no such device"),
+        ({"device": "gpu"}, "--device gpu: unknown to torch"),
         ({"device": "cuda:99"}, r"--device cuda:99: this torch .* sees \d+ GPUs; use --device cpu"),
         ({"device": "meta"}, "cpu and cuda only"),
         ({"keep": 0.0}, r"--keep 0.0: .* \(0, 1\]"),
@@ -203,7 +203,7 @@ def test_a_module_that_cannot_be_used(tmp_path, spec, message):
         ({"what": "detector", "keep": 0.5}, "not for detectors"),
         ({"rounds": 0}, "--rounds 0: give at least 1"),
         ({"batch": 0}, "--batch 0: give at least 1"),
-        ({"what": "network", "batch": 1, "size": 32}, "one value a channel"),
+        ({"what": "network", "batch": 1, "size": 32}, "one value per channel"),
     ],
 )
 def test_settings_that_make_no_benchmark(options, message):

@@ -115,7 +115,7 @@ def build(settings: Settings, name: str) -> Contestant:
 
 
 def detectors(framework: str) -> Any:
-    """Import what builds the detectors of a framework: by name, because imports run from here to there."""
+    """Import the module that builds a framework's detectors; by name, because that module imports this package."""
     return importlib.import_module(f"{PACKAGES[framework][1]}.benchmark")
 
 
@@ -167,7 +167,7 @@ def _on_device(module: nn.Module, settings: Settings, name: str, *, fused: bool)
     stage = settings.what == "stage"
     generator = torch.Generator().manual_seed(settings.seed)
     x = torch.randn(settings.batch, settings.in_chs if stage else 3, settings.size, settings.size, generator=generator)
-    # A stage stands behind others, which want its input's gradient; an image has none.
+    # A stage follows others, which need the gradient of its input; an image needs none.
     x = x.to(settings.device, memory_format=layout).requires_grad_(stage)
 
     def forward(called: nn.Module) -> Tensor:
@@ -175,13 +175,13 @@ def _on_device(module: nn.Module, settings: Settings, name: str, *, fused: bool)
             return called(x)
 
     output = calibrate_batchnorm(module.eval(), forward, module)
-    if fused:  # with the statistics in it
+    if fused:  # after calibration: fusing merges the statistics
         module = fuse_for_inference(module).to(settings.device, memory_format=layout)
-    # Shapes never change: a graph that could take others would be slower.
+    # Shapes never change, and a graph for dynamic shapes would be slower.
     called = torch.compile(module, dynamic=False) if settings.compile else module
     _check_output(output, settings, name)
-    # A loss that is the plain sum or mean of a normalized output has next to no gradient to propagate: rounding, and
-    # denormal numbers, which are slow on a CPU. So each element has a random weight in it.
+    # The plain sum or mean of a normalized output has almost no gradient: rounding errors and denormal numbers, which
+    # are slow on a CPU. Therefore each element has a random weight in the loss.
     weights = torch.randn_like(output, dtype=torch.float32)
     inputs = (x,) if stage else ()
     loss = None if fused else lambda: (forward(called).float() * weights).sum()

@@ -116,13 +116,13 @@ def _of_a_process(settings: Settings, name: str) -> Megabytes:
             return pool.submit(_own_memory, settings, name).result()
         except BrokenProcessPool as error:
             raise ConfigError(
-                f"the process that measures the memory of {name!r} died, perhaps for want of memory: use a smaller "
+                f"the process that measures the memory of {name!r} died, perhaps out of memory: use a smaller "
                 "--batch or --size, or --no-memory"
             ) from error
 
 
 def copy_bandwidth(device: str, size: int = 2**30) -> float:
-    """Return the bytes a second that a copy of `size` bytes on the GPU reads and writes: what the memory can do."""
+    """Return the bytes per second that a copy of `size` bytes on the GPU reads and writes, the memory's bandwidth."""
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     durations = [_cuda_milliseconds(lambda: target.copy_(source)) for _ in range(20)]

@@ -19,7 +19,7 @@ def build_peer(spec: str, arguments: dict[str, Any]) -> nn.Module:
         arguments: keywords that the function is called with, see docs/performance.md.
 
     Raises:
-        ConfigError: no such file or function, an error in either, or a result that is no module.
+        ConfigError: no such file or function, an error in either, or a result that is not a module.
     """
     path, separator, name = spec.rpartition(":")
     if not separator or not name:
@@ -29,11 +29,11 @@ def build_peer(spec: str, arguments: dict[str, Any]) -> nn.Module:
         raise ConfigError(f"--module {spec}: no file at {path} (working folder {Path.cwd()})")
     loaded = importlib.util.spec_from_file_location(f"topodet_peer_{file.stem}", file)
     if loaded is None:
-        raise ConfigError(f"--module {spec}: {path} is no Python file; its name must end in .py")
+        raise ConfigError(f"--module {spec}: {path} is not a Python file; its name must end in .py")
     namespace = importlib.util.module_from_spec(loaded)
     try:
         loaded.loader.exec_module(namespace)
-    except Exception as error:  # whatever the user's file raises
+    except Exception as error:  # the user's file can raise anything
         raise ConfigError(f"--module {spec}: importing {path} failed: {type(error).__name__}: {error}") from error
     functions = [key for key, value in vars(namespace).items() if callable(value)]
     if name not in functions:
@@ -44,7 +44,7 @@ def build_peer(spec: str, arguments: dict[str, Any]) -> nn.Module:
         called = ", ".join(f"{key}={_short(value)}" for key, value in arguments.items())
         raise ConfigError(
             f"--module {spec}: {name}({called}) failed: {type(error).__name__}: {error}. A function that does not need "
-            "all of these takes the others as **kwargs"
+            "all of these can accept the others as **kwargs"
         ) from error
     if not isinstance(made, nn.Module):
         raise ConfigError(f"--module {spec}: {name} returned {type(made).__name__}, but must return a torch.nn.Module")

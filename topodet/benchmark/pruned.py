@@ -16,8 +16,8 @@ def keep_edges(topology: Topology, share: float, seed: int = 0) -> Topology:
 
     Args:
         topology: the graph.
-        share: in (0, 1], of the edges; rounded to a whole edge.
-        seed: of the draw.
+        share: share of the edges, in (0, 1]; rounded to a whole edge.
+        seed: seed of the draw.
 
     Raises:
         ConfigError: fewer edges than connect the nodes.

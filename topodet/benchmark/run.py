@@ -32,7 +32,7 @@ def benchmark(settings: Settings, say: Callable[[str], None] = lambda _: None) -
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.malloc == "steady" and (settings.cuda or not keep_freed_memory()):
-        settings = replace(settings, malloc="default")  # what a record says was so
+        settings = replace(settings, malloc="default")  # the record lists what was used
     if settings.compile:
         # Every contestant and mode is a recompilation of the same code; beyond the limit torch falls back silently.
         torch._dynamo.config.cache_size_limit = 256
@@ -161,7 +161,7 @@ def bandwidth_results(rows: dict[str, Results], settings: Settings) -> Results:
 
 
 def growth_results(settings: Settings, nodes: int, say: Callable[[str], None]) -> Results:
-    """Return one row of the growth table: a stage of so many nodes, and the time of aggregation for an edge."""
+    """Return one row of the growth table: a stage with this number of nodes, and the time of aggregation per edge."""
     say(f"{nodes} nodes")
     playing = tuple(name for name in settings.contestants if "pruned" not in name)
     rows = compare(replace(settings, nodes=nodes, keep=1.0, growth=(), contestants=playing), say)

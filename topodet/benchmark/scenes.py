@@ -8,7 +8,7 @@ from torch import Tensor
 from .settings import Settings
 
 CLASSES = 80
-BOXES = 7  # an image; about as many as COCO has
+BOXES = 7  # per image, about as many as in COCO
 
 
 def noise_scenes(settings: Settings) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -23,7 +23,7 @@ def noise_scenes(settings: Settings) -> list[tuple[Tensor, Tensor, Tensor]]:
     scenes = []
     for _ in range(settings.batch):
         image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-        # From a corner in the first half to one at least a tenth of the image further on.
+        # The first corner is in the first half of the image, the second at least a tenth of its size further.
         start = torch.rand(BOXES, 2, generator=generator) * 0.5
         extent = 0.1 + torch.rand(BOXES, 2, generator=generator) * 0.4
         boxes = torch.cat([start * sides, (start + extent) * sides], dim=1)

@@ -90,12 +90,12 @@ class Settings:
 
     @property
     def layout(self) -> torch.memory_format:
-        """`memory_format` as torch has it."""
+        """`memory_format` as torch's type."""
         return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
 
     @property
     def precision(self) -> torch.dtype:
-        """`dtype` as torch has it."""
+        """`dtype` as torch's type."""
         return DTYPES[self.dtype]
 
 
@@ -135,8 +135,8 @@ def _check(settings: Settings) -> None:
     smallest = -(-settings.size // {"stage": 2, "network": 32, "detector": 1}[settings.what])
     if settings.batch * smallest**2 < 2:
         raise ConfigError(
-            f"--batch {settings.batch} --size {settings.size}: the smallest feature map has one value a channel, which "
-            "batch normalisation cannot train on; give a larger --batch or --size"
+            f"--batch {settings.batch} --size {settings.size}: the smallest feature map has one value per channel, "
+            "which batch normalization cannot train on; give a larger --batch or --size"
         )
     if not 0 < settings.keep <= 1:
         raise ConfigError(f"--keep {settings.keep}: the share of edges that stay lies in (0, 1], e.g. 0.2")
@@ -156,7 +156,7 @@ def _check_device(name: str) -> None:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"--device {name}: torch knows no such device; use cpu or cuda") from error
+        raise ConfigError(f"--device {name}: unknown to torch; use cpu or cuda") from error
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device {name}: time and memory are measured on cpu and cuda only")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
