@@ -144,7 +144,7 @@ def test_the_model_is_left_alone():
 @pytest.mark.parametrize(
     ("model", "inputs", "message"),
     [
-        (nn.ReLU(), (1, 4), "ReLU computes with no nn.Linear and no nn.Conv2d"),
+        (nn.ReLU(), (1, 4), "ReLU calls no nn.Linear and no nn.Conv2d"),
         (nn.Sequential(nn.Linear(4, 2)), (1, 3, 4), "0 reads [1, 3, 4]; a linear layer of an MLP reads [B, C]"),
         (
             nn.Sequential(nn.Conv2d(3, 64, 3)),

@@ -151,5 +151,5 @@ def test_unconnected_blocks_count_beside_connected_ones():
 
 
 def test_a_network_without_cells_is_named():
-    with pytest.raises(ConfigError, match=r"Sequential has no cell that nn_mass knows: DenseCell, TopoStage"):
+    with pytest.raises(ConfigError, match=r"Sequential has no cell that nn_mass supports: DenseCell, TopoStage"):
         nn_mass(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))

@@ -250,8 +250,8 @@ GOOD = [np.ones((2, 3)), np.ones((3, 2))]
         (GOOD, [np.ones((2, 3)), np.zeros((3, 2))], "layer 1 of b is empty: [3, 2] with no connection"),
         ([sparse.csr_array((2, 3))], GOOD, "layer 0 of a is empty: [2, 3] with no connection"),
         (np.ones((2, 3)), GOOD, "layer 0 of a has shape (3,); a is a list of matrices [n_in, n_out]"),
-        ([np.full((2, 3), np.nan)], GOOD, "layer 0 of a holds values that are no finite numbers"),
-        ([np.full((2, 3), "x")], GOOD, "layer 0 of a holds values that are no finite numbers"),
+        ([np.full((2, 3), np.nan)], GOOD, "layer 0 of a has values that are not finite numbers"),
+        ([np.full((2, 3), "x")], GOOD, "layer 0 of a has values that are not finite numbers"),
     ],
 )
 def test_bad_networks_are_named(a, b, message):

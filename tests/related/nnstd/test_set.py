@@ -241,9 +241,9 @@ def test_resuming_in_the_wrong_order_is_named():
     saved, state = copy.deepcopy(model.state_dict()), evolution.state_dict()
     late = network()
     late.load_state_dict(saved)
-    with pytest.raises(WeightsError, match=r"make SET first, then load the states of the model"):
+    with pytest.raises(WeightsError, match=r"create SET first, then load the states of the model"):
         sparse(seed=2, model=late)[2].load_state_dict(state)  # its own links have cut those that were loaded
-    with pytest.raises(WeightsError, match=r"make SET first"):
+    with pytest.raises(WeightsError, match=r"create SET first"):
         sparse(seed=2)[2].load_state_dict(state)  # the model has not loaded
     with pytest.raises(WeightsError, match=r"the state is of sparse layers .* resume the same network"):
         sparse(epsilon=3)[2].load_state_dict(state)
@@ -339,7 +339,7 @@ def test_bad_settings_are_named(options, message):
 
 def test_wrong_optimisers_are_named():
     model = network()
-    with pytest.raises(ConfigError, match=r"the optimiser does not train 2.weight, 5.weight"):
+    with pytest.raises(ConfigError, match=r"the optimizer does not train 2.weight, 5.weight"):
         SET(model, torch.optim.SGD(model[0].parameters(), lr=0.1), epsilon=1.5)
-    with pytest.raises(ConfigError, match="LBFGS keeps a history of all weights together"):
+    with pytest.raises(ConfigError, match="LBFGS keeps a joint history of all weights"):
         SET(model, torch.optim.LBFGS(model.parameters()), epsilon=1.5)

@@ -122,8 +122,8 @@ def test_rewiring_makes_triangles():
         (lambda: ChannelGraph((2, 2), [(2, 1)]), TopologyError, "edge (2, 1) does not lead to a later layer"),
         (lambda: ChannelGraph((2, 2), [(0, 4)]), TopologyError, "edges name node 4; nodes are 0 to 3"),
         (lambda: ChannelGraph((2, 2), [(0, 2), (0, 2)]), TopologyError, "edge (0, 2) occurs twice"),
-        (lambda: layered([2, 2, 2]).retargeted(1.5), ConfigError, "p=1.5 is no probability"),
-        (lambda: layered([2, 2, 2]).retargeted(1).retargeted(0.5), TopologyError, "edges skip layers already"),
+        (lambda: layered([2, 2, 2]).retargeted(1.5), ConfigError, "p=1.5 is not a probability"),
+        (lambda: layered([2, 2, 2]).retargeted(1).retargeted(0.5), TopologyError, "edges already skip layers"),
     ],
 )
 def test_what_is_no_graph_is_named(make, error, message):

@@ -105,13 +105,13 @@ def test_arrays_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*train.npz"):
         arrays(tmp_path)
     write(tmp_path, "train", images, labels)
-    with pytest.raises(DataError, match="has images of 4 of the first 10 classes"):
+    with pytest.raises(DataError, match="has images of only 4 of the first 10 classes"):
         arrays(tmp_path)
     write(tmp_path, "train", images.astype(np.float32), labels)
     with pytest.raises(DataError, match=re.escape("got float32 [4, 6, 6, 3] and [4]")):
         arrays(tmp_path, num_classes=2)
     (tmp_path / "train.npz").write_bytes(b"PK\x03\x04 no archive")
-    with pytest.raises(DataError, match=r"train.npz: .* damaged or no .npz file"):
+    with pytest.raises(DataError, match=r"train.npz: .* damaged or not an .npz file"):
         arrays(tmp_path, num_classes=2)
 
 
@@ -120,8 +120,8 @@ def test_arrays_that_cannot_be_used_are_named(tmp_path):
     [
         (["--networks", "plan"], "unknown network 'plan'. Did you mean 'plain'"),
         (["--seeds", "0"], "needs at least 1 seed, got 0"),
-        (["--networks", "plain", "--p", "some"], "p='some' is no choice"),
-        (["--targets", "95"], "target 95.0 is no accuracy"),
+        (["--networks", "plain", "--p", "some"], "p='some' is invalid"),
+        (["--targets", "95"], "target 95.0 is not an accuracy"),
         (["--every", "300"], "measured every 300 of 200 iterations: that is never"),
         (["--data", "nowhere"], "cannot read nowhere/train.npz"),
     ],

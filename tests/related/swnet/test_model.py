@@ -386,19 +386,19 @@ def chain(*last):
         (Parallel, "convs.1 reads the same map as convs.0: they are parallel"),
         (Twice, "convs.1 is called more than once in a pass"),
         (hooked, "layer2.0.conv1 has forward hooks"),
-        (lambda: swnet(RESNET(), p=0.1), "ResNet is retargeted already; retarget the original"),
+        (lambda: swnet(RESNET(), p=0.1), "ResNet is already retargeted; retarget the original"),
         (
             lambda: chain(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")),
-            r"2 is no plain Conv2d: Conv2d, padding_mode='circular'",
+            r"2 is not a plain Conv2d: Conv2d, padding_mode='circular'",
         ),
         (
             lambda: chain(nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 1)),
-            r"3 reads a map of \(224, 224\) pixels behind",
+            r"3 reads a map of \(224, 224\) pixels after",
         ),
         (lambda: chain(nn.AvgPool2d((2, 1)), nn.Conv2d(4, 4, 1)), r"cannot be pooled to the \(56, 112\) of 3"),
         (
             lambda: chain(nn.Linear(7, 7), nn.Conv2d(4, 4, 1)),
-            r"does not take images of \[1, 3, 224, 224\], give another",
+            r"does not accept images of \[1, 3, 224, 224\], give another",
         ),
     ],
 )
@@ -408,5 +408,5 @@ def test_what_cannot_be_rewired_is_refused_with_the_reason(make, message):
 
 
 def test_a_p_that_is_no_probability_is_named():
-    with pytest.raises(ConfigError, match=re.escape("p=-0.1 is no probability")):
+    with pytest.raises(ConfigError, match=re.escape("p=-0.1 is not a probability")):
         swnet(RESNET(), p=-0.1)

@@ -33,7 +33,7 @@ def test_the_choice_of_p():
     assert sweep.best == sweep.choose() == sweep.choose("max_s") == 0.4
     assert sweep.choose(0.7) == sweep.choose("0.7") == 0.7
     for wrong in ("max", "-1", 1.5, "nan"):
-        with pytest.raises(ConfigError, match=f"p={wrong!r} is no choice: give 'max_s' or a number from 0 to 1"):
+        with pytest.raises(ConfigError, match=f"p={wrong!r} is invalid: give 'max_s' or a number from 0 to 1"):
             sweep.choose(wrong)
 
 

@@ -14,7 +14,7 @@ from ...errors import ConfigError, unknown_name
 from ...models.fixed_tensors import FixedTensors
 from .cells import nn_mass_of_cells
 
-# From (input channels, output channels, stride) to what computes a layer.
+# From (input channels, output channels, stride) to the module of a layer.
 LayerFactory = Callable[[int, int, int], nn.Module]
 Fan = Literal["fan_in", "fan_out"]
 
@@ -70,7 +70,7 @@ class DenseCell(nn.Module):
         rng = np.random.default_rng(seed)
         self.layers = nn.ModuleList([layer(in_chs, width, stride)])
         for i in range(1, depth):
-            own = width * (i - 1)  # where the predecessor's channels begin
+            own = width * (i - 1)  # where the predecessor's channels start
             skips = np.sort(rng.permutation(own)[:skip_channels])
             reads = np.concatenate([skips, np.arange(own, own + width)])
             self.layers.append(SkipLayer(layer(len(reads), width, 1), reads))
@@ -188,7 +188,7 @@ def _build(
     if fan not in get_args(Fan):
         raise ConfigError(unknown_name("fan", fan, get_args(Fan)))
     cells = list(cells)
-    nn_mass_of_cells(cells)  # refuses what is no cell
+    nn_mass_of_cells(cells)  # raises for invalid cells
     made = []
     for k, (width, depth, skip_channels) in enumerate(cells):
         options = {"layer": layer, "stride": stride if k else 1, "seed": seed + k}

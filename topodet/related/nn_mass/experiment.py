@@ -67,7 +67,7 @@ FAMILIES = {
 BATCH = 128
 LR = 0.05
 LDI_INPUTS = 16
-# Names of the columns of a network's row: the two that explain, the two that are explained.
+# Columns of a network's row: explanatory and dependent variables.
 _CAUSES = ("mass", "parameters")
 _EFFECTS = ("ldi", "accuracy")
 
@@ -184,7 +184,7 @@ def figure(results: Results) -> Figure:
         for axis, (cause, effect) in zip(axes, panels):
             for row in networks:
                 width, depth, _ = row["cells"][0]
-                # The marker tells the width and the shade the depth, in greyscale too.
+                # Markers for width and shades for depth, for grayscale.
                 style = {"color": f"{0.75 - 0.75 * depths.index(depth) / max(1, len(depths) - 1)}", "linestyle": ""}
                 axis.plot(row[cause], row[effect], marker="os^v"[widths.index(width) % 4], markersize=4, **style)
             axis.set_xlabel(labels[cause])
@@ -229,7 +229,7 @@ def _network(family: Family, cells: Cells, digits: Digits, seeds: Sequence[int])
 
 
 def _maker(family: Family) -> tuple[Callable[..., nn.Module], tuple[int, ...]]:
-    """Return what makes a network, and the shape of one image as it reads it."""
+    """Return a function that creates a network, and the shape of its input for one image."""
     if family.num_cells > 1:
         return (lambda cells, **options: dense_cnn(cells, in_chans=1, **options)), (1, 8, 8)
     return (lambda cells, **options: dense_mlp(cells, in_features=64, act_layer=nn.ELU, **options)), (64,)
@@ -257,7 +257,7 @@ def _accuracy(model: nn.Module, images: Tensor, classes: Tensor) -> float:
 def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     if min(np.ptp(a), np.ptp(b)) < 1e-9:
         return None
-    return float(pearsonr(a, b).statistic)  # of ranks it is Spearman's
+    return float(pearsonr(a, b).statistic)  # on ranks, this is Spearman's
 
 
 def _residual(ranks: np.ndarray, other: np.ndarray) -> np.ndarray:

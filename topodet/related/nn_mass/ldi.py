@@ -12,11 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import ConfigError
 
-# What may follow a layer and keeps every value where it is: its Jacobian is diagonal.
+# Elementwise modules that may follow a layer: their Jacobian is diagonal.
 _ELEMENTWISE = (
-    _BatchNorm,  # by its stored statistics
+    _BatchNorm,  # with its stored statistics
     nn.Identity,
-    nn.Dropout,  # none in evaluation
+    nn.Dropout,  # the identity in evaluation
     nn.ReLU,
     nn.LeakyReLU,
     nn.ELU,
@@ -32,7 +32,7 @@ _ELEMENTWISE = (
     nn.Tanh,
     nn.Softplus,
 )
-# Entries of the largest Jacobian that is made: 1 GB of float64.
+# Most entries of a Jacobian: 1 GB of float64.
 _LIMIT = 2**27
 
 
@@ -90,7 +90,7 @@ def ldi(model: nn.Module, inputs: Tensor) -> LDI:
     model = copy.deepcopy(model).double().eval()
     traces = _trace(model, inputs.double())
     if not traces:
-        raise ConfigError(f"ldi: {type(model).__name__} computes with no nn.Linear and no nn.Conv2d")
+        raise ConfigError(f"ldi: {type(model).__name__} calls no nn.Linear and no nn.Conv2d")
     return LDI(tuple(LayerIsometry(trace.name, *_moments(trace)) for trace in traces))
 
 
@@ -102,7 +102,7 @@ class _Trace:
     linear: nn.Linear | nn.Conv2d
     in_shape: torch.Size
     z: Tensor
-    output: Tensor  # of the last of them, to recognise the next
+    output: Tensor  # of the last module, to recognize the next one
     followers: list[nn.Module]
 
 
@@ -138,7 +138,7 @@ def _moments(trace: _Trace) -> tuple[float, float]:
     """Return mean and standard deviation of the singular values over all inputs."""
     matrix = _matrix(trace)
     if matrix.shape[1] > matrix.shape[0]:
-        matrix = torch.linalg.qr(matrix.T).R.T  # an orthogonal factor on the right changes no singular value
+        matrix = torch.linalg.qr(matrix.T).R.T  # an orthogonal factor does not change singular values
     z = trace.z.requires_grad_()
     y = z.clone()
     for follower in trace.followers:
@@ -155,8 +155,8 @@ def _matrix(trace: _Trace) -> Tensor:
     rows, columns = trace.z[0].numel(), trace.in_shape[1:].numel()
     if rows * columns > _LIMIT:
         raise ConfigError(
-            f"ldi: the Jacobian of {trace.name} would be {rows:,} x {columns:,}; give smaller inputs than those that "
-            f"make it read {list(trace.in_shape)}"
+            f"ldi: the Jacobian of {trace.name} would be {rows:,} x {columns:,}; give smaller inputs: this layer "
+            f"reads {list(trace.in_shape)}"
         )
     if isinstance(linear, nn.Linear):
         if trace.z.ndim != 2:

@@ -34,12 +34,12 @@ def nn_mass(model: nn.Module) -> NNMass:
       its shortcut is the identity, otherwise 0. ResNets (timm, torchvision), MobileNetV2 (timm, torchvision) and timm's
       other networks with the same blocks, such as EfficientNets; squeeze-and-excitation does not count as a
       convolution.
-    - Wirings, ours: the paper has none. Nodes are those of the graph and hold the stage's channels; a sum takes nothing
-      from a channel's way, so an edge (j, i) with j < i - 1 brings as many skip channels as its source has: node i has
-      in_degree(i) such edges, less one if it reads node i - 1. A complete graph has density 1, as a DenseNet-type cell
-      whose layers read all, and a chain 0. Edges whose alpha is exactly 0 do not count. The last node of a stage
-      computes and its channels count; that of a run of connected blocks (`topodet.models.connect`) only sums, as at
-      the end of an additive block, and its channels do not. What a connected block has inside does not count either.
+    - Wirings, our extension of the paper: nodes are those of the graph and have the stage's channels. Each edge (j, i)
+      with j < i - 1 adds as many skip channels as its source has: node i has in_degree(i) such edges, or one fewer if
+      node i - 1 is among its inputs. A complete graph has density 1, as a DenseNet-type cell whose layers read all, and
+      a chain 0. Edges whose alpha is exactly 0 do not count. The last node of a stage computes, and its channels count;
+      that of a run of connected blocks (`topodet.models.connect`) only sums, as at the end of an additive block, and
+      its channels do not count. The inside of a connected block does not count either.
 
     The masses of cells are added. The connected and the original form of a network have different masses, which must
     not be compared.
@@ -58,14 +58,14 @@ def nn_mass(model: nn.Module) -> NNMass:
     )
     if not cells:
         raise ConfigError(
-            f"{type(model).__name__} has no cell that nn_mass knows: DenseCell, TopoStage, connected blocks, blocks of "
-            "DenseNets, BasicBlock, Bottleneck and InvertedResidual of timm and torchvision"
+            f"{type(model).__name__} has no cell that nn_mass supports: DenseCell, TopoStage, connected blocks, blocks "
+            "of DenseNets, BasicBlock, Bottleneck and InvertedResidual of timm and torchvision"
         )
     return NNMass(cells)
 
 
 def _cells(name: str, module: nn.Module) -> Iterator[Cell]:
-    """Yield the cell that a module is, if it is one."""
+    """Yield the module's cell, if it is one."""
     if isinstance(module, DenseCell):
         width, depth, _ = module.cell
         reads = [layer.reads.numel() for layer in module.layers[1:]]
@@ -85,7 +85,7 @@ def _runs(model: nn.Module) -> Iterator[tuple[str, list[Cell]]]:
         (first, block), *others = blocks.items()
         end, wiring, width = next(reversed(blocks.values())).link.end, block.wiring, block.link.run.width
         sums_only = end < wiring.topology.num_nodes
-        computes = any(block.link.branches for block in blocks.values())  # pruning may have left nothing that does
+        computes = any(block.link.branches for block in blocks.values())  # pruning may have removed all branches
         if computes and width is None:
             raise ConfigError(f"{type(block).__name__} has no layer to read the width of its stream from")
         yield first, [_wired(first, wiring, end + sums_only, width, sums_only=sums_only)] if computes else []
@@ -101,7 +101,7 @@ def _wired(name: str, wiring: Wiring, nodes: int, channels: int, *, sums_only: b
 
 
 def _additive(name: str, widths: Sequence[int], *, shortcut: bool) -> Cell:
-    """Return the cell of a block, from what its convolutions read; its sum reads the last one and the input."""
+    """Return the cell of a block from the input channels of its convolutions."""
     return Cell(sum(widths), widths[0] if shortcut else 0, possible_skips(widths), name)
 
 
@@ -131,7 +131,7 @@ def _torchvision_inverted(name: str, block: nn.Module) -> Cell:
 
 def _dense(name: str, block: nn.Module) -> Cell:
     layers = list(block.children())
-    # The last layer only receives; what it adds is in the cell's channels.
+    # No later layer reads the last one; its output counts in the cell's channels.
     widths = [layers[0].conv1.in_channels, *(layer.conv2.out_channels for layer in layers)]
     possible = possible_skips(widths[:-1])
     return Cell(sum(widths), possible, possible, name)

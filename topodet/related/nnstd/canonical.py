@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-# For the inputs and each layer of a network: a number for each neuron, uint64, alike where nothing tells them apart.
+# For the inputs and each layer of a network: a number for each neuron, uint64, equal for indistinguishable neurons.
 Colors = list[np.ndarray]
 
-# Choices that led nowhere after which the search for a copy gives up. Networks of any size that anyone trained have
-# shown none; what makes many is regular graphs built to look alike.
+# Number of dead ends after which the search for a copy gives up. Trained networks of any size have shown none; only
+# regular graphs that are constructed to look alike have many.
 _DEAD_ENDS = 1000
 
 
@@ -77,7 +77,7 @@ def canonical_labeling(layers: Sequence[sparse.csr_array], fixed_outputs: bool) 
 
 
 class _Network:
-    """A network whose neurons are told apart."""
+    """A network whose neurons are distinguished by colors."""
 
     def __init__(self, layers: Sequence[sparse.csr_array], fixed_outputs: bool) -> None:
         sizes = [layers[0].shape[0], *(layer.shape[1] for layer in layers)]
@@ -86,12 +86,12 @@ class _Network:
         self._read = [layer.T.tocsr() for layer in self._readers]
         names = [np.arange(size, dtype=np.uint64) for size in sizes]
         self.colors: Colors = [name * (layer not in self._hidden) for layer, name in enumerate(names)]
-        # The neurons of each layer that are the first of their twins, and to which of these each neuron belongs.
+        # For each layer, the first neuron of each group of twins, and the group of each neuron.
         keys = [self._around(names, layer) if layer in self._hidden else name for layer, name in enumerate(names)]
         self._firsts, self._twins = zip(*(np.unique(key, return_index=True, return_inverse=True)[1:] for key in keys))
 
     def refined(self, colors: Colors) -> Colors:
-        """Tell neurons apart by the colors around them, until nothing new is found."""
+        """Distinguish neurons by the colors around them until no more differ."""
         found = 0
         while found < (now := sum(len(np.unique(colors[layer])) for layer in self._hidden)):
             found = now
@@ -100,9 +100,9 @@ class _Network:
         return colors
 
     def individualized(self, colors: Colors) -> Iterator[Colors]:
-        """Give neurons that look like others, but are no twins of theirs, a color of their own, each choice in turn.
+        """Give one of several equal neurons, which are not twins, a new color; yield the colors for each choice.
 
-        The choice is among the neurons of one color, on which copies agree. Yields nothing where all are told apart.
+        The choice is among the neurons of one color, the same for copies. Yields nothing if all are distinguished.
         """
         least, chosen = np.inf, None
         for layer, firsts in enumerate(self._firsts):
@@ -119,8 +119,8 @@ class _Network:
             yield changed
 
     def _around(self, colors: Colors, layer: int) -> np.ndarray:
-        """Return for each neuron of a layer a number for the colors that it reads and those of what reads it."""
-        # Sums of mixed numbers: equal for equal multisets, and for others only by an accident of 1 in 10^19.
+        """Return a number for the colors of the inputs and of the readers of each neuron in a layer."""
+        # Sums of mixed numbers: equal for equal multisets, and for others only with a probability of 1 in 10^19.
         around = _mixed(self._read[layer - 1] @ _mixed(colors[layer - 1]))
         if layer < len(self._readers):
             around = _mixed(around + self._readers[layer] @ _mixed(colors[layer + 1]))

@@ -25,14 +25,14 @@ Ties = Literal["authors", "canonical"]
 TIES: tuple[Ties, ...] = ("authors", "canonical")
 
 Layers = list[sparse.csr_array]
-# Of each neuron of a layer and its match: the number of neurons that both read, and that either reads, counted twice.
+# For each neuron of a layer and its match: the number of shared inputs, and the sum of their numbers of inputs.
 Overlap = tuple[np.ndarray, np.ndarray]
 # For the inputs and each layer: which neuron of the second network each neuron of the first is matched with.
 Alignment = list[np.ndarray]
 
-# Networks of so few neurons that they take no time are also matched from random starts, where one is easily a bad one.
+# Small networks are also matched from random starts: this is fast, and a single start is often bad for them.
 _RANDOM_STARTS = 8
-_ROUNDING = 1e-12  # sums of distances that differ by less are equal
+_ROUNDING = 1e-12  # sums of distances that differ by less are considered equal
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _read(name: str, matrices: Sequence[np.ndarray | sparse.sparray | sparse.spm
         if matrix.ndim != 2:
             raise TopologyError(f"{where} has shape {matrix.shape}; {name} is a list of matrices [n_in, n_out]")
         if values.dtype.kind not in "biufc" or not np.isfinite(values).all():
-            raise TopologyError(f"{where} holds values that are no finite numbers; 0 is no connection, all else is one")
+            raise TopologyError(f"{where} has values that are not finite numbers; 0 is no connection, all else is one")
         layer = sparse.csr_array(matrix != 0, dtype=np.int32)
         layer.sort_indices()
         if not layer.nnz:
@@ -144,8 +144,8 @@ def _as_a_whole(a: Layers, b: Layers, fixed_outputs: bool) -> Alignment:
     """Return the best alignment found for the networks as wholes."""
     labelings = [canonical_labeling(net, fixed_outputs) for net in (a, b)]
     nets = [_ordered(net, found.order) for net, found in zip((a, b), labelings)]
-    # The networks in their own labeling and in one order, whichever way they were given: what follows from them alone
-    # is the same for any labeling, and for both orders of the arguments, to the last bit.
+    # Both networks in canonical labeling, and in an order that does not depend on that of the arguments. What is
+    # computed from them alone is bitwise the same for any labeling and either order of the arguments.
     turned = _bytes(nets[0]) > _bytes(nets[1])
     if turned:
         (a, b), labelings, nets = (b, a), labelings[::-1], nets[::-1]
@@ -170,7 +170,7 @@ def _copied(a: Layers, b: Layers, ours: CanonicalLabeling, theirs: CanonicalLabe
 
 
 def _in_given_numbers(alignment: Alignment, ours: CanonicalLabeling, theirs: CanonicalLabeling) -> Alignment:
-    """Return an alignment of networks in their own labeling for the networks as they were given."""
+    """Convert an alignment of networks in canonical labeling to their original labeling."""
     return [there[matched[np.argsort(here)]] for here, matched, there in zip(ours.order, alignment, theirs.order)]
 
 
@@ -198,14 +198,14 @@ def _counts(layer: sparse.csr_array) -> np.ndarray:
 
 
 def _edit_distances(shared: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return |S xor T| / |S or T| where the sets share so many elements and have so many together, counted twice."""
+    """Return |S xor T| / |S or T| from the number of shared elements and the sum of the sizes of both sets."""
     return (sizes - 2 * shared) / np.maximum(sizes - shared, 1)  # two empty sets: 0 / 1
 
 
 def _near(a: sparse.csr_array, b: sparse.csr_array, matched_inputs: np.ndarray) -> sparse.csr_array:
-    """Return the distances of the neurons of a layer of `a` to those of `b` that lie below 1, float64 [n_out, n_out].
+    """Return the distances below 1 between the neurons of a layer of `a` and of `b`, sparse float64 [n_out, n_out].
 
-    They are the entries, 0 among them.
+    All of them are stored, including zeros.
     """
     ours, theirs = _counts(a), _counts(b)
     near = a.T.tocsr() @ b[matched_inputs]
@@ -216,12 +216,12 @@ def _near(a: sparse.csr_array, b: sparse.csr_array, matched_inputs: np.ndarray) 
 
 
 def _like(matrix: sparse.csr_array, data: np.ndarray) -> sparse.csr_array:
-    """Return a matrix with other values in the same places."""
+    """Return a matrix with the same sparsity pattern and other values."""
     return sparse.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def _overlap(a: Layers, b: Layers, alignment: Alignment, layer: int) -> Overlap:
-    """Return what each neuron that reads from `alignment[layer]` shares with its match, and both their sizes added."""
+    """Return the number of inputs that each neuron of a layer shares with its match, and the sum of their sizes."""
     theirs = b[layer][alignment[layer]][:, alignment[layer + 1]]
     return _counts(a[layer].multiply(theirs).tocsr()), _counts(a[layer]) + _counts(theirs)
 
@@ -243,8 +243,8 @@ def _by_layers(a: Layers, b: Layers, fixed_outputs: bool, most: float = np.inf) 
     """Match layer after layer, each at the least cost of its own.
 
     Returns:
-        None as soon as the sum of the distances is sure to reach `most`: with each neuron of the next layer as near as
-        any is, and the layers after it at 0.
+        None as soon as the sum of the distances must reach `most`: even with the nearest neuron for each neuron of the
+        next layer, and distance 0 for all layers after it.
     """
     alignment = [np.arange(a[0].shape[0])]
     total = 0.0
@@ -285,10 +285,10 @@ def _starts(a: Layers, b: Layers, fixed_outputs: bool) -> Iterator[Alignment]:
 
 
 def _improved(a: Layers, b: Layers, alignment: Alignment, fixed_outputs: bool) -> tuple[Alignment, float]:
-    """Match single layers again, up and down the network, until the sum of the distances falls no more."""
+    """Match single layers again, up and down the network, until the sum of the distances no longer decreases."""
     overlaps = _overlaps(a, b, alignment)
     hidden = range(1, len(a) if fixed_outputs else len(a) + 1)
-    waiting = set(hidden)  # the layers whose surroundings have changed since they were matched
+    waiting = set(hidden)  # layers whose neighbors have changed since they were matched
     while waiting:
         for layer in (*hidden, *hidden[-2::-1]):
             if layer not in waiting:
@@ -304,10 +304,10 @@ def _improved(a: Layers, b: Layers, alignment: Alignment, fixed_outputs: bool) -
 
 
 def _matched(a: Layers, b: Layers, alignment: Alignment, layer: int, overlaps: Sequence[Overlap] = ()) -> np.ndarray:
-    """Return the best matching of one layer: of its own alone, or (given all overlaps) with the next layer in view.
+    """Return the best matching of one layer, by its own distance or (given all overlaps) also by the next layer's.
 
-    Its own distance and the next layer's add up to no more than before. What the next layer's neurons share is linear
-    in the matching of this one, and their distance is a concave function of it. Its tangent lies above it, so that an
+    The sum of both distances does not increase. What the next layer's neurons share is linear in the matching of this
+    layer, and their distance is a concave function of it. The tangent of a concave function lies above it, so an
     assignment that lowers the tangents lowers the distance.
     """
     near = _near(a[layer - 1], b[layer - 1], alignment[layer - 1])
@@ -315,7 +315,7 @@ def _matched(a: Layers, b: Layers, alignment: Alignment, layer: int, overlaps: S
     if layer < len(overlaps):
         shared, sizes = overlaps[layer]
         union = np.maximum(sizes - shared, 1)
-        slopes = sizes / union**2 / len(union)  # of distance = (sizes - 2 shared) / (sizes - shared), turned round
+        slopes = sizes / union**2 / len(union)  # negative derivative of (sizes - 2 shared) / (sizes - shared)
         ours, theirs = a[layer], b[layer][:, alignment[layer + 1]]
         gains += _like(ours, slopes[ours.indices]) @ theirs.T.tocsr()
     return _assigned(gains)
@@ -327,7 +327,7 @@ def _assigned(gains: sparse.csr_array) -> np.ndarray:
     Rows that gain nothing are matched with the columns left over, both in their order.
     """
     size = gains.shape[0]
-    # Such columns take a row of their own below the others. The solver takes a 0 for no entry, so all get 1 more.
+    # Each column also has an extra row, for columns left over. The solver treats 0 as no entry, so 1 is added to all.
     weights = sparse.vstack([gains, sparse.eye_array(size, format="csr")], format="csr")
     weights.data[: gains.nnz] += 1
     rows, columns = min_weight_full_bipartite_matching(weights, maximize=True)

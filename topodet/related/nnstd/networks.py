@@ -19,9 +19,9 @@ from ... import weights
 from ...errors import ConfigError, TopologyError, WeightsError, unknown_name
 from .distance import NNSTD, Ties, nnstd_of_layers
 
-# A model; its state dict or masks, by the names of the weights; a file, as `topodet.weights.fetch` takes it.
+# A model; its state dict or masks, by the names of the weights; or a file in any form of `topodet.weights.fetch`.
 Source = nn.Module | Mapping[str, Tensor] | str | os.PathLike
-# torch.nn.utils.prune keeps a mask beside what was pruned.
+# torch.nn.utils.prune keeps a mask beside each pruned weight.
 _WEIGHT = re.compile(r"(?:(.+)\.)?weight(?:_mask)?")
 
 
@@ -211,7 +211,7 @@ def _described(source: Source) -> str:
 
 
 def _ungrouped(edges: Tensor, groups: int) -> Tensor:
-    """Return the edges [n_out, n_in] of a convolution with groups, each of which reads its own part of the input."""
+    """Return the edges [n_out, n_in] of a convolution with groups."""
     if groups == 1:
         return edges
     return torch.block_diag(*edges.chunk(groups)).bool()

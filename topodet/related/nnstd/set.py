@@ -73,12 +73,12 @@ class SET:
         if not 0 <= zeta < 1:
             raise ConfigError(f"zeta is {zeta}: give the share of links to move, at least 0 and below 1, such as 0.3")
         if isinstance(optimizer, torch.optim.LBFGS):
-            raise ConfigError("LBFGS keeps a history of all weights together, which cannot forget single links")
+            raise ConfigError("LBFGS keeps a joint history of all weights, from which single links cannot be removed")
         self.epsilon, self.zeta, self.evolutions = epsilon, zeta, 0
         self.masks: dict[str, Tensor] = {}
         self._optimizer = optimizer
         self._weights: dict[str, nn.Parameter] = {}
-        # A stream of its own: in that of the same seed the weights were drawn, and links would go with their values.
+        # A separate random stream: with that of the weights' seed, links would be correlated with the weights.
         own = int.from_bytes(hashlib.sha256(f"SET {seed}".encode()).digest()[:8], "big") >> 1
         self._generator = torch.Generator().manual_seed(own)
         self._draw(_chosen(model, layers), rescale)
@@ -86,7 +86,7 @@ class SET:
         foreign = [name for name, weight in self._weights.items() if id(weight) not in held]
         if foreign:
             raise ConfigError(
-                f"the optimiser does not train {', '.join(foreign)}; name the layers to evolve in `layers`"
+                f"the optimizer does not train {', '.join(foreign)}; name the layers to evolve in `layers`"
             )
         self._apply()
         self._hooks = [weight.register_hook(self._masked(name)) for name, weight in self._weights.items()]
@@ -99,7 +99,7 @@ class SET:
 
     @torch.no_grad()
     def evolve(self) -> dict[str, int]:
-        """Move links: in each layer remove the weakest, and add as many at random empty places.
+        """Move links: in each layer remove the weakest, and add the same number at random empty places.
 
         Of the positive links, the fraction zeta with the smallest values is removed, of the negative ones the fraction
         with the largest, each rounded down. The value of a kernel is the sum of its absolute weights, with the sign of
@@ -115,7 +115,9 @@ class SET:
         moved = {}
         for name, weight in self._weights.items():
             if not torch.isfinite(weight).all():
-                raise WeightsError(f"{name} has values that are NaN or infinite: the training diverged, lower its rate")
+                raise WeightsError(
+                    f"{name} has values that are NaN or infinite: the training diverged; lower the learning rate"
+                )
             mask = self.masks[name]
             removed = _weakest(_link_values(weight), mask, self.zeta)
             mask.view(-1)[removed] = False
@@ -163,7 +165,7 @@ class SET:
             outside = weight.detach().masked_fill(state["masks"][name].to(weight.device), 0).count_nonzero()
             if outside or weight.count_nonzero() != state["non_zero"][name]:
                 raise WeightsError(
-                    f"the links of {name} are not those of its weights: make SET first, then load the states of the "
+                    f"the links of {name} do not match its weights: create SET first, then load the states of the "
                     "model and of SET from the same checkpoint, in this order"
                 )
         self.epsilon, self.zeta, self.evolutions = state["epsilon"], state["zeta"], state["evolutions"]
@@ -199,11 +201,11 @@ class SET:
             weight.masked_fill_(~self.masks[name], 0)
 
     def _masked(self, name: str) -> Any:
-        # Not a product: 0 times an overflow of mixed precision is NaN.
+        # Not a product, because 0 times an overflow of mixed precision is NaN.
         return lambda gradient: gradient.masked_fill(~self.masks[name], 0)
 
     def _states(self, weight: nn.Parameter) -> list[Tensor]:
-        """Return what the optimizer remembers of each single weight: momentum, moments, averages."""
+        """Return the optimizer's state of each single weight: momentum, moments, averages."""
         state = self._optimizer.state.get(weight, {})
         return [value for value in state.values() if isinstance(value, Tensor) and value.shape == weight.shape]
 
@@ -224,7 +226,7 @@ def _link_values(weight: Tensor) -> Tensor:
 
 
 def _weakest(values: Tensor, mask: Tensor, zeta: float) -> Tensor:
-    """Return the places of the links nearest to 0, the fraction zeta of each sign; of equals the first ones."""
+    """Return the indices of the links closest to 0, the fraction zeta of each sign; the first ones if equal."""
     weakest = []
     for links in (mask.view(-1) & (values >= 0), mask.view(-1) & (values < 0)):
         places = links.nonzero().view(-1)

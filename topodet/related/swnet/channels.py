@@ -83,21 +83,21 @@ class ChannelGraph:
             TopologyError: the graph is already retargeted.
         """
         if not 0 <= p <= 1:
-            raise ConfigError(f"p={p} is no probability: give a number from 0 to 1")
+            raise ConfigError(f"p={p} is not a probability: give a number from 0 to 1")
         spans = np.diff(self.layers_of(self.edges), axis=1)
         if (spans > 1).any():
             raise TopologyError(
-                f"{(spans > 1).sum()} edges skip layers already; retarget the graph of the original network with this p"
+                f"{(spans > 1).sum()} edges already skip layers; retarget the graph of the original network with this p"
             )
         rng = np.random.default_rng(seed)
         edges = self.edges.copy()
         chosen = np.flatnonzero(rng.random(len(edges)) < p)
         chosen = chosen[np.argsort(edges[chosen, 0], kind="stable")]
         sources, starts = np.unique(edges[chosen, 0], return_index=True)
-        first = np.append(self.offsets, self.num_nodes)[self.layers_of(sources) + 2]  # node of those two layers later
+        first = np.append(self.offsets, self.num_nodes)[self.layers_of(sources) + 2]  # first node two layers later
         for begin, own in zip(first, np.split(chosen, starts[1:])):
             room = self.num_nodes - begin
-            moved = rng.permutation(own)[:room]  # where room is short, chance decides which stay
+            moved = rng.permutation(own)[:room]  # if there are too few targets, a random part stays
             edges[moved, 1] = begin + rng.choice(room, size=len(moved), replace=False)
         return ChannelGraph(self.widths, edges)
 

@@ -88,7 +88,7 @@ def arrays(folder: str | Path, *, num_classes: int = 10) -> Task:
         num_classes: number of classes to use; images of others are left out.
 
     Raises:
-        DataError: a file is missing or damaged, or holds something else, or there are fewer classes.
+        DataError: a file is missing or damaged, or contains something else, or there are fewer classes.
     """
     parts = []
     for split in ("train", "validation"):
@@ -103,7 +103,7 @@ def arrays(folder: str | Path, *, num_classes: int = 10) -> Task:
         kept = np.flatnonzero((labels >= 0) & (labels < num_classes))
         found = len(np.unique(labels[kept]))
         if found < num_classes:
-            raise DataError(f"{path} has images of {found} of the first {num_classes} classes")
+            raise DataError(f"{path} has images of only {found} of the first {num_classes} classes")
         pixels = torch.from_numpy(images[kept]).permute(0, 3, 1, 2).float().div(255).contiguous()
         parts.append((pixels, torch.from_numpy(labels[kept].astype(np.int64))))
     train, val = parts
@@ -180,7 +180,7 @@ def run(
         raise ConfigError(f"accuracy is measured every {task.every} of {task.iterations} iterations: that is never")
     for target in task.targets:
         if not 0 < target <= 1:
-            raise ConfigError(f"target {target} is no accuracy: give a share, such as 0.9")
+            raise ConfigError(f"target {target} is not an accuracy: give a share, such as 0.9")
     sweeps = {name: _sweep(NETWORKS[name](task), task) for name in networks}
     chosen = {name: list(dict.fromkeys([0.0, *map(sweep.choose, ps)])) for name, sweep in sweeps.items()}
     made: dict[tuple[str, float], list[Results]] = {}
@@ -262,7 +262,7 @@ def figure(results: Results) -> Figure:
         steps = settings["every"] * np.arange(1, len(runs[0]["accuracies"][0]) + 1)
         for k, row in enumerate(runs):
             curves = np.array(row["accuracies"])
-            # The marker tells the run as the color does, in greyscale too.
+            # Markers in addition to colors, for grayscale.
             style = {"color": f"C{k}", "marker": "os^vD"[k % 5], "markersize": 3, "linewidth": 1.2}
             axes[1].plot(steps, curves.mean(0), label=f"p = {row['p']:g}", **style)
             axes[1].fill_between(steps, curves.min(0), curves.max(0), color=style["color"], alpha=0.1, linewidth=0)
@@ -288,7 +288,7 @@ def figure(results: Results) -> Figure:
 
 
 def _run(p: float, singles: Sequence[Results], baseline: Sequence[Results], task: Task) -> Results:
-    """Put the seeds of one p together: lists of what they reached, means of what they are."""
+    """Combine the seeds of one p: lists of their results, means of their properties."""
     curves, original = ([single["accuracies"] for single in part] for part in (singles, baseline))
     targets = []
     for target in task.targets:
@@ -320,7 +320,7 @@ def _train(task: Task, name: str, p: float, seed: int) -> Results:
     for step in range(1, task.iterations + 1):
         batch = next(batches, None)
         if batch is None:
-            # Whole batches only: each iteration is the same work.
+            # Only whole batches, so that all iterations cost the same.
             batches = iter(torch.randperm(len(images), generator=order).split(task.batch)[: len(images) // task.batch])
             batch = next(batches)
         loss = F.cross_entropy(model.train()(images[batch]), classes[batch])
@@ -334,7 +334,7 @@ def _train(task: Task, name: str, p: float, seed: int) -> Results:
         "kernels": graph.num_edges,
         "parameters": complexity.parameters(model)[0],
         "multiply_adds": complexity.multiply_adds(model, task.image),
-        "seconds": time.perf_counter() - began,  # with the measuring
+        "seconds": time.perf_counter() - began,  # including the evaluations
         "accuracies": accuracies,
     }
 

@@ -30,7 +30,7 @@ from ...errors import ConfigError, WeightsError
 from ...models.fixed_tensors import FixedTensors
 from .channels import ChannelGraph, layered
 
-# Names of what timm and torchvision put into the shortcut of a block.
+# Names of the modules in a block's shortcut, in timm and torchvision.
 _SHORTCUTS = {"downsample", "shortcut"}
 
 
@@ -133,7 +133,7 @@ class FeatureMaps:
         return self.held.pop(number) if last else self.held[number]
 
     def __getstate__(self):
-        return {"held": {}}  # copies and files begin without a pass
+        return {"held": {}}  # copies and files start without feature maps
 
 
 @dataclass(frozen=True)
@@ -157,12 +157,12 @@ class Read:
 class RetargetedConv2d(FixedTensors, nn.Conv2d):
     """A convolution without some of its kernels and with others on channels of earlier layers.
 
-    It has the `weight` and `bias` of the original, and a state dict holds besides
-    - `mask`, bool [out_channels, in_channels / groups]: the kernels of `weight` that exist. The others take no part,
+    It has the `weight` and `bias` of the original. A state dict also contains
+    - `mask`, bool [out_channels, in_channels / groups]: the kernels of `weight` that exist. The others are unused,
       have no gradient, and stay 0.
-    - `long_range_weight`, float [K, kH, kW]: the kernels from afar; not there without any.
-    - `long_range`, int64 [K, 2]: of each the node in the network's `channel_graph` that it reads, and the channel that
-      it adds to. A file whose `mask` or `long_range` differs is refused.
+    - `long_range_weight`, float [K, kH, kW]: the long-range kernels; absent if there are none.
+    - `long_range`, int64 [K, 2]: for each of these, its source node in the network's `channel_graph`, and its output
+      channel. A file whose `mask` or `long_range` differs is refused.
 
     They are stored as a list, and turned into a dense weight for the layers' channels while the layer runs. This weight
     and the gathered channels are recomputed in the backward pass, so their memory grows with the largest layer and not
@@ -262,7 +262,7 @@ class RetargetedConv2d(FixedTensors, nn.Conv2d):
             theirs, ours = state_dict.get(prefix + name), getattr(self, name)
             if theirs is not None and (theirs.shape != ours.shape or not torch.equal(theirs.cpu(), ours.cpu())):
                 raise WeightsError(
-                    f"{prefix}{name}: the file has another wiring than the model, by p, seed or network. Build the "
+                    f"{prefix}{name}: the file has another wiring than the model (p, seed or network). Build the "
                     "model from the file: topodet.related.swnet.rebuild_swnet(original, state_dict)"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -286,9 +286,9 @@ def _retargeted(model: nn.Module) -> list[RetargetedConv2d]:
 
 
 def _chain(model: nn.Module, image_size: int) -> list[_Layer]:
-    """Return the convolutions that make up the chain, in their order; refuse what is none."""
+    """Return the convolutions of the chain, in their order; refuse a network that is not a chain."""
     if _retargeted(model):
-        raise ConfigError(f"{type(model).__name__} is retargeted already; retarget the original with this p")
+        raise ConfigError(f"{type(model).__name__} is already retargeted; retarget the original with this p")
     calls = _calls(model, image_size)
     twice = [name for name, count in Counter(layer.name for layer in calls).items() if count > 1]
     if twice:
@@ -296,8 +296,8 @@ def _chain(model: nn.Module, image_size: int) -> list[_Layer]:
     chain = [layer for layer in calls if _is_layer(layer)]
     if len(chain) < 3:
         raise ConfigError(
-            f"cannot retarget {type(model).__name__}: it has {len(chain)} layers of ordinary convolutions, and an edge "
-            "needs a layer two further on"
+            f"cannot retarget {type(model).__name__}: it has {len(chain)} layers of ordinary convolutions, but "
+            "retargeting needs at least 3"
         )
     for before, layer in zip([None, *chain], chain):
         reason = _obstacle(layer, before)
@@ -325,7 +325,7 @@ def _calls(model: nn.Module, image_size: int) -> list[_Layer]:
             run(image)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"{type(model).__name__} does not take images of {list(image.shape)}, give another image_size: {error}"
+            f"{type(model).__name__} does not accept images of {list(image.shape)}, give another image_size: {error}"
         ) from error
     return calls
 
@@ -342,9 +342,9 @@ def _obstacle(layer: _Layer, before: _Layer | None) -> str | None:
     if before is None:
         return None
     if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros":
-        return f"is no plain Conv2d: {type(conv).__name__}, padding_mode={conv.padding_mode!r}"
+        return f"is not a plain Conv2d: {type(conv).__name__}, padding_mode={conv.padding_mode!r}"
     if conv._forward_hooks or conv._forward_pre_hooks:
-        return "has forward hooks, which would not see what it computes then; retarget first"
+        return "has forward hooks, which would miss the long-range kernels; retarget first"
     if layer.input is before.input:
         return f"reads the same map as {before.name}: they are parallel, and neither is the later layer"
     if conv.in_channels != before.conv.out_channels:
@@ -353,7 +353,7 @@ def _obstacle(layer: _Layer, before: _Layer | None) -> str | None:
             "concatenated, split or added from parallel branches between them"
         )
     if any(now > earlier for now, earlier in zip(layer.size, before.size)):
-        return f"reads a map of {layer.size} pixels behind one of {before.size}: resolution may not grow"
+        return f"reads a map of {layer.size} pixels after one of {before.size}: the resolution must not increase"
     return None
 
 
@@ -364,7 +364,7 @@ def _layered(chain: Sequence[_Layer]) -> ChannelGraph:
 
 
 def _graph_of(layers: Sequence[tuple[int, int, Tensor, Tensor]]) -> ChannelGraph:
-    """Return the graph that all layers' input channels, groups, mask and long-range kernels tell."""
+    """Return the graph of layers given by their input channels, groups, mask and long-range kernels."""
     widths = [in_channels for in_channels, *_ in layers] + [len(layers[-1][2])]
     whole, offset = [], 0
     for (in_channels, groups, mask, links), width in zip(layers, widths[1:]):
@@ -379,7 +379,7 @@ def _graph_of(layers: Sequence[tuple[int, int, Tensor, Tensor]]) -> ChannelGraph
 def _retarget(model: nn.Module, chain: Sequence[_Layer], graph: ChannelGraph, seed: int) -> nn.Module:
     """Return a copy of the model with the graph's kernels."""
     model = copy.deepcopy(model)
-    maps, offsets = FeatureMaps(), graph.offsets  # layer i of the graph is what layer i + 1 of the chain reads
+    maps, offsets = FeatureMaps(), graph.offsets  # layer i of the graph is the input of layer i + 1 of the chain
     generator = torch.Generator().manual_seed(seed)
     spans = graph.layers_of(graph.edges)
     by_target = graph.edges[np.lexsort(graph.edges.T)]  # and by source within
@@ -417,7 +417,7 @@ def _retarget(model: nn.Module, chain: Sequence[_Layer], graph: ChannelGraph, se
 
 
 def _stride(source: _Layer, layer: _Layer) -> int:
-    """Return by how much the map that `source` reads is pooled for `layer`."""
+    """Return the stride of the pooling from the input of `source` to the resolution of `layer`."""
     strides = {round(big / small) for big, small in zip(source.size, layer.size)}
     stride = strides.pop()
     if strides or any(-(-big // stride) < small for big, small in zip(source.size, layer.size)):

@@ -63,9 +63,9 @@ def small_world(
 ) -> SmallWorld:
     """Measure the small-world-ness of a graph, without its directions: S of arXiv 1904.04862.
 
-    The reference is the uniform random graph with as many nodes and edges. Only pairs of nodes that have a path count
-    for L, both in the graph and in its references; `reachable` is their share. So L of a graph in many pieces is too
-    small.
+    The reference is the uniform random graph with the same numbers of nodes and edges. Only pairs of nodes that have a
+    path count for L, both in the graph and in its references; `reachable` is their share. So L of a graph in many
+    pieces is too small.
 
     Args:
         graph: a networkx graph, a `Topology`, or edges as integers [E, 2] over nodes 0, 1, ...; directions do not
@@ -90,7 +90,7 @@ def small_world(
     )
 
 
-@lru_cache(maxsize=64)  # a sweep that retargets keeps nodes and edges, and so the references
+@lru_cache(maxsize=64)  # retargeting keeps the numbers of nodes and edges, so a sweep reuses them
 def _random(nodes: int, edges: int, samples: int, references: int, seed: int) -> tuple[float, float]:
     """Return the mean C and L of random graphs."""
     rng = np.random.default_rng([seed, 1])  # not the one that draws the nodes of the graph
@@ -110,7 +110,7 @@ def _undirected(graph: nx.Graph | Topology | Sequence | np.ndarray, num_nodes: i
         given, named = graph, None
     edges = np.asarray(given)
     if not edges.size:
-        raise TopologyError("the graph has no edges, so nothing has a path length or a cluster")
+        raise TopologyError("the graph has no edges, so it has no path length and no clustering")
     if edges.ndim != 2 or edges.shape[1] != 2 or edges.dtype.kind not in "iu":
         raise TopologyError(f"edges must be integers of shape [E, 2], got {edges.dtype} of shape {list(edges.shape)}")
     if edges.min() < 0:
@@ -125,9 +125,9 @@ def _undirected(graph: nx.Graph | Topology | Sequence | np.ndarray, num_nodes: i
 
 
 def _random_edges(nodes: int, edges: int, rng: np.random.Generator) -> np.ndarray:
-    """Return so many of the pairs of nodes, each set of them as likely as any other; int64 [E, 2], lower node first."""
+    """Return `edges` distinct pairs of nodes, drawn uniformly; int64 [E, 2], lower node first."""
     pairs = nodes * (nodes - 1) // 2
-    # Of a dense graph it is the pairs without an edge that are drawn: collisions stay rare, memory within the edges'.
+    # For a dense graph, the pairs without an edge are drawn: fewer collisions and less memory.
     wanted = min(edges, pairs - edges)
     drawn = np.unique(rng.integers(pairs, size=wanted))
     while len(drawn) < wanted:
@@ -155,7 +155,7 @@ def _clustering(adjacency: sparse.csr_array, chosen: np.ndarray) -> float:
     nodes = adjacency.shape[0]
     degrees = np.diff(adjacency.indptr)[chosen]
     closed = np.zeros(len(chosen), np.int64)
-    step = max(1, 2**23 // nodes)  # rows of the product at a time, which may be full
+    step = max(1, 2**23 // nodes)  # rows of the product at a time, which may be dense
     for first in range(0, len(chosen), step):
         part = slice(first, first + step)
         rows = adjacency[chosen[part]]
@@ -166,7 +166,7 @@ def _clustering(adjacency: sparse.csr_array, chosen: np.ndarray) -> float:
 def _distances(adjacency: sparse.csr_array, sources: np.ndarray) -> tuple[int, int]:
     """Return the sum and the number of the distances from up to 64 nodes to all that they reach.
 
-    Breadth first from all of them at once, each a bit of a word: a level is one pass over the edges.
+    Breadth-first search from all of them at once, one bit per source: each level is one pass over the edges.
     """
     sources_bits = np.left_shift(np.uint64(1), np.arange(len(sources), dtype=np.uint64))
     seen = np.zeros(adjacency.shape[0], np.uint64)

@@ -14,7 +14,7 @@ from .model import channel_graph
 from .small_world import SmallWorld, small_world
 
 PROBABILITIES = tuple(k / 10 for k in range(11))
-# The choice of the p of largest S.
+# Chooses the p with the largest S.
 MAX_S = "max_s"
 
 
@@ -43,7 +43,7 @@ class SmallWorldSweep:
         except ValueError:
             chosen = -1.0
         if not 0 <= chosen <= 1:
-            raise ConfigError(f"p={p!r} is no choice: give {MAX_S!r} or a number from 0 to 1")
+            raise ConfigError(f"p={p!r} is invalid: give {MAX_S!r} or a number from 0 to 1")
         return chosen
 
 
