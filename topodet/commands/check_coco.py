@@ -35,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KIND",
-        help="report this kind of problem without failing; may be repeated. COCO train2017 needs --allow empty_boxes "
-        "--allow small_boxes",
+        help="treat this kind of problem as a note, not an error; may be repeated. COCO train2017 needs "
+        "--allow empty_boxes --allow small_boxes",
     )
     made.add_argument(
         "--json", metavar="FILE", help="write all findings to this file; - prints them instead of the table"

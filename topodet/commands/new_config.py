@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KIND",
-        help="report this kind of problem without failing, see topodet check-coco; may be repeated",
+        help="treat this kind of problem as a note, not an error, see topodet check-coco; may be repeated",
     )
     return made
 
