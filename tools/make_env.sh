@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Makes (or updates) .venv with everything the quickstart and the tests need. Safe to repeat: a finished
-# environment costs well under a second, an interrupted one goes on where it stopped.
+# environment takes well under a second, an interrupted one continues where it stopped.
 #
-#   PYTHON=python3.13      which interpreter to use (default: the first of 3.11, 3.12, 3.13, 3.10, 3.14 that is found)
+#   PYTHON=python3.13      interpreter to use (default: the first of 3.11, 3.12, 3.13, 3.10, 3.14 that is found)
 #   TORCH_INDEX=URL        an extra package index for torch, e.g. https://download.pytorch.org/whl/cpu
 #   TOPODET_MMCV=compiled  mmcv with all of its operators: needs a C++ compiler (and nvcc for those on a GPU) and half an
 #                          hour. Without it nms, roi_align and the focal loss are torchvision's, as fast or faster
-#   TOPODET_VENV=DIR       another folder than .venv
+#   TOPODET_VENV=DIR       folder of the environment (default: .venv)
 #   TOPODET_VERSIONS=NAME  the versions of requirements/NAME.txt: tested (the default), lowest or newest
-#   TOPODET_WHEELS=DIR     where the compiled mmcv wheel is kept (default: ~/.cache/topodet/wheels)
+#   TOPODET_WHEELS=DIR     folder of the compiled mmcv wheel (default: ~/.cache/topodet/wheels)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -32,7 +32,7 @@ find_python() {
   die "no Python from 3.10 to 3.14 found (looked for $pythons); set PYTHON=/path/to/python"
 }
 
-case ${TOPODET_MMCV:=plain} in plain | compiled) ;; *) die "TOPODET_MMCV=$TOPODET_MMCV: it is compiled, or not set" ;; esac
+case ${TOPODET_MMCV:=plain} in plain | compiled) ;; *) die "TOPODET_MMCV=$TOPODET_MMCV: must be compiled, or not set" ;; esac
 
 venv=${TOPODET_VENV:-.venv}
 recipe=$({ cat pyproject.toml "$versions" tools/make_env.sh; echo "$TOPODET_MMCV"; } | sha256sum | cut -c1-16)
@@ -48,7 +48,7 @@ if ! "$venv/bin/python" -c '' 2>/dev/null; then
   "$python" -m venv "$venv" || die "'$python -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"
 fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1
-# The progress bars of pip are for people; a log keeps to one line a step.
+# Progress bars only in a terminal: a log gets one line per step.
 if [ -t 1 ]; then pip_flags=(-q --progress-bar on); else pip_flags=(-q --progress-bar off); fi
 pip() { "$venv/bin/python" -m pip "$@"; }
 
@@ -58,11 +58,11 @@ pip install "${pip_flags[@]}" ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -
 
 version=$(pin onedl-mmcv)
 if [ "$TOPODET_MMCV" = plain ]; then
-  say "3/4 onedl-mmcv $version, its operators by torchvision"
-  # Built without torch in sight, mmcv leaves its operators out; pip's cache may hold one that somebody compiled.
+  say "3/4 onedl-mmcv $version, with operators from torchvision"
+  # Without torch at build time, mmcv leaves its operators out; pip's cache may contain a compiled one.
   mmcv=(--no-cache-dir "onedl-mmcv${version:+==$version}")
 else
-  # Compiled operators fit one torch, one Python and one architecture: the wheel is kept under those names.
+  # Compiled operators need the same torch, Python and architecture: the wheel is kept under those names.
   tag=$("$venv/bin/python" -c 'import platform, sys, torch; print(f"py{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-{platform.machine()}" + ("-cuda" if torch.cuda.is_available() else "") + "-O3")')
   wheels=${TOPODET_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/topodet/wheels}/$tag
   wheel=$(ls "$wheels"/onedl_mmcv-${version:-*}-*.whl 2>/dev/null | head -n 1 || true)
@@ -72,7 +72,7 @@ else
     mkdir -p "$wheels"
     build=$(mktemp -d)
     trap 'rm -rf "$build"' EXIT
-    # CFLAGS takes the place of Python's own flags, optimization among them; debug symbols take time and serve nobody here.
+    # CFLAGS replaces Python's own flags, including optimization; debug symbols would only take time.
     CFLAGS="-O3 -DNDEBUG -g0 ${CFLAGS:-}" PATH="$(realpath "$venv")/bin:$PATH" pip wheel --no-deps --no-build-isolation \
       --no-cache-dir --no-binary onedl-mmcv -w "$build" "onedl-mmcv${version:+==$version}" >"$build/log" 2>&1 &
     job=$!
@@ -86,7 +86,7 @@ else
   else
     say "3/4 onedl-mmcv $version: using the wheel kept in $wheels"
   fi
-  # Of the version that may be there, without compiled operators.
+  # Replace the same version without compiled operators, if it is installed.
   mmcv=(--force-reinstall "$wheel")
   rm -f "$venv"/lib/python3*/site-packages/mmcv/_ext.py
 fi

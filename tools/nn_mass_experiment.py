@@ -3,9 +3,9 @@
 
     python tools/nn_mass_experiment.py --record nn_mass_digits      # all families, minutes
     python tools/nn_mass_experiment.py --families mlp --seeds 1 --json mlp.json
-    python tools/nn_mass_experiment.py --redraw nn_mass_digits      # the picture alone, from the record
+    python tools/nn_mass_experiment.py --redraw nn_mass_digits      # only the picture, from the record
 
-Writes a record with every network, and a picture of them; docs/topology.md says what is to be seen there.
+Writes a record with every network, and a picture of them, which docs/topology_nn_mass.md explains.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     families = list(experiment.FAMILIES)
     made.add_argument(
-        "--families", nargs="+", default=families, metavar="NAME", help=f"(default: {', '.join(families)})"
+        "--families", nargs="+", default=families, metavar="NAME", help=f"families (default: {', '.join(families)})"
     )
-    made.add_argument("--seeds", type=int, default=3, help="of each network (default: %(default)s)")
-    made.add_argument("--first-seed", type=int, default=0, metavar="SEED", help="(default: %(default)s)")
-    made.add_argument("--epochs", type=int, help="of training, other than the families' own")
+    made.add_argument("--seeds", type=int, default=3, help="number of seeds per network (default: %(default)s)")
+    made.add_argument("--first-seed", type=int, default=0, metavar="SEED", help="first seed (default: %(default)s)")
+    made.add_argument("--epochs", type=int, help="epochs of training (default: the families')")
     experiment_cli.add_outputs(made)
     return made
 

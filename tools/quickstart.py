@@ -3,8 +3,8 @@
 
 Pretrains toponet_nano with adaptive sparsity, publishes its backbone, draws a COCO-format set of digit scenes,
 fine-tunes Faster R-CNN with it through MMDetection's own tools/train.py, or with `--framework detectron2` through
-`topodet train-net`, and once more from random initialization, evaluates both, and leaves numbers and pictures in
-runs/quickstart. What an earlier call finished is not done again: the same command goes on where it stopped.
+`topodet train-net`, and once more from random initialization, evaluates both, and writes numbers and pictures to
+runs/quickstart. Finished steps are not repeated: the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ PRETRAIN_RECIPE = "configs/pretrain/toponet_nano_quick.yaml"
 EPOCHS = re.compile(r"^(epoch .*)")  # of pretraining
 LOADED = re.compile(r"topodet: (\d+)/(\d+) tensors")
 DRAWN = 16  # scenes
-# Pictures are drawn on enlarged scenes: lines and names are small beside the objects then.
+# Pictures are drawn on enlarged scenes, so that lines and names are small compared with the objects.
 ENLARGED = 3
 MARGIN = 20  # pixels above a picture, for the names of objects at its upper edge
-THRESHOLD = 0.5  # of the scores of detections that are drawn
+THRESHOLD = 0.5  # lowest score of the detections that are drawn
 
 
 class Framework(Protocol):
-    """How a framework is told to train."""
+    """The command line of a framework's training."""
 
-    MODULES: tuple[str, ...]  # what must be installed
-    STEP: str  # what it counts
-    PROGRESS: re.Pattern  # what to show of a line of its log
+    MODULES: tuple[str, ...]  # required modules
+    STEP: str  # unit of its steps
+    PROGRESS: re.Pattern  # the part of a log line to show
 
     def train(self, folder: Path, pretrained: Path | None, *, seed: int, epochs: int | None) -> list:
-        """Return the command that trains into `folder`, or goes on there, from a published backbone or from random."""
+        """Return the command that trains, or resumes, in `folder`, from a published backbone or random weights."""
 
     def trained(self, folder: Path) -> dict:
-        """Return the arguments of `load_detector` for what was trained into `folder`."""
+        """Return the arguments of `load_detector` for the detector trained in `folder`."""
 
 
 class MMDetection:
@@ -117,28 +117,30 @@ FRAMEWORKS: dict[str, type[Framework]] = {"mmdetection": MMDetection, "detectron
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/quickstart"), help="output folder (default: %(default)s)"
+    )
     parser.add_argument("--framework", choices=list(FRAMEWORKS), default="mmdetection", help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pretrain-epochs", type=int, help="other than the recipe's")
-    parser.add_argument("--epochs", type=int, help="of fine-tuning, other than the config's")
-    parser.add_argument("--copies", type=int, default=3, help="drawings of each digit to classify")
-    parser.add_argument("--train-scenes", type=int, default=320)
-    parser.add_argument("--val-scenes", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--pretrain-epochs", type=int, help="epochs of pretraining (default: the recipe's)")
+    parser.add_argument("--epochs", type=int, help="epochs of fine-tuning (default: the config's)")
+    parser.add_argument("--copies", type=int, default=3, help="images per digit to classify (default: %(default)s)")
+    parser.add_argument("--train-scenes", type=int, default=320, help="scenes to train on (default: %(default)s)")
+    parser.add_argument("--val-scenes", type=int, default=100, help="scenes to evaluate on (default: %(default)s)")
     args = parser.parse_args(argv)
     os.chdir(ROOT)
     try:
         return exit_status(quickstart, args)
     except subprocess.CalledProcessError as error:
-        print(f"error: {' '.join(map(str, error.cmd))} failed; its output is above", file=sys.stderr)
+        print(f"error: {' '.join(map(str, error.cmd))} failed; see its output above", file=sys.stderr)
         return 1
 
 
 def quickstart(args: argparse.Namespace) -> None:
-    """Run every step that is not done, write summary.json and print it.
+    """Run every unfinished step, write summary.json and print it.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; says how to go on.
+        KeyboardInterrupt: Ctrl-C; says how to continue.
     """
     for module in (*FRAMEWORKS[args.framework].MODULES, "sklearn"):
         require_framework(module)
@@ -146,12 +148,12 @@ def quickstart(args: argparse.Namespace) -> None:
     try:
         summary = run_steps(args, args.output, progress)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on from here") from None
+        raise KeyboardInterrupt("the same command continues from here") from None
     print(table(summary, args.output))
 
 
 def run_steps(args: argparse.Namespace, out: Path, progress: Progress) -> dict:
-    """Return what summary.json says, after all that is missing was done."""
+    """Run every unfinished step, and return the content of summary.json."""
     started = time.monotonic()
     framework = FRAMEWORKS[args.framework](out / "scenes")
 
@@ -208,13 +210,13 @@ def run_steps(args: argparse.Namespace, out: Path, progress: Progress) -> dict:
 
 
 def train(args: argparse.Namespace, out: Path, progress: Progress, framework: Framework, digits: Path) -> None:
-    """Pretrain and publish the backbone, and train both detectors, so that no processor waits.
+    """Pretrain and publish the backbone, and train both detectors, with no processor idle.
 
-    The detector from random initialization needs no backbone: it trains beside the pretraining.
+    The detector from random initialization needs no backbone, so it trains in parallel with the pretraining.
     """
     cores = os.cpu_count() or 1
     half = {"OMP_NUM_THREADS": str(max(1, cores // 2))}
-    # The last one has the machine for itself, but for a while at its start: threads that wait leave the processor.
+    # The last detector shares the machine at its start and then has it alone, so waiting threads must not spin.
     whole = {"OMP_NUM_THREADS": str(cores), "OMP_WAIT_POLICY": "passive"}
     runs: dict[str, Logged] = {}
 
@@ -240,7 +242,7 @@ def train(args: argparse.Namespace, out: Path, progress: Progress, framework: Fr
     missing = [name for name in names if progress.needs(name)]
     if missing:
         say(2, "; ".join(names[name] for name in missing))
-        print("a framework takes a while to start; its first line of losses comes after ten iterations", flush=True)
+        print("a framework takes a while to start; it prints its first losses after ten iterations", flush=True)
     if progress.needs("random_init"):
         detector("random_init", None, half)
     if progress.needs("pretraining"):
@@ -257,14 +259,14 @@ def train(args: argparse.Namespace, out: Path, progress: Progress, framework: Fr
 
 
 class Progress:
-    """Which steps are done, with which settings, and in how many seconds: kept in the folder itself.
+    """The finished steps, their settings and their time in seconds, stored in the folder itself.
 
     Args:
-        folder: made if it is not there.
-        settings: that all steps share.
+        folder: created if it does not exist.
+        settings: settings of all steps.
 
     Raises:
-        ConfigError: the folder holds something else, or a quickstart with other settings. Nothing is ever deleted.
+        ConfigError: the folder contains something else, or a quickstart with other settings. Nothing is ever deleted.
     """
 
     def __init__(self, folder: Path, settings: dict):
@@ -278,11 +280,11 @@ class Progress:
                     if content["settings"].get(key) != settings[key]
                 ]
                 raise ConfigError(
-                    f"{folder} holds a quickstart with other settings ({', '.join(told)}); choose another --output, or "
-                    "remove it"
+                    f"{folder} contains a quickstart with other settings ({', '.join(told)}); choose another --output, "
+                    "or remove it"
                 )
         elif folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} holds files that are not a quickstart's; choose another --output")
+            raise ConfigError(f"{folder} contains files that are not from a quickstart; choose another --output")
         else:
             content = {"settings": settings, "steps": [], "known": {}, "seconds": 0.0}
             folder.mkdir(parents=True, exist_ok=True)
@@ -293,11 +295,11 @@ class Progress:
         self._since = time.monotonic()
 
     def needs(self, step: str) -> bool:
-        """Whether a step is still to be done."""
+        """Whether a step is not finished."""
         return step not in self._content["steps"]
 
     def done(self, step: str, **known: str) -> None:
-        """Note that a step is done, what later ones have to know of it, and the time it took."""
+        """Save that a step is finished, values that later steps need, and its time."""
         self.known.update(known)
         self._content["steps"].append(step)
         self._content["seconds"] += time.monotonic() - self._since
@@ -311,13 +313,13 @@ def say(step: int, text: str) -> None:
 
 
 class Logged:
-    """A command in the background, its output at the end of a file.
+    """A command in the background that appends its output to a file.
 
     Args:
         command: words.
         log: the file.
-        show: what its first group matches in a line is shown.
-        environment: beside this process's own.
+        show: pattern whose first group in a line is shown.
+        environment: additional environment variables.
     """
 
     def __init__(self, command: list, log: Path, show: re.Pattern, *, environment: dict[str, str]):
@@ -339,13 +341,13 @@ class Logged:
 
 
 def follow(runs: dict[str, Logged]) -> Iterator[str]:
-    """Show what is to be shown of the logs of all, and yield the name of each that ends and take it out.
+    """Show the logs of all runs; yield the name of each one that ends, and remove it.
 
     Args:
-        runs: by name. More may be put in between two names.
+        runs: runs by name; more may be added after each yield.
 
     Raises:
-        CalledProcessError: one failed; the end of its log has been printed. The others are ended.
+        CalledProcessError: one failed; the end of its log has been printed. The others are terminated.
     """
     try:
         while runs:
@@ -368,7 +370,7 @@ def follow(runs: dict[str, Logged]) -> Iterator[str]:
 
 
 def draw(name: str, trained: dict, scenes: Path, folder: Path) -> None:
-    """Draw scenes to evaluate on, the ground truth left and the detections right, and a sheet of the first eight."""
+    """Draw validation scenes with ground truth (left) and detections (right), and a sheet of the first eight."""
     framework = import_framework(name)
     detector = framework.load_detector(trained.pop("source"), **trained)
     content = json.loads((scenes / "val.json").read_text())

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make the record of a finished run from what it wrote, for model_zoo.md: records/runs/NAME.json."""
+"""Make the record of a finished run from its output, for model_zoo.md: records/runs/NAME.json."""
 
 import argparse
 import sys
@@ -17,22 +17,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "folder",
         type=Path,
-        help="of `topodet pretrain`, or the --work-dir of MMDetection's training, or the OUTPUT_DIR of Detectron2's",
+        help="folder of a `topodet pretrain` run, MMDetection's --work-dir, or Detectron2's OUTPUT_DIR",
     )
     parser.add_argument(
         "--data",
         required=True,
-        help='in words, the same for runs to compare; "ImageNet-1k" and "COCO 2017" at its head choose their tables',
+        help='description of the data, the same for runs to compare; "ImageNet-1k" and "COCO 2017" at its start select '
+        "their tables",
     )
     parser.add_argument("--command", required=True, help="how to repeat the run")
-    parser.add_argument("--commit", default="", help="of the code that ran (git rev-parse --short=12 HEAD)")
+    parser.add_argument("--commit", default="", help="commit of the code (git rev-parse --short=12 HEAD)")
     parser.add_argument("--weights", default="", help="name of the published backbone that was made or used")
-    parser.add_argument("--name", default="", help="pretraining: of the record, if not the run's own")
+    parser.add_argument("--name", default="", help="pretraining: name of the record (default: the run's)")
     parser.add_argument("--config", help="detector: its config in this repository")
-    parser.add_argument("--initialization", choices=["pretrained", "random"], help="detector: of the backbone")
-    parser.add_argument("--seed", type=int, help="detector: of the run")
-    parser.add_argument("--note", default="", help="detector: what a reader of its AP must know, e.g. what it was for")
-    parser.add_argument("--output", type=Path, default=ROOT / "records" / "runs")
+    parser.add_argument(
+        "--initialization", choices=["pretrained", "random"], help="detector: initialization of the backbone"
+    )
+    parser.add_argument("--seed", type=int, help="detector: seed of the run")
+    parser.add_argument("--note", default="", help="detector: note for readers of its AP, e.g. the purpose of the run")
+    parser.add_argument("--output", type=Path, default=ROOT / "records" / "runs", help="folder of the records")
     args = parser.parse_args(argv)
     if args.kind == "detector" and None in (args.config, args.initialization, args.seed):
         parser.error("a detector's record needs --config, --initialization and --seed")

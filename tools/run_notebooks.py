@@ -4,7 +4,7 @@
     python tools/run_notebooks.py docs/tutorials/*.ipynb
     python tools/run_notebooks.py docs/tutorials/01_graph_to_detector.ipynb --set EPOCHS=1 --dry-run
 
-A cell's outputs are what it prints and the value of its last line: text, or a small PNG where the value is a picture.
+A cell's outputs are what it prints and the value of its last line: text, or a small PNG if the value is a picture.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ COLORS = 256  # of a stored picture
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="+", type=Path)
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="over the cell of parameters")
-    parser.add_argument("--dry-run", action="store_true", help="leave the files as they are")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="overrides of the parameter cell")
+    parser.add_argument("--dry-run", action="store_true", help="run the notebooks without changing the files")
     return exit_status(run_all, parser.parse_args(argv))
 
 
@@ -56,11 +56,11 @@ def run(content: dict[str, Any], changes: Mapping[str, Any] | None = None) -> di
     """Run the code cells of a notebook in one namespace, put their outputs into it, and return the namespace.
 
     Args:
-        content: of the .ipynb file; changed in place.
+        content: content of the .ipynb file; changed in place.
         changes: values by name, set after the cell with the tag "parameters".
 
     Raises:
-        ConfigError: a change of what the cell of parameters does not set.
+        ConfigError: a change to a name that the parameter cell does not set.
     """
     changes = dict(changes or {})
     namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -77,7 +77,7 @@ def run(content: dict[str, Any], changes: Mapping[str, Any] | None = None) -> di
 
 
 def _outputs(source: str, namespace: dict[str, Any], number: int) -> list[dict[str, Any]]:
-    """Run a cell and return what Jupyter would store of it."""
+    """Run a cell and return its outputs in Jupyter's format."""
     tree = ast.parse(source, f"cell {number}")
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     value = None
@@ -87,7 +87,7 @@ def _outputs(source: str, namespace: dict[str, Any], number: int) -> list[dict[s
         if last is not None:
             value = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), namespace)
     outputs = []
-    if text := printed.getvalue().replace(f"{Path.cwd()}/", ""):  # no paths of the machine
+    if text := printed.getvalue().replace(f"{Path.cwd()}/", ""):  # no paths of this machine
         outputs.append({"output_type": "stream", "name": "stdout", "text": text.splitlines(keepends=True)})
     if value is not None:
         shown = {"text/plain": [_without_address(value)]}
@@ -98,7 +98,7 @@ def _outputs(source: str, namespace: dict[str, Any], number: int) -> list[dict[s
 
 
 def _without_address(value: object) -> str:
-    """Return what a value prints as; of a picture no address, which differs from run to run."""
+    """Return the repr of a value; for a picture without its address, which differs between runs."""
     return f"<picture of {value.width} x {value.height}>" if isinstance(value, Image.Image) else repr(value)
 
 

@@ -4,9 +4,9 @@
     python tools/small_world_experiment.py --record swnet_digits  # scikit-learn's digits, minutes
     python tools/small_world_experiment.py --data cifar100 --record swnet_cifar100  # cifar100/{train,validation}.npz
     python tools/small_world_experiment.py --networks plain --seeds 1 --json plain.json
-    python tools/small_world_experiment.py --redraw swnet_digits  # the picture alone, from the record
+    python tools/small_world_experiment.py --redraw swnet_digits  # only the picture, from the record
 
-Writes a record with every run, and a picture of them; docs/topology_swnet.md says what is to be seen there.
+Writes a record with every run, and a picture of them, which docs/topology_swnet.md explains.
 """
 
 from __future__ import annotations
@@ -36,22 +36,26 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     networks = list(experiment.NETWORKS)
     made.add_argument("--data", default="digits", help="digits, or a folder with train.npz and validation.npz")
-    made.add_argument("--classes", type=int, default=10, help="of a folder, the first ones (default: %(default)s)")
     made.add_argument(
-        "--networks", nargs="+", default=networks, metavar="NAME", help=f"(default: {', '.join(networks)})"
+        "--classes", type=int, default=10, help="number of classes to use of a folder (default: %(default)s)"
+    )
+    made.add_argument(
+        "--networks", nargs="+", default=networks, metavar="NAME", help=f"networks (default: {', '.join(networks)})"
     )
     made.add_argument(
         "--p",
         nargs="+",
         default=[MAX_S],
         metavar="P",
-        help=f"of retargeting: numbers, or {MAX_S} for the one of largest S (default: {MAX_S})",
+        help=f"probabilities of retargeting; {MAX_S} is the one with the largest S (default: {MAX_S})",
     )
-    made.add_argument("--seeds", type=int, default=3, help="of each network (default: %(default)s)")
-    made.add_argument("--first-seed", type=int, default=0, metavar="SEED", help="(default: %(default)s)")
-    for name in ("iterations", "every"):
-        made.add_argument(f"--{name}", type=int, help="of training, other than the data's own")
-    made.add_argument("--targets", nargs="+", type=float, metavar="ACCURACY", help="other than the data's own")
+    made.add_argument("--seeds", type=int, default=3, help="number of seeds per network (default: %(default)s)")
+    made.add_argument("--first-seed", type=int, default=0, metavar="SEED", help="first seed (default: %(default)s)")
+    made.add_argument("--iterations", type=int, help="iterations of training (default: the data's)")
+    made.add_argument("--every", type=int, help="iterations between two evaluations (default: the data's)")
+    made.add_argument(
+        "--targets", nargs="+", type=float, metavar="ACCURACY", help="accuracies to reach (default: the data's)"
+    )
     experiment_cli.add_outputs(made)
     return made
 

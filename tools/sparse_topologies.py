@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Train many sparse networks on handwritten digits: how far do they differ, are they as good as dense ones?
+"""Train many sparse networks on handwritten digits: how much do they differ, and are they as good as dense ones?
 
     python tools/sparse_topologies.py --output runs/sparse_topologies
     python tools/sparse_topologies.py --record sparse_topologies_digits
 
 The question of "Topological Insights into Sparse Neural Networks" (ECML-PKDD 2020, arXiv 2006.14085), on scikit-learn's
-8x8 digits: perceptrons of three hidden layers, dense, sparse with links that stay, and sparse with links that evolve
-(SET), from the same seeds. Leaves a record with the accuracies and all distances (NNSTD), and a heat map.
+8x8 digits: perceptrons of three hidden layers, dense, sparse with fixed links, and sparse with links that evolve (SET),
+from the same seeds. Writes a record with the accuracies and all distances (NNSTD), and a heat map.
 """
 
 from __future__ import annotations
@@ -45,18 +45,25 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = made.add_argument
-    add("--networks", type=int, default=8, metavar="N", help="of each kind, with seeds in a row")
-    add("--first-seed", type=int, default=0, metavar="SEED", help="of them (default: %(default)s)")
+    add("--networks", type=int, default=8, metavar="N", help="networks of each kind, with consecutive seeds")
+    add("--first-seed", type=int, default=0, metavar="SEED", help="seed of the first one (default: %(default)s)")
     add("--widths", type=int, nargs="+", default=[256, 256, 256], metavar="W", help="neurons of each hidden layer")
-    add("--epsilon", type=float, default=10.0, help="of the first links, see topodet.related.nnstd.SET")
-    add("--epochs", type=int, default=60)
-    add("--compare-at", type=int, nargs="+", default=[0, 10, 60], metavar="EPOCH", help="0: before training")
-    add("--lr", type=float, default=0.05)
-    add("--momentum", type=float, default=0.9)
-    add("--weight-decay", type=float, default=2e-4)
-    add("--batch", type=int, default=32)
-    add("--output", type=Path, default=ROOT / "runs" / "sparse_topologies", help="folder of record and heat map")
-    add("--json", type=Path, metavar="FILE", help="write the record there, and the heat map beside it, instead")
+    add("--epsilon", type=float, default=10.0, help="density of the links, see topodet.related.nnstd.SET")
+    add("--epochs", type=int, default=60, help="epochs of training (default: %(default)s)")
+    add(
+        "--compare-at",
+        type=int,
+        nargs="+",
+        default=[0, 10, 60],
+        metavar="EPOCH",
+        help="epochs at which networks are compared; 0 is before training",
+    )
+    add("--lr", type=float, default=0.05, help="learning rate (default: %(default)s)")
+    add("--momentum", type=float, default=0.9, help="momentum (default: %(default)s)")
+    add("--weight-decay", type=float, default=2e-4, help="weight decay (default: %(default)s)")
+    add("--batch", type=int, default=32, help="batch size (default: %(default)s)")
+    add("--output", type=Path, default=ROOT / "runs" / "sparse_topologies", help="folder for record and heat map")
+    add("--json", type=Path, metavar="FILE", help="write the record to this file instead, with the heat map beside it")
     add("--record", metavar="NAME", help="write records/experiments/NAME.json and docs/NAME.png instead")
     return made
 
@@ -67,7 +74,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
             f"--networks {args.networks} --compare-at {args.compare_at}: give two networks or more, and epochs from 0 "
             f"to --epochs {args.epochs}"
         )
-    torch.set_num_threads(1)  # too small for more
+    torch.set_num_threads(1)  # the networks are too small for more
     results, matrix = experiment(args)
     name = args.record or (args.json.stem if args.json else "sparse_topologies")
     command = f"python tools/sparse_topologies.py {shlex.join(words)}".rstrip()
@@ -83,7 +90,7 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
 
 
 def experiment(args: argparse.Namespace) -> tuple[dict[str, Any], Distances]:
-    """Train all networks and compare the evolving ones; return what a record holds, and the distances."""
+    """Train all networks and compare the evolving ones; return the content of the record, and the distances."""
     images, classes = (torch.from_numpy(part) for part in load_digits(return_X_y=True))
     images = (images / 16).float()
     sets = [(images[chosen], classes[chosen]) for chosen in map(torch.from_numpy, split_digits())]
@@ -157,7 +164,7 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, classes: Tensor) -> float:
-    """Return the share of right answers, in percent."""
+    """Return the accuracy in percent."""
     return 100 * (model(images).argmax(dim=1) == classes).double().mean().item()
 
 

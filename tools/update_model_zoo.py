@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Generate the pages that are made from records/, and their pictures; --check only tells what is stale.
+"""Generate the pages that are made from records/, and their pictures; --check only lists what is stale.
 
 python tools/update_model_zoo.py
 python tools/update_model_zoo.py docs/performance.md
@@ -31,12 +31,12 @@ Page = tuple[str, dict[str, Figure]]
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of {', '.join(PAGES)} (default: all)")
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"some of {', '.join(PAGES)} (default: all)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page is stale")
     args = parser.parse_args(argv)
     unknown = set(args.pages) - PAGES.keys()
     if unknown:
-        parser.error(f"no page of records: {', '.join(sorted(unknown))}. Known: {', '.join(PAGES)}")
+        parser.error(f"not a page of records: {', '.join(sorted(unknown))}. Known: {', '.join(PAGES)}")
     return exit_status(update, root, args.pages or list(PAGES), args.check)
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Run the suite on every Python and with the lowest, tested and newest versions, each in an environment of its own.
+"""Run the suite on every Python and with the lowest, tested and newest versions, each in its own environment.
 
-.github/workflows/test.yml runs the same cells. A cell whose Python is not on this machine is skipped, and said so;
-pyenv's interpreters are found without being on PATH. An environment takes some 7 GB with torch's CUDA packages
-(TORCH_INDEX=https://download.pytorch.org/whl/cpu spares them) and is removed after its cell.
---here runs the suite with the Python that runs this, and makes nothing.
+.github/workflows/test.yml runs the same cells. A cell whose Python is not on this machine is skipped with a message;
+pyenv's interpreters are found without being on PATH. An environment needs about 7 GB with torch's CUDA packages
+(TORCH_INDEX=https://download.pytorch.org/whl/cpu avoids them) and is removed after its cell.
+--here runs the suite with the Python that runs this script, without a new environment.
 
 python tools/version_matrix.py [CELL...] [--record records/versions.json] [-- PYTEST ARGUMENTS]
 python tools/version_matrix.py --here detectron2 --record records/versions.json -- tests/detectron2
@@ -50,15 +50,15 @@ NAMED = (
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cells", nargs="*", metavar="CELL", help=f"of {', '.join(CELLS)} (default: all)")
-    parser.add_argument("--environments", type=Path, help="keep the environments in this folder, and use those there")
-    parser.add_argument("--record", type=Path, help="JSON to write the results to, beside those of other cells in it")
-    parser.add_argument("--here", metavar="NAME", help="run with this Python and what it has, as a cell of this name")
+    parser.add_argument("cells", nargs="*", metavar="CELL", help=f"some of {', '.join(CELLS)} (default: all)")
+    parser.add_argument("--environments", type=Path, help="keep the environments in this folder, and reuse them")
+    parser.add_argument("--record", type=Path, help="JSON file for the results; those of other cells are kept")
+    parser.add_argument("--here", metavar="NAME", help="run with this Python and its packages, as a cell of this name")
     words = sys.argv[1:] if words is None else words
     split = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:split])
     if unknown := [name for name in args.cells if name not in CELLS]:
-        parser.error(f"no cell {', '.join(unknown)}; there are {', '.join(CELLS)}")
+        parser.error(f"unknown cells {', '.join(unknown)}; known: {', '.join(CELLS)}")
 
     failed = []
     for name in [args.here] if args.here else args.cells or CELLS:
@@ -89,12 +89,14 @@ def main(words: list[str] | None = None) -> int:
 
 
 def find_python(version: str) -> str | None:
-    """Return the path of an interpreter, of PATH or of pyenv."""
+    """Return the path of an interpreter, from PATH or pyenv."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     candidates = [f"python{version}", *map(str, sorted(pyenv.glob(f"{version}.*/bin/python")))]
     for candidate in candidates:
         found = shutil.which(candidate)
-        if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:  # not a shim for nothing
+        if (
+            found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0
+        ):  # not a shim without an interpreter
             return found
     return None
 
@@ -125,7 +127,7 @@ def run_suite(python: str, options: list[str]) -> dict:
         "passed": passed,
         "failed": failed,
         "skipped": skipped,
-        "complete": status in (0, 1),  # pytest's other statuses: interrupted, or not run
+        "complete": status in (0, 1),  # other statuses: interrupted, or not run
         "command": shlex.join(["pytest", *options]),
         "date": datetime.date.today().isoformat(),
         "commit": output(["git", "rev-parse", "HEAD"]),
@@ -144,7 +146,7 @@ def output(command: list[str]) -> str:
 def summary(result: dict) -> str:
     """Return a line for the terminal."""
     if not result["versions"]:
-        return "the environment was not made; the reason is above"
+        return "the environment could not be created; see the output above"
     counts = ", ".join(f"{result[key]} {key}" for key in ("passed", "failed", "skipped"))
     counts += "" if result["complete"] else ", not complete"
     return f"{counts} ({', '.join(f'{name} {version}' for name, version in result['versions'].items())})"

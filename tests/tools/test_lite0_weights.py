@@ -25,4 +25,4 @@ def test_tensors_get_timms_names(tmp_path, capsys):
     del state["conv_stem.weight"]
     torch.save(state, tmp_path / "other.pth")
     assert main([str(tmp_path / "other.pth"), "--output", str(tmp_path / "out")]) == 1
-    assert "has not the 296 tensors of tf_efficientnet_lite0, in that order" in capsys.readouterr().err
+    assert "does not contain the 296 tensors of tf_efficientnet_lite0 in order" in capsys.readouterr().err

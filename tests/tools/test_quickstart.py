@@ -66,7 +66,7 @@ def test_every_step_on_a_few_images(framework, tmp_path, capfd):
     assert output.endswith(again[again.index("tensors loaded") :])
     assert "[2/3]" not in again
     assert quickstart.main(["--output", str(out), *options, "--seed", "1"]) == 1
-    assert "holds a quickstart with other settings (seed 0)" in capfd.readouterr().err
+    assert "contains a quickstart with other settings (seed 0)" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_what_is_missing_is_said_before_the_first_step(framework, module, tmp_pa
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.tex").touch()
     assert quickstart.main(["--output", str(tmp_path)]) == 1
-    assert "holds files that are not a quickstart's" in capsys.readouterr().err
+    assert "contains files that are not from a quickstart" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").exists()
 
 
