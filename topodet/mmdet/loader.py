@@ -55,5 +55,5 @@ def refuse_strange_objects(path: Path, objects: frozenset[str]) -> None:
     if strange:
         raise WeightsError(
             f"{path} is refused: it contains pickled Python objects ({', '.join(strange[:3])}) that no checkpoint of "
-            "MMEngine has, and unpickling could run code, nothing in it was executed. Ask for a file of plain tensors"
+            "MMEngine has, and unpickling could run code. Nothing in it was executed. Ask for a file of plain tensors"
         )
