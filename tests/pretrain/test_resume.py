@@ -84,7 +84,7 @@ def test_killed_at_every_step(images, tmp_path):
                 engine._update = dying(engine._update)
                 os.replace, os.link = dying(os.replace), dying(os.link)
                 os._exit(main(sys.argv[1:]))
-            print(os.waitpid(pid, 0)[1], flush=True)
+            print("ended", os.waitpid(pid, 0)[1], flush=True)
     """
     argv = options(images, tmp_path / "killed", *MORE, "--resume", "auto")
     done = subprocess.run(
@@ -95,7 +95,8 @@ def test_killed_at_every_step(images, tmp_path):
         text=True,
         check=True,
     )
-    endings = done.stdout.split()
+    # Gloo of some versions of torch prints lines of its own.
+    endings = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("ended ")]
     assert set(endings[:13]) == {str(int(signal.SIGKILL))}
     assert main(argv) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
