@@ -74,7 +74,7 @@ def test_names_and_mode(tmp_path):
         ({"labels": np.eye(5, dtype=int)}, r"labels is int64 \[5, 5\]"),
         ({"labels": LABELS - 1}, r"labels\[0\] is -1; class indices start at 0"),
         ({"labels": LABELS + 1}, r"labels\[2\] is 3, but class_names defines 3 classes, 0 to 2; 1 of 5 labels"),
-        ({"labels": np.array([0, 1, None, 1, 0])}, "labels holds Python objects"),
+        ({"labels": np.array([0, 1, None, 1, 0])}, "labels contains Python objects"),
         ({"class_names": [1, 2, 3]}, r"class_names is int64 \[3\]"),
         ({"class_names": ["a", "b", "a"]}, "class_names contains 'a' more than once"),
         ({"class_names": [*map(str, range(50_000)), "7"]}, "class_names contains '7' more than once"),  # at once
@@ -113,15 +113,15 @@ def archive(path, entries, method=zipfile.ZIP_DEFLATED):
 @pytest.mark.parametrize(
     ("shape", "dtype", "data", "message"),
     [
-        ((10**12, 4, 4, 3), "|u1", b"", r"states uint8 \[1000000000000, 4, 4, 3\], which is 48,000,000,000,000 bytes"),
+        ((10**12, 4, 4, 3), "|u1", b"", r"is declared as uint8 \[1000000000000, 4, 4, 3\], which is 48,000,000,000,000 bytes"),
         ((2**62, 4, 4, 3), "|u1", bytes(48), "it is damaged"),  # more than 64 bits of bytes
         ((-1, 4, 4, 3), "|u1", bytes(48), "damaged"),
         ((5, 0, 4, 3), "|u1", b"", r"images is uint8 \[5, 0, 4, 3\]"),
         ((10**9, 0, 4, 3), "|u1", b"", r"images is uint8 \[1000000000, 0, 4, 3\]"),
         ((1,), "|O", pickle.dumps(None), "contains Python objects, and unpickling could run code"),
         ((1,), "|V4000000000", bytes(8), "damaged"),
-        ((1,), "<U100000000", bytes(8), "400,000,000 bytes, and has 8"),
-        ((4 << 20, 1, 1, 3), "|u1", bytes(12 << 20), "200 times as many are allowed"),
+        ((1,), "<U100000000", bytes(8), "400,000,000 bytes, but has 8"),
+        ((4 << 20, 1, 1, 3), "|u1", bytes(12 << 20), "200 times as many: save"),
     ],
 )
 def test_refuses_arrays_that_are_larger_than_their_bytes(tmp_path, shape, dtype, data, message, monkeypatch):
