@@ -150,12 +150,12 @@ def test_classes_and_head_of_the_checkpoint_are_compared(tmp_path):
     write_set(tmp_path / "set", base_set())
     register_dataset(f"set_{tmp_path}", tmp_path / "set" / "all.json", tmp_path / "set" / "images")
     cfg = small_config(DATASETS__TEST=[f"set_{tmp_path}"], MODEL__WEIGHTS=path, OUTPUT_DIR=str(tmp_path / "out"))
-    with pytest.raises(ConfigError, match="class 0 is 'nut' in the checkpoint and 'cell' in the set"):
+    with pytest.raises(ConfigError, match="class 0 is 'nut' in the checkpoint and 'cell' in the dataset"):
         train_net.evaluate(cfg, resume=False)
     content = {"model": model.state_dict(), "card": {"kind": "detector", "classes": swapped}}
     torch.save(content, tmp_path / "published.pth")
     options = {"model": model, "lr": 0.1, "datasets": f"set_{tmp_path}"}
-    with pytest.raises(ConfigError, match="class 0 is 'nut' in the checkpoint and 'cell' in the set"):
+    with pytest.raises(ConfigError, match="class 0 is 'nut' in the checkpoint and 'cell' in the dataset"):
         build_optimizer(model.parameters(), init_checkpoint=str(tmp_path / "published.pth"), **options)
     del content["card"], content["model"]["roi_heads.box_predictor.cls_score.weight"]
     torch.save(content, path)

@@ -113,7 +113,7 @@ def archive(path, entries, method=zipfile.ZIP_DEFLATED):
 @pytest.mark.parametrize(
     ("shape", "dtype", "data", "message"),
     [
-        ((10**12, 4, 4, 3), "|u1", b"", r"is declared as uint8 \[1000000000000, 4, 4, 3\], which is 48,000,000,000,000 bytes"),
+        ((10**12, 4, 4, 3), "|u1", b"", r"uint8 \[1000000000000, 4, 4, 3\], which is 48,000,000,000,000 bytes"),
         ((2**62, 4, 4, 3), "|u1", bytes(48), "it is damaged"),  # more than 64 bits of bytes
         ((-1, 4, 4, 3), "|u1", bytes(48), "damaged"),
         ((5, 0, 4, 3), "|u1", b"", r"images is uint8 \[5, 0, 4, 3\]"),
