@@ -140,7 +140,7 @@ class TopoNetCheckpointer(DetectionCheckpointer):
         lost = [name for name in lost if name in dict(self.model.named_parameters())]
         if self.whole and lost and backbones(self.model):
             raise WeightsError(
-                f"the checkpoint lacks {len(lost)} parameters of the detector, or has them in another shape "
+                f"parameters of the detector are missing from the checkpoint or have another shape, {len(lost)} in all "
                 f"({', '.join(lost[:3])}): an evaluation would score random ones. Give the checkpoint of this config"
             )
         return found

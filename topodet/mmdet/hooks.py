@@ -109,8 +109,9 @@ class TopoNetCheckHook(Hook):
         self._compare_classes(runner, dataset, whole=True)
         if self.unfilled:
             raise WeightsError(
-                f"the checkpoint lacks {len(self.unfilled)} parameters of the detector, or has them in another shape "
-                f"({', '.join(self.unfilled[:3])}): a test would score random ones. Give the checkpoint of this config"
+                "parameters of the detector are missing from the checkpoint or have another shape, "
+                f"{len(self.unfilled)} in all ({', '.join(self.unfilled[:3])}): a test would score random ones. Give "
+                "the checkpoint of this config"
             )
 
     def _compare_classes(self, runner: Runner, dataset: Any, *, whole: bool) -> None:

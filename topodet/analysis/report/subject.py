@@ -150,7 +150,7 @@ def _of_file(source: str, file: WeightsFile) -> Subject:
     if "stages.0.wiring.edges" not in backbone and not card.get("wiring"):
         note = (
             f"{file.path} does not say which network its wirings belong to: no parameters, multiply-adds and NN-Mass. "
-            "A checkpoint of `topodet pretrain` does"
+            "A checkpoint of `topodet pretrain` does; `topodet analyze-model` measures a detector from its config"
         )
         return Subject(source, "state dict", "", Wirings(file.state_dict), facts=about, notes=(note,))
     head = backbone.get("head.fc.weight")
