@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from topodet import connectivity
+from topodet import connectivity, weights
 from topodet.errors import ConfigError
 from topodet.pretrain.build import create_model
 from topodet.pretrain.command_line import parse
@@ -36,6 +36,22 @@ def test_weights_of_the_original_are_a_start(plain):
     torch.testing.assert_close(connected(images), original(images))
     assert all(wiring.learned for wiring in connectivity.wirings(connected).values())
     assert not connectivity.wirings(original)
+
+
+def test_a_new_classifier_is_small_and_the_same_with_edges(images, tmp_path):
+    """EfficientNets are built with a classifier of 1 / sqrt(classes), for training from scratch."""
+    name = ("--model", "mobilenetv2_050")
+    train(images, tmp_path / "run", *name, "--epochs", "1")
+    file = weights.publish(tmp_path / "run" / "last.pth.tar", tmp_path).pth
+    argv = (*name, "--initial-checkpoint", str(file))
+    torch.manual_seed(0)
+    plain = create(*argv)
+    torch.manual_seed(0)
+    connected = create(*argv, "--connect", "learned")
+    assert 0 < plain.classifier.weight.abs().max() <= plain.num_features**-0.5 < 0.03
+    assert torch.equal(connected.classifier.weight, plain.classifier.weight)
+    assert create(*name).classifier.weight.abs().max() > 0.1
+    assert create(*argv, "--gp", "max").global_pool.pool_type == "max"
 
 
 def test_trains_and_resumes(images, plain, tmp_path):

@@ -53,7 +53,7 @@ def create_model(
     model = create_network(options, num_classes, channels, source, pretrained=start)
     if trained is None:
         if options.model.initial_checkpoint:
-            _load_initial(model, options.model.initial_checkpoint)
+            _load_initial(model, options.model.initial_checkpoint, options.model.gp)
         if source is not None:
             _read_edges(model, source, options.edges.edges_from)
         if options.edges.shuffle_alpha is not None:
@@ -114,14 +114,23 @@ def create_network(
         raise ConfigError(f"--model {options.model.model}{edges}: {error}") from error
 
 
-def _load_initial(model: nn.Module, path: str) -> None:
-    """Load the weights of a file. A published backbone has no classifier; the network's stays as it is."""
+def _load_initial(model: nn.Module, path: str, pooling: str | None) -> None:
+    """Load the weights of a file, with a new classifier if the file has none that fits.
+
+    The new one is that of timm's `reset_classifier`. Some networks, e.g. EfficientNets, create a classifier for
+    training from scratch, with weights several times as large, whose gradients damage trained weights in the first
+    updates.
+    """
     try:
         file = weights.read(path)
     except WeightsError as error:
         raise WeightsError(f"--initial-checkpoint {path!r} cannot be read: {error}") from error
+    head = weights.has_classifier(model, file.state_dict)
+    if not head:
+        # Without an argument, some networks of timm go back to average pooling.
+        model.reset_classifier(model.num_classes, **({"global_pool": pooling} if pooling else {}))
     try:
-        weights.load(model, file, head=weights.has_classifier(model, file.state_dict))
+        weights.load(model, file, head=head)
     except WeightsError as error:
         hint = f"; or use the graphs of the file: --edges-from {path}" if "does not fit" in str(error) else ""
         raise WeightsError(f"--initial-checkpoint {path!r} does not fit the model: {error}{hint}") from error

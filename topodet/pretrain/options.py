@@ -65,7 +65,9 @@ class ModelOptions:
     model: str = option("toponet50", "architecture registered in timm", metavar="NAME")
     model_kwargs: dict[str, Any] = option({}, "arguments of the model", metavar="KEY=VALUE")
     pretrained: bool = option(False, "start with the architecture's published weights")
-    initial_checkpoint: str = option("", "start a new run with the weights of this file", metavar="FILE")
+    initial_checkpoint: str = option(
+        "", "start a new run with the weights of this file, with a new classifier if it has none", metavar="FILE"
+    )
     num_classes: int | None = option(None, "number of classes; by default taken from the data", metavar="N")
     gp: str | None = option(None, "type of global pooling", metavar="POOL")
     img_size: int | None = option(None, "height and width of the input in pixels", metavar="N")
