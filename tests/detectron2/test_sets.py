@@ -147,7 +147,7 @@ def test_keypoints_that_are_not_there(tmp_path):
     write_set(tmp_path, content)
     with pytest.raises(DataError, match="missing, which the keypoint head needs +1 +2") as caught:
         check_datasets(small_config(DATASETS__TRAIN=[name], **KEYPOINTS), [name])
-    assert re.search(r"cannot be read +1 +3 \(8 numbers, not three of each of 3 points\)", str(caught.value))
+    assert re.search(r"cannot be read +1 +3 \(8 numbers, not three for each of 3 points\)", str(caught.value))
     name = register(tmp_path / "plain", base_set())
     with pytest.raises(ConfigError, match="no category of the dataset .* has keypoints"):
         check_datasets(small_config(DATASETS__TRAIN=[name], **KEYPOINTS), [name])
