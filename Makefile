@@ -28,4 +28,4 @@ zoo: env
 
 # The site, in docs/_build/html; needs the extra [docs].
 docs:
-	@COLUMNS=100 $(PYTHON_ENV) -m sphinx -W -n --keep-going -b html docs docs/_build/html
+	@COLUMNS=88 $(PYTHON_ENV) -m sphinx -W -n --keep-going -b html docs docs/_build/html
