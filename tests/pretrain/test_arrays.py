@@ -119,7 +119,7 @@ def archive(path, entries, method=zipfile.ZIP_DEFLATED):
         ((5, 0, 4, 3), "|u1", b"", r"images is uint8 \[5, 0, 4, 3\]"),
         ((10**9, 0, 4, 3), "|u1", b"", r"images is uint8 \[1000000000, 0, 4, 3\]"),
         ((1,), "|O", pickle.dumps(None), "contains Python objects, and unpickling could run code"),
-        ((1,), "|V4000000000", bytes(8), "damaged"),
+        ((1,), "|V4000000000", bytes(8), "not a valid dtype"),
         ((1,), "<U100000000", bytes(8), "400,000,000 bytes, but has 8"),
         ((4 << 20, 1, 1, 3), "|u1", bytes(12 << 20), "200 times as many: save"),
     ],

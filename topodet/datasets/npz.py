@@ -62,6 +62,8 @@ def _check_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: str) ->
         begin = file.tell()
     if dtype.hasobject:
         raise DataError(f"{place} contains Python objects, and unpickling could run code: save numbers or text")
+    if dtype.itemsize < 0:  # more than 2**31 bytes a value, which numpy 1 lets through
+        raise DataError(f"{place} has a dtype of {dtype.itemsize:,} bytes, which is not a valid dtype: it is damaged")
     count = math.prod(shape)
     if count < 0 or begin + count * dtype.itemsize != entry.file_size or count > entry.file_size:
         raise DataError(
