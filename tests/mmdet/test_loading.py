@@ -27,7 +27,7 @@ WRONG = {
     "preprocessing": "does not fit its backbone.*weights were trained with",
     "bytes": "damaged or was changed",
     "a tensor less": r"missing in the file|fills \d+/\d+",
-    "objects": "could run code",
+    "objects": "could run code. Nothing in it was executed",
 }
 
 
