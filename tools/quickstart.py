@@ -36,6 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN_RECIPE = "configs/pretrain/toponet_nano_quick.yaml"
 EPOCHS = re.compile(r"^(epoch .*)")  # of pretraining
 LOADED = re.compile(r"topodet: (\d+)/(\d+) tensors")
+SCENE = (192, 192)  # pixels, as in the configs
+DIGIT = (18, 66)  # pixels, the smallest and the largest
 DRAWN = 16  # scenes
 # Pictures are drawn on enlarged scenes, so that lines and names are small compared with the objects.
 ENLARGED = 3
@@ -166,6 +168,8 @@ def run_steps(args: argparse.Namespace, out: Path, progress: Progress) -> dict:
                 out / "scenes",
                 num_train=args.train_scenes,
                 num_val=args.val_scenes,
+                size=SCENE,
+                digit_px=DIGIT,
                 seed=args.seed,
             ),
         ]
