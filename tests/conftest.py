@@ -1,3 +1,4 @@
+import gc
 import os
 
 # Two test workers on two cores: threads of their own would only get into each other's way.
@@ -9,6 +10,12 @@ from hypothesis import settings
 
 settings.register_profile("topodet", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("topodet")
+
+
+def pytest_collection_finish():
+    """Leave what the imports made out of every later collection: MMEngine asks for one whenever it opens a dataset."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

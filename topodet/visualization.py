@@ -84,12 +84,6 @@ def alpha_histogram(model: nn.Module, title: str = "", bins: int = 50) -> Figure
     return figure
 
 
-def figure_pixels(figure: Figure) -> np.ndarray:
-    """Return a drawn figure as uint8 [H, W, 3], for image logs."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
-
-
 def save_figures(model: nn.Module, folder: str | Path, tag: str) -> list[Path]:
     """Write `adjacency_<tag>.png` and `alpha_<tag>.png` into `folder`; return their paths."""
     written = []

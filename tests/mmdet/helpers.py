@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
-from mmengine.config import config as mmengine_config
+from mmengine.config import utils as mmengine_config_utils
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import _ParamScheduler
@@ -32,7 +32,7 @@ LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 # A run formats its config five times, and reads a hundred YAML files for each `_base_` of MMDetection: both take longer
 # than a step of training.
 yapf_api.FormatCode = lambda text, **options: (text, False)
-mmengine_config._get_external_cfg_path = cache(mmengine_config._get_external_cfg_path)
+mmengine_config_utils.load = cache(mmengine_config_utils.load)
 
 
 def data_options(root: Path) -> dict:

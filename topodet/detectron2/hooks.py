@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from .. import connectivity
-from ..visualization import adjacency_figure, figure_pixels, save_figures
+from ..datasets.images import read_image
+from ..visualization import save_figures
 
 logger = logging.getLogger("detectron2.topodet")
 
@@ -96,7 +97,7 @@ class AlphaLogHook(HookBase):
         for name, wiring in connectivity.wirings(model).items():
             storage.put_histogram(f"alpha/{name}", wiring.alpha.detach().float().cpu(), bins=50)
         tag = f"iter{iterations:07d}"
-        storage.put_image("adjacency", figure_pixels(adjacency_figure(model, title=tag)).transpose(2, 0, 1))
         folder = Path(self.trainer.cfg.OUTPUT_DIR, "alpha") if self.folder is None else Path(self.folder)
-        save_figures(model, folder, tag)
+        adjacency, _ = save_figures(model, folder, tag)
+        storage.put_image("adjacency", read_image(adjacency).transpose(2, 0, 1))
         logger.info(f"edges with |alpha| at iteration {iterations}: {connectivity.describe_sparsity(shares)}")

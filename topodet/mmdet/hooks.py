@@ -18,8 +18,9 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import connectivity, weights
 from ..datasets.coco import check_checkpoint_classes
+from ..datasets.images import read_image
 from ..errors import ConfigError, WeightsError
-from ..visualization import adjacency_figure, figure_pixels, save_figures
+from ..visualization import save_figures
 from .base import CARD, TopodetBackbone, card_of_run, classes_of_run
 from .check import backbones, check_detector
 from .data import check_datasets
@@ -228,13 +229,13 @@ class AlphaLogHook(Hook):
         tag = f"epoch{epochs:03d}" if _counts_epochs(runner) else f"iter{iterations:06d}"
         runner.visualizer.add_scalars({f"edges/{name}": share for name, share in shares.items()}, step=iterations)
         runner.logger.info(f"edges with |alpha| at {tag}: {connectivity.describe_sparsity(shares)}")
+        adjacency, _ = save_figures(model, Path(runner.work_dir) / "alpha", tag)
         for backend in runner.visualizer._vis_backends.values():
             if isinstance(backend, TensorboardVisBackend):
                 for name, wiring in connectivity.wirings(model).items():
                     alpha = wiring.alpha.detach().float().cpu()
                     backend.experiment.add_histogram(f"alpha/{name}", alpha, iterations)
-                backend.add_image("adjacency", figure_pixels(adjacency_figure(model, title=tag)), iterations)
-        save_figures(model, Path(runner.work_dir) / "alpha", tag)
+                backend.add_image("adjacency", read_image(adjacency), iterations)
 
 
 def _counts_epochs(runner: Runner) -> bool:

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from topodet import connectivity, visualization
+from topodet.datasets.images import read_image
 from topodet.files import atomic_csv
 
 _logger = logging.getLogger(__name__)
@@ -131,8 +132,8 @@ class RunLogger:
             self.board.add_histogram(f"alpha/{name}", wiring.alpha.detach().float().cpu(), update)
         epoch = row["epoch"]
         if self.wirings and self.figure_interval and (epoch + 1) % self.figure_interval == 0:
-            visualization.save_figures(self.model, self.folder / "figures", f"epoch{epoch:03d}")
-            self.board.add_figure("adjacency", visualization.adjacency_figure(self.model), update)
+            adjacency, _ = visualization.save_figures(self.model, self.folder / "figures", f"epoch{epoch:03d}")
+            self.board.add_image("adjacency", read_image(adjacency), update, dataformats="HWC")
         self.board.flush()
 
     def summary(self, history: Sequence[Mapping[str, float | None]]) -> None:
