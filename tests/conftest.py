@@ -29,4 +29,4 @@ def _no_process_group_is_left():
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-        pytest.fail("the test left a process group; end it, or start its processes by torch.multiprocessing.spawn")
+        pytest.fail("the test left a process group; end it, or start its processes by tests.processes.run_two")

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from tests.detectron2.helpers import metrics, trainable_config
+from tests.processes import run_two
 from topodet import connectivity
 from topodet.detectron2 import AlphaLogHook, SparsityHook, TopoNet, Trainer
 from topodet.errors import ConfigError
@@ -93,7 +94,7 @@ def parallel_steps(rank, address, results):
 
 @pytest.mark.slow
 def test_two_processes_train_together(tmp_path):
-    torch.multiprocessing.spawn(parallel_steps, (f"file://{tmp_path}/rendezvous", tmp_path), nprocs=2)
+    run_two(parallel_steps, tmp_path)
     for freeze_at, features in CASES:
         one, two = (torch.load(tmp_path / f"freeze{freeze_at}_{rank}.pt") for rank in range(2))
         assert torch.equal(one, two)

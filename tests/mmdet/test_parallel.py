@@ -6,6 +6,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 
 from tests.mmdet.helpers import Task
+from tests.processes import run_two
 from topodet.connectivity import penalize
 
 CASES = [(1, (0, 1, 2, 3)), (2, (1, 3)), (0, (1, 2))]  # frozen_stages, out_indices
@@ -33,7 +34,7 @@ def steps(rank, address, results):
 
 @pytest.mark.slow
 def test_two_processes_train_together(tmp_path):
-    torch.multiprocessing.spawn(steps, (f"file://{tmp_path}/rendezvous", tmp_path), nprocs=2)
+    run_two(steps, tmp_path)
     for frozen, _ in CASES:
         one, two = (torch.load(tmp_path / f"frozen{frozen}_rank{rank}.pt") for rank in range(2))
         assert torch.equal(one, two)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -242,9 +243,19 @@ def test_wrong_arguments_are_named(arguments, error, message):
 
 @pytest.mark.slow
 def test_registration_does_not_depend_on_the_order_of_imports():
-    for names in ("topodet, timm", "timm, topodet"):
-        code = f"import {names}; timm.create_model('toponet_nano')"
-        subprocess.run([sys.executable, "-c", code], check=True)
+    script = """
+        import os, sys
+        import torchvision  # of which neither depends on the order
+
+        for names in ("topodet, timm", "timm, topodet"):
+            assert not {"topodet", "timm"} & sys.modules.keys()
+            pid = os.fork()
+            if pid == 0:
+                exec(f"import {names}; timm.create_model('toponet_nano')")
+                sys.exit()
+            assert os.waitpid(pid, 0)[1] == 0, names
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
 
 
 @pytest.mark.parametrize("name", ["toponet_nano", "resnet20_cifar"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.processes import run_two
 from topodet import connectivity
 from topodet.models.connected import connect
 
@@ -49,7 +50,7 @@ def train_as_one_of_two(rank, address, results):
 
 @pytest.mark.slow  # the processes import torch
 def test_two_processes_train_as_one_with_all_images(tmp_path):
-    torch.multiprocessing.spawn(train_as_one_of_two, (f"file://{tmp_path}/rendezvous", tmp_path), nprocs=2)
+    run_two(train_as_one_of_two, tmp_path)
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     whole = network()
     train(whole, torch.cat([share(0), share(1)], dim=1))

@@ -1,0 +1,20 @@
+"""Processes that train together."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def run_two(function: Callable[[int, str, Path], None], folder: Path) -> None:
+    """Run `function(rank, address, folder)` in two processes, to the end of both.
+
+    They fork from a process that has imported the function's module, and nothing else: to import it in each takes
+    longer than what they do.
+    """
+    multiprocessing.set_forkserver_preload([function.__module__])
+    arguments = (f"file://{folder}/rendezvous", folder)
+    torch.multiprocessing.start_processes(function, arguments, nprocs=2, start_method="forkserver")
