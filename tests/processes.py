@@ -12,8 +12,8 @@ import torch
 def run_two(function: Callable[[int, str, Path], None], folder: Path) -> None:
     """Run `function(rank, address, folder)` in two processes, to the end of both.
 
-    They fork from a process that has imported the function's module, and nothing else: to import it in each takes
-    longer than what they do.
+    They fork from a process that has imported the function's module: to import it in each takes longer than what they
+    do. That process is started once; functions of other modules than the first one's are imported by both.
     """
     multiprocessing.set_forkserver_preload([function.__module__])
     arguments = (f"file://{folder}/rendezvous", folder)
