@@ -80,7 +80,7 @@ def test_what_is_not_measured_or_not_connected_is_said():
     assert census.survey("test_vit", parameters=1000)["reason"] == "not measured: it has more than 0.001 M parameters"
     assert "took more than" in census.survey("test_vit", seconds=1e-3)["reason"]
     row = census.survey("test_efficientnet")
-    assert (row["blocks"], row["input"]) == (False, [[1, 3, 96, 96]])
+    assert (row["blocks"], row["input"]) == (False, "1 x 3 x 96 x 96")
     assert row["reason"].startswith("nothing to connect in EfficientNet")
     counts = census.totals([row, census.survey("test_vit", parameters=1000)])
     assert (counts["taken"], counts["measured"], counts["connected"]) == (2, 1, 0)

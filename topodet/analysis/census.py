@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise, zip_longest
+from itertools import groupby, pairwise, zip_longest
 from typing import Any
 
 import timm
@@ -19,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import ConfigError
 from ..models.connected import connect, runs
-from ..models.connected.follow import Call, Sample, follow
+from ..models.connected.follow import Call, Sample, copy_to_call, follow
 from ..records.markdown import replace_measured, table
 
 Row = dict[str, Any]
@@ -29,8 +28,9 @@ _SIZES = (
     *("small", "s", "little", "medium", "m", "mediumd", "base", "b", "so150m", "so400m", "large", "l", "xlarge", "xl"),
     *("huge", "giant", "gigantic", "enormous"),
 )
-PARAMETERS = 100_000_000
-SECONDS = 240
+PARAMETERS = 2_000_000_000
+SECONDS = 600
+SIDE = 96
 
 
 def in_order(names: Collection[str]) -> list[str]:
@@ -64,7 +64,7 @@ def survey(name: str, *, parameters: int = PARAMETERS, seconds: float = SECONDS,
         options: arguments of `timm.create_model` that make it smaller.
 
     Returns:
-        {"name", "family", "parameters", "input": sizes, "blocks": whether two blocks of one class follow each other
+        {"name", "family", "parameters", "input": its shape, "blocks": whether two blocks of one class follow each other
         that keep their shape, "forms", "runs", "edges", "difference" and "gradient": the largest difference of the
         outputs, and of the gradients of the input, as shares of the largest value, "reason" if it was not measured or
         not connected}; steps that were not reached are missing.
@@ -77,10 +77,8 @@ def survey(name: str, *, parameters: int = PARAMETERS, seconds: float = SECONDS,
             row["parameters"] = size
             if size > parameters:
                 return {**row, "reason": f"not measured: it has more than {parameters / 1e6:g} M parameters"}
-            torch.manual_seed(0)
-            model = randomize(timm.create_model(name, num_classes=10, **options)).eval()
-            root, _, sample = follow(copy.deepcopy(model))
-            row["input"] = [list(x.shape) for x in tree_leaves(sample)]
+            model, root, sample = _small(name, options)
+            row["input"] = ", ".join(" x ".join(map(str, x.shape)) for x in tree_leaves(sample))
             row["blocks"] = has_two_blocks(root)
             del root
             return row | compare(model, sample)
@@ -90,6 +88,25 @@ def survey(name: str, *, parameters: int = PARAMETERS, seconds: float = SECONDS,
         return {**row, "reason": _shortened(str(error))}
     except Exception as error:  # any network may fail in any way; the table lists the error
         return {**row, "reason": _shortened(f"not measured: {type(error).__name__}: {error}")}
+
+
+def _small(name: str, options: Mapping[str, Any]) -> tuple[nn.Module, Call, Sample]:
+    """Build a network for images of `SIDE` pixels if it can be built for them, see `_build`."""
+    try:
+        return _build(name, {"img_size": SIDE, **options})
+    except TimeoutError:
+        raise
+    except Exception:  # most networks take no such argument; the others fail in many ways if it does not fit
+        return _build(name, options)
+
+
+def _build(name: str, options: Mapping[str, Any]) -> tuple[nn.Module, Call, Sample]:
+    """Return a network with random weights, its call on an image, and the image."""
+    torch.manual_seed(0)
+    # Only gradients of the input are compared; those of the parameters would take as much memory again.
+    model = randomize(timm.create_model(name, num_classes=10, **options)).eval().requires_grad_(False)
+    root, _, sample = follow(copy_to_call(model))
+    return model, root, sample
 
 
 def compare(model: nn.Module, sample: Sample) -> Row:
@@ -222,11 +239,11 @@ def update_page(page: str, record: Mapping[str, Any]) -> str:
 
     Args:
         page: the text, with the markers of `replace_measured`.
-        record: {"networks": rows of `survey`, "registered": how many names timm has, "environment"}.
+        record: that of tools/census.py: {"networks": rows of `survey`, "registered": how many names timm has, "timm",
+            "versions", "date", "commits"}.
     """
-    rows = record["networks"]
+    rows = sorted(record["networks"], key=lambda row: (row["family"], row["name"]))
     counts = totals(rows)
-    head = ("network", "parameters", "form", "runs", "edges", "output", "gradient")
     share = counts["connected_with_blocks"] / max(1, counts["with_blocks"])
     text = (
         f"Of the {record['registered']} names that timm {record['timm']} registers, {counts['taken']} were taken so "
@@ -236,18 +253,45 @@ def update_page(page: str, record: Mapping[str, Any]) -> str:
         f"{counts['connected']} equal the original to 1e-5; the largest difference of an output is "
         f"{counts['difference']:.1e}, of a gradient {counts['gradient']:.1e}."
     )
-    ordered = sorted(rows, key=lambda row: (row["family"], row["name"]))
-    body = [_cells(row) for row in ordered if "edges" in row]
-    # As a list, because sentences do not fit into a column.
-    reasons = [f"- {row['name']}: {row['reason']}" for row in ordered if "edges" not in row]
-    parts = [text, table(head, body), *(["## Not connected", "\n".join(reasons)] if reasons else [])]
+    where = f"{record['date']}, torch {record['versions']['torch']}, commit {', '.join(record['commits'])}"
+    families = {key: list(group) for key, group in groupby(rows, key=lambda row: row["family"])}
+    networks = [_cells(row) for row in rows if "edges" in row]
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if "edges" not in row:
+            reasons.setdefault(row["reason"], []).append(row["name"])
+    parts = [
+        text,
+        f"{where}: record [census](../records/census.json), `{record['command']}`.",
+        "## Families",
+        table(
+            ("family", "names", "connect", "residuals", "blocks", "both", "largest difference"),
+            [_family_cells(key, group) for key, group in families.items()],
+        ),
+        "## Networks that connect",
+        table(("network", "parameters", "form", "runs", "edges", "output", "gradient"), networks),
+    ]
+    if reasons:
+        # As a list, because sentences do not fit into a column.
+        parts += ["## Not connected", "\n".join(f"- {', '.join(names)}: {reason}" for reason, names in reasons.items())]
     return replace_measured(page, "\n\n".join(parts), path="docs/census.md")
 
 
+def _family_cells(family: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    forms = Counter(tuple(sorted(row["forms"])) for row in rows if "edges" in row)
+    largest = max((row["difference"] for row in rows if "edges" in row), default=None)
+    by_form = (str(forms[form] or "") for form in (("residuals",), ("blocks",), ("blocks", "residuals")))
+    return family, str(len(rows)), str(forms.total()), *by_form, "" if largest is None else _exponential(largest)
+
+
 def _cells(row: Row) -> tuple[str, ...]:
-    measured = (f"{row[key]:.0e}" if row[key] else "0" for key in ("difference", "gradient"))
+    measured = (_exponential(row[key]) for key in ("difference", "gradient"))
     parameters = f"{row['parameters'] / 1e6:.1f} M"
     return row["name"], parameters, ", ".join(row["forms"]), str(row["runs"]), str(row["edges"]), *measured
+
+
+def _exponential(share: float) -> str:
+    return f"{share:.0e}" if share else "0"
 
 
 def _shortened(text: str, length: int = 300) -> str:

@@ -274,6 +274,27 @@ def test_auto_takes_residuals_where_they_are_exact():
     ]
 
 
+def test_tracing_copies_buffers_and_no_parameters(monkeypatch):
+    copied = []
+    clone = nn.Parameter.__deepcopy__
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", lambda self, memo: copied.append(id(self)) or clone(self, memo))
+
+    class Counting(Block):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    model = nn.Sequential(Counting(), Counting())
+    connected = connect(model, nodes="auto", sample=torch.randn(2, 4))
+    assert sorted(copied) == sorted(map(id, model.parameters()))  # once, for the result
+    assert not {id(p) for p in connected.parameters()} & {id(p) for p in model.parameters()}
+    assert [block.calls.item() for network in (model, connected) for block in network] == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

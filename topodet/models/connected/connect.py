@@ -49,7 +49,7 @@ from .block import (
     runs,
     whole,
 )
-from .follow import Call, Sample, call, follow, runs_of_blocks
+from .follow import Call, Sample, call, copy_to_call, follow, runs_of_blocks
 from .residual import ADDITIVE, Residual, Table
 from .rewired import REWIRED
 
@@ -270,13 +270,12 @@ def _plan(
         plans, reasons = _plan_residuals(model, ADDITIVE, "residuals", leave_out, blocks)
     if nodes == "residuals":
         return plans, reasons
-    # Only copies are called: a module may cache results, such as positions.
-    root, output, sample = follow(copy.deepcopy(model), sample)
-    if plans and not _is_exact(_apply(copy.deepcopy(model), plans), sample, output, model):
+    root, output, sample = follow(copy_to_call(model), sample)
+    if plans and not _is_exact(_apply(copy_to_call(model), plans), sample, output, model):
         plans = []
     of_blocks, others = _plan_blocks(root, leave_out, [name for plan in plans for name in plan.links])
     plans = plans + of_blocks
-    if of_blocks and not _is_exact(_apply(copy.deepcopy(model), plans), sample, output, model):
+    if of_blocks and not _is_exact(_apply(copy_to_call(model), plans), sample, output, model):
         raise ConfigError(
             f"{type(model).__name__} computes something else when its blocks are connected, although they are called "
             f"one after the other: {'; '.join(map(str, of_blocks))}. It may overwrite their outputs. Find the run "
@@ -414,7 +413,7 @@ def _is_exact(connected: nn.Module, sample: Sample, output: Any, original: nn.Mo
     if _equal(found, output):
         return True
     # A network that draws random numbers in evaluation mode cannot be compared.
-    return not _equal(call(copy.deepcopy(original), sample), output)
+    return not _equal(call(copy_to_call(original), sample), output)
 
 
 def _equal(ours: Any, theirs: Any) -> bool:

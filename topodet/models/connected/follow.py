@@ -10,6 +10,7 @@ continues into the next such container.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,14 @@ class Node:
     name: str
     argument: int | str
     result: int | None
+
+
+def copy_to_call(model: nn.Module) -> nn.Module:
+    """Return a copy of a network that shares its parameters, to be called in evaluation mode without gradients.
+
+    A call may change a module, which can cache results such as positions, and its buffers, but not its parameters.
+    """
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 @torch.no_grad()
