@@ -30,3 +30,11 @@ def _no_process_group_is_left():
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         pytest.fail("the test left a process group; end it, or start its processes by tests.processes.run_two")
+
+
+@pytest.fixture
+def small_zoo(monkeypatch):
+    """Pages of the zoo count one TopoNet: counting all takes seconds, and a test of the repository's own zoo does."""
+    from topodet.records import zoo
+
+    monkeypatch.setattr(zoo, "ARCHITECTURES", ("toponet_nano",))

@@ -29,12 +29,7 @@ TINY = [
 PAGE = "docs/performance.md"
 PAPER = json.loads((update_model_zoo.ROOT / "records" / "paper.json").read_text())
 PAPER["backbones"] = {"resnet50": PAPER["backbones"]["resnet50"]}
-
-
-@pytest.fixture(autouse=True)
-def _few_networks(monkeypatch):
-    """Counting the multiply-adds of all takes seconds; a test of the repository's own zoo does."""
-    monkeypatch.setattr(zoo, "ARCHITECTURES", ("toponet_nano",))
+pytestmark = pytest.mark.usefixtures("small_zoo")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import signal
 import time
@@ -215,6 +216,7 @@ def take(
             return
         if name not in done:
             keep(survey(name, **limits))
+            gc.collect()  # modules and their hooks refer to each other, so a network outlives its last use
 
 
 def totals(rows: Collection[Row]) -> dict[str, Any]:
