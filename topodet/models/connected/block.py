@@ -358,4 +358,6 @@ def _put_in(args: tuple, kwargs: Mapping[str, Any], old: Tensor, new: Tensor) ->
 def _with(output: Any, index: int, x: Tensor) -> Any:
     """Return a block's results with the stream replaced."""
     values = [*output[:index], x, *output[index + 1 :]]
-    return values if isinstance(output, list) else tuple(values)
+    if isinstance(output, list):
+        return values
+    return output._make(values) if hasattr(output, "_make") else tuple(values)  # a named tuple, or a plain one

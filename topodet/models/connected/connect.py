@@ -271,15 +271,16 @@ def _plan(
     if nodes == "residuals":
         return plans, reasons
     root, output, sample = follow(copy_to_call(model), sample)
-    if plans and not _is_exact(_apply(copy_to_call(model), plans), sample, output, model):
+    if plans and _difference(_apply(copy_to_call(model), plans), sample, output, model):
         plans = []
     of_blocks, others = _plan_blocks(root, leave_out, [name for plan in plans for name in plan.links])
     plans = plans + of_blocks
-    if of_blocks and not _is_exact(_apply(copy_to_call(model), plans), sample, output, model):
+    difference = of_blocks and _difference(_apply(copy_to_call(model), plans), sample, output, model)
+    if difference:
         raise ConfigError(
             f"{type(model).__name__} computes something else when its blocks are connected, although they are called "
-            f"one after the other: {'; '.join(map(str, of_blocks))}. It may overwrite their outputs. Find the run "
-            "with connect(..., leave_out=[names of blocks])"
+            f"one after the other: {'; '.join(map(str, of_blocks))}. On the sample {difference}. Find the run with "
+            "connect(..., leave_out=[names of blocks])"
         )
     return plans, others if of_blocks or not reasons else {**reasons, **others}
 
@@ -404,16 +405,17 @@ def _apply(model: nn.Module, plans: Collection[RunPlan], edge_weights: EdgeWeigh
 
 
 @torch.no_grad()
-def _is_exact(connected: nn.Module, sample: Sample, output: Any, original: nn.Module) -> bool:
-    """Whether a connected network computes on a sample what the original did, up to rounding."""
+def _difference(connected: nn.Module, sample: Sample, output: Any, original: nn.Module) -> str | None:
+    """Return how a connected network differs on a sample from the original, by more than rounding; None if not."""
     try:
         found = call(connected, sample)
-    except ConfigError:  # it does not call its blocks in the order of the run
-        return False
+    except Exception as error:  # a ConfigError if it skips blocks of a run; any other if a result has another type
+        return f"it raises {type(error).__name__}: {error}"
     if _equal(found, output):
-        return True
+        return None
     # A network that draws random numbers in evaluation mode cannot be compared.
-    return not _equal(call(copy_to_call(original), sample), output)
+    same = _equal(call(copy_to_call(original), sample), output)
+    return "its output is another one; it may overwrite the outputs of its blocks" if same else None
 
 
 def _equal(ours: Any, theirs: Any) -> bool:
