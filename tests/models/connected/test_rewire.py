@@ -249,3 +249,12 @@ def test_connect_refuses_and_names_rewire(name):
         with pytest.raises(ConfigError, match=r"follows the addition.*topodet\.models\.rewire"):
             connect(model)
         assert connectivity.wirings(rewire(model))
+
+
+def test_only_what_is_left_to_try_is_advised():
+    block = timm.create_model("resnet18", num_classes=2).layer2[0]  # of stride 2
+    with pytest.raises(ConfigError, match=r"follows the addition.*nodes='auto' or 'blocks'"):
+        connect(nn.Sequential(block))
+    with pytest.raises(ConfigError, match="follows the addition") as raised:
+        connect(nn.Sequential(block), nodes="auto", sample=torch.randn(1, 64, 8, 8))
+    assert "nodes='auto'" not in str(raised.value)

@@ -50,11 +50,17 @@ from .block import (
     whole,
 )
 from .follow import Call, Sample, call, copy_to_call, follow, runs_of_blocks
-from .residual import ADDITIVE, Residual, Table
+from .residual import ADDITIVE, FOLLOWS, Residual, Table
 from .rewired import REWIRED
 
 # Modules that call their children one after the other, or whose parents do.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, RegStage)
+
+_FOR_RESNETS = (
+    ". Whole blocks as nodes give the same network: nodes='auto' or 'blocks' (connect_nodes, --connect-nodes). What "
+    "the paper does with such blocks (interval 2 to 1: every convolution a node) makes a different network, to be "
+    "trained: topodet.models.rewire"
+)
 
 Nodes = Literal["residuals", "blocks", "auto"]
 Residuals = Mapping[type[nn.Module], Residual]
@@ -450,7 +456,10 @@ def _nothing_to_do(model: nn.Module, nodes: Nodes | Literal["rewired"], reasons:
     named: dict[str, list[str]] = {}  # blocks by reason
     for block, reason in reasons.items():
         named.setdefault(reason, []).append(f"{block} ({type(model.get_submodule(block)).__name__})")
-    return prefix + "; ".join(
+    found = "; ".join(
         f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
         for reason, names in named.items()
     )
+    # With "auto", blocks were tried as well.
+    advice = _FOR_RESNETS if nodes == "residuals" and any(reason.endswith(FOLLOWS) for reason in named) else ""
+    return f"{prefix}{found}{advice}"

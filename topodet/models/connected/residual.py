@@ -105,6 +105,8 @@ def _is_identity(module: nn.Module | None) -> bool:
 
 
 NO_SHORTCUT = "it has no identity shortcut (its stride or width changes, or it was built without one)"
+# Why the blocks of ResNets are no such nodes; the activation comes first.
+FOLLOWS = "follows the addition, so its output is not a sum of residuals"
 
 
 def _needs_skip(block: nn.Module) -> str | None:
@@ -119,28 +121,18 @@ def _needs_no_downsample(block: nn.Module) -> str | None:
     return None if block.downsample is None else NO_SHORTCUT
 
 
-def activation_follows(activation: object) -> str:
-    """Return the reason why ResNets are not supported, and the alternatives."""
-    return (
-        f"{activation} follows the addition, so its output is not a sum of residuals. Whole blocks as nodes give "
-        "the same network: nodes='auto' or 'blocks' (connect_nodes, --connect-nodes). What the paper does with such "
-        "blocks (interval 2 to 1: every convolution a node) makes a different network, to be trained: "
-        "topodet.models.rewire"
-    )
-
-
 def _needs_linear(*, shortcut: str, activation: str) -> Callable[[nn.Module], str | None]:
     def obstacle(block: nn.Module) -> str | None:
         after = getattr(block, activation)
         if not isinstance(after, nn.Identity):
-            return activation_follows(type(after).__name__)
+            return f"{type(after).__name__} {FOLLOWS}"
         return _needs_identity(shortcut)(block)
 
     return obstacle
 
 
 def _activation_always(block: nn.Module) -> str:
-    return activation_follows("an activation")
+    return f"an activation {FOLLOWS}"
 
 
 def _refused(reason: Callable[[nn.Module], str]) -> Residual:
