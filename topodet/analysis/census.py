@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import ConfigError
 from ..models.connected import connect, runs
-from ..models.connected.follow import Call, Sample, copy_to_call, follow
+from ..models.connected.follow import Call, Sample, copy_network, follow
 from ..records.markdown import replace_measured, table
 
 Row = dict[str, Any]
@@ -106,7 +106,7 @@ def _build(name: str, options: Mapping[str, Any]) -> tuple[nn.Module, Call, Samp
     torch.manual_seed(0)
     # Only gradients of the input are compared; those of the parameters would take as much memory again.
     model = randomize(timm.create_model(name, num_classes=10, **options)).eval().requires_grad_(False)
-    root, _, sample = follow(copy_to_call(model))
+    root, _, sample = follow(copy_network(model, share=True))
     return model, root, sample
 
 

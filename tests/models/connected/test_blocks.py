@@ -3,12 +3,14 @@
 import copy
 import math
 import pickle
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
 from tests.models.connected.helpers import assert_same, run
@@ -461,3 +463,82 @@ def test_bad_input_is_named():
     looped = connect(Loop(), nodes="blocks", sample=torch.randn(2, 4))
     with pytest.raises(ConfigError, match="expects its stream in argument 1.*has 0 positional arguments and.*x"):
         looped.blocks[0](size=(1.0,), x=torch.randn(2, 4), shift=0)
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (3, "sample is of type int, but must be a tensor"),
+        ({"x": torch.zeros(2, 4)}, "sample is of type dict, but must be a tensor"),
+        (torch.full((2, 4), math.nan), "returns no finite number for the sample"),
+        (torch.zeros(0, 4), "returns no finite number for the sample"),
+    ],
+)
+@pytest.mark.parametrize("nodes", ["auto", "blocks"])
+def test_samples_that_show_nothing_are_refused(sample, message, nodes):
+    with pytest.raises(ConfigError, match=message):
+        connect(nn.Sequential(Block(), Block()), nodes=nodes, sample=sample)
+
+
+def test_networks_that_cannot_be_connected_are_refused():
+    model, x = nn.Sequential(Block(), Block()), torch.randn(2, 4)
+    for other in (torch.jit.trace(model, x), torch.jit.script(nn.Sequential(nn.Linear(4, 4))), [model], Block):
+        with pytest.raises(ConfigError, match="only an nn.Module can be connected, before torch.jit"):
+            connect(other, nodes="auto", sample=x)
+    for block in model:
+        nn.utils.weight_norm(block.linear)
+    model(x)
+    with pytest.raises(ConfigError, match=r"Sequential cannot be copied: .*torch\.nn\.utils\.parametrizations"):
+        connect(model, nodes="auto", sample=x)
+    parts = nn.Sequential(torch.jit.script(nn.Linear(4, 4)), Block(), Block())
+    assert [str(run) for run in connectable(parts, nodes="auto", sample=x).values() if isinstance(run, RunPlan)] == [
+        "blocks: 2 blocks from 1 to 2, 3 edges"
+    ]
+
+
+def test_outputs_in_objects_are_compared():
+    @dataclass
+    class Output:
+        maps: list
+
+    class Reads(nn.Module):
+        def __init__(self, overwrites):
+            super().__init__()
+            self.a, self.b = Block(overwrites), Block(overwrites)
+
+        def forward(self, x):
+            x = torch.tanh(x)
+            return Output([self.b(self.a(x)) + x])
+
+    x = torch.randn(2, 4)
+    connect(Reads(False), nodes="blocks", sample=x)
+    with pytest.raises(ConfigError, match="its output is another one"):
+        connect(Reads(True), nodes="blocks", sample=x)
+
+
+def test_lazy_modules_stay_as_they_are():
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.LazyLinear(4)
+
+        def forward(self, x):
+            return self.linear(x)
+
+    model, x = nn.Sequential(Lazy(), Lazy()), torch.randn(2, 4)
+    connected = connect(model, nodes="blocks", sample=x)
+    assert all(map(is_lazy, model.parameters()))
+    torch.manual_seed(0)
+    expected = model(x)
+    torch.manual_seed(0)
+    assert torch.equal(connected(x), expected)
+
+
+def test_in_inference_mode():
+    model = nn.Sequential(Block(), Block())
+    with torch.inference_mode():
+        x = torch.randn(2, 4)
+        connected = connect(model, nodes="auto", sample=x)
+        assert torch.equal(connected(x), model(x))
+    connected(torch.randn(2, 4)).sum().backward()
+    assert all(parameter.grad is not None for parameter in connected.parameters())

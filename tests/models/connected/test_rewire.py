@@ -256,5 +256,5 @@ def test_only_what_is_left_to_try_is_advised():
     with pytest.raises(ConfigError, match=r"follows the addition.*nodes='auto' or 'blocks'"):
         connect(nn.Sequential(block))
     with pytest.raises(ConfigError, match="follows the addition") as raised:
-        connect(nn.Sequential(block), nodes="auto", sample=torch.randn(1, 64, 8, 8))
+        connect(nn.Sequential(nn.Sequential(block)), nodes="auto", sample=torch.randn(1, 64, 8, 8))
     assert "nodes='auto'" not in str(raised.value)

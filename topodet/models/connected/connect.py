@@ -23,7 +23,6 @@ their input form a chain in any network, and a chain is a complete graph whose o
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -49,7 +48,7 @@ from .block import (
     runs,
     whole,
 )
-from .follow import Call, Sample, call, copy_to_call, follow, runs_of_blocks
+from .follow import Call, Sample, call, copy_network, follow, runs_of_blocks
 from .residual import ADDITIVE, FOLLOWS, Residual, Table
 from .rewired import REWIRED
 
@@ -125,19 +124,21 @@ def connect(
             sequence of such blocks.
         nodes: see above.
         sample: for "blocks" and "auto" an input of the network, [B, C, H, W], or a tuple of all arguments of its call;
-            by default random images of a size that it accepts. The network is called on it in evaluation mode.
+            by default random images of a size that it accepts. The network is called on it in evaluation mode, and
+            the connected network is compared with it, so zeros are a weak sample.
         edge_weights: "learned" or "fixed", see `Wiring`.
         leave_out: names of blocks, or of modules that contain them, to leave unchanged.
         blocks: how blocks of other classes add to their stream.
 
     Raises:
         ConfigError: no block of the network can be connected, with the reasons; it is already connected; a name in
-            `leave_out` that the network does not have; a sample that the network does not accept.
+            `leave_out` that the network does not have; a sample that the network does not accept, or for which it
+            returns no finite number; a network that cannot be copied.
     """
     plans, reasons = _plan(model, nodes, sample, leave_out, blocks)
     if not plans:
         raise ConfigError(_nothing_to_do(model, nodes, reasons))
-    return _apply(copy.deepcopy(model), plans, edge_weights)
+    return _apply(copy_network(model), plans, edge_weights)
 
 
 def rewire(
@@ -183,7 +184,7 @@ def rewire(
     plans, reasons = _plan_residuals(model, REWIRED, "rewired", leave_out, blocks)
     if not plans:
         raise ConfigError(_nothing_to_do(model, "rewired", reasons))
-    return _apply(copy.deepcopy(model), plans, edge_weights)
+    return _apply(copy_network(model), plans, edge_weights)
 
 
 def connectable(
@@ -259,7 +260,7 @@ def disconnect(model: nn.Module) -> nn.Module:
                 "network would compute something else. Keep it connected (it can be exported as it is), or reset the "
                 "weights with reset_parameters() and train on"
             )
-    model = copy.deepcopy(model)
+    model = copy_network(model)
     disconnect_modules(model)
     return model
 
@@ -276,12 +277,17 @@ def _plan(
         plans, reasons = _plan_residuals(model, ADDITIVE, "residuals", leave_out, blocks)
     if nodes == "residuals":
         return plans, reasons
-    root, output, sample = follow(copy_to_call(model), sample)
-    if plans and _difference(_apply(copy_to_call(model), plans), sample, output, model):
+    root, output, sample = follow(copy_network(model, share=True), sample)
+    if not any(x.is_meta or x.isfinite().any() for x in _tensors_in(output)):
+        raise ConfigError(
+            f"{type(model).__name__} returns no finite number for the sample, so the connected network cannot be "
+            "compared with it. Give another sample, such as torch.randn(1, 3, height, width)"
+        )
+    if plans and _difference(_apply(copy_network(model, share=True), plans), sample, output, model):
         plans = []
     of_blocks, others = _plan_blocks(root, leave_out, [name for plan in plans for name in plan.links])
     plans = plans + of_blocks
-    difference = of_blocks and _difference(_apply(copy_to_call(model), plans), sample, output, model)
+    difference = of_blocks and _difference(_apply(copy_network(model, share=True), plans), sample, output, model)
     if difference:
         raise ConfigError(
             f"{type(model).__name__} computes something else when its blocks are connected, although they are called "
@@ -292,6 +298,8 @@ def _plan(
 
 
 def _check(model: nn.Module, leave_out: Collection[str]) -> None:
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(f"only an nn.Module can be connected, before torch.jit, but this is a {type(model).__name__}")
     modules = dict(model.named_modules())
     for name, module in modules.items():
         if isinstance(module, ConnectedBlock):
@@ -393,6 +401,7 @@ def _plan_blocks(
     return plans, reasons
 
 
+@torch.inference_mode(False)
 def _apply(model: nn.Module, plans: Collection[RunPlan], edge_weights: EdgeWeights = "learned") -> nn.Module:
     """Connect runs of a network in place, and return it."""
     device = next(model.parameters(), torch.empty(0)).device
@@ -420,13 +429,24 @@ def _difference(connected: nn.Module, sample: Sample, output: Any, original: nn.
     if _equal(found, output):
         return None
     # A network that draws random numbers in evaluation mode cannot be compared.
-    same = _equal(call(copy_to_call(original), sample), output)
+    same = _equal(call(copy_network(original, share=True), sample), output)
     return "its output is another one; it may overwrite the outputs of its blocks" if same else None
 
 
 def _equal(ours: Any, theirs: Any) -> bool:
-    ours, theirs = ([value for value in tree_leaves(values) if isinstance(value, Tensor)] for values in (ours, theirs))
+    ours, theirs = _tensors_in(ours), _tensors_in(theirs)
     return len(ours) == len(theirs) and all(map(_close, ours, theirs))
+
+
+def _tensors_in(values: Any, *, depth: int = 4) -> list[Tensor]:
+    """Return the tensors in a network's output, also those that are attributes of objects, such as dataclasses."""
+    found = []
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif depth and hasattr(leaf, "__dict__"):
+            found += _tensors_in(vars(leaf), depth=depth - 1)
+    return found
 
 
 def _close(ours: Tensor, theirs: Tensor) -> bool:

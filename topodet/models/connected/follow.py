@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ...errors import ConfigError
 
@@ -62,14 +63,30 @@ class Node:
     result: int | None
 
 
-def copy_to_call(model: nn.Module) -> nn.Module:
-    """Return a copy of a network that shares its parameters, to be called in evaluation mode without gradients.
+@torch.inference_mode(False)  # its tensors cannot be trained
+def copy_network(model: nn.Module, *, share: bool = False) -> nn.Module:
+    """Return a copy of a network.
 
-    A call may change a module, which can cache results such as positions, and its buffers, but not its parameters.
+    Args:
+        model: the network.
+        share: whether the copy has the network's own parameters, for calls in evaluation mode without gradients. Such a
+            call may change a module, which can cache results such as positions, and its buffers, but no parameter,
+            except one of a lazy module, whose shape is not known before.
+
+    Raises:
+        ConfigError: the network cannot be copied.
     """
-    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    shared = {id(parameter): parameter for parameter in model.parameters() if share and not is_lazy(parameter)}
+    try:
+        return copy.deepcopy(model, shared)
+    except Exception as error:  # whatever the copy of any attribute raises
+        raise ConfigError(
+            f"{type(model).__name__} cannot be copied: {error}. Connect it before it is called or wrapped. Of "
+            "weight_norm and spectral_norm, use those in torch.nn.utils.parametrizations"
+        ) from error
 
 
+@torch.inference_mode(False)  # its tensors do not count their changes
 @torch.no_grad()
 def call(model: nn.Module, sample: Sample) -> Any:
     """Return a network's output for a sample in evaluation mode; the network stays in that mode."""
@@ -89,6 +106,11 @@ def follow(model: nn.Module, sample: Sample | None = None) -> tuple[Call, Any, S
     Raises:
         ConfigError: the network cannot be called on the sample.
     """
+    if sample is not None and not isinstance(sample, Tensor | list | tuple):
+        raise ConfigError(
+            f"sample is of type {type(sample).__name__}, but must be a tensor, such as torch.randn(1, 3, height, "
+            "width), or a tuple of all arguments of the network's call"
+        )
     problems = []
     for given in samples(model) if sample is None else (sample,):
         calls: list[Call] = []
@@ -103,7 +125,7 @@ def follow(model: nn.Module, sample: Sample | None = None) -> tuple[Call, Any, S
                 handle.remove()
     raise ConfigError(
         f"{type(model).__name__} cannot be traced on the sample {'; '.join(problems)}. Give an input that it accepts: "
-        "sample=torch.zeros(1, 3, height, width), or a tuple of all its arguments"
+        "sample=torch.randn(1, 3, height, width), or a tuple of all its arguments"
     )
 
 
@@ -339,7 +361,8 @@ def _tensors(values: Collection[tuple[Any, Any]]) -> dict[Any, tuple[Tensor, int
 
 
 def _arguments(sample: Sample) -> Sequence[Any]:
-    return (sample,) if isinstance(sample, Tensor) else sample
+    arguments = (sample,) if isinstance(sample, Tensor) else sample
+    return [x.clone() if isinstance(x, Tensor) and x.is_inference() else x for x in arguments]
 
 
 def _in_words(sample: Sample) -> str:

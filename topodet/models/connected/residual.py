@@ -82,7 +82,7 @@ class Table:
                     if hasattr(module, kind):
                         self.by_forward[getattr(module, kind).forward] = residual
         # By the forward and not by the class: a subclass with its own forward may add in another way.
-        return self.by_forward.get(type(block).forward)
+        return self.by_forward.get(getattr(type(block), "forward", None))  # classes of torch.jit have none
 
     def classes(self) -> Iterator[str]:
         """Yield the classes of the table as "module.Class", modules of timm.models without their package."""
