@@ -31,6 +31,7 @@ from typing import Any, Literal, get_args
 import torch
 from timm.models.regnet import RegStage
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from ...errors import ConfigError, unknown_name
@@ -300,6 +301,9 @@ def _plan(
 def _check(model: nn.Module, leave_out: Collection[str]) -> None:
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise ConfigError(f"only an nn.Module can be connected, before torch.jit, but this is a {type(model).__name__}")
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ConfigError(f"{lazy[0]} of a lazy module has no shape yet: call {type(model).__name__} once before")
     modules = dict(model.named_modules())
     for name, module in modules.items():
         if isinstance(module, ConnectedBlock):

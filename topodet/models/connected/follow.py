@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from ...errors import ConfigError
 
@@ -70,13 +69,12 @@ def copy_network(model: nn.Module, *, share: bool = False) -> nn.Module:
     Args:
         model: the network.
         share: whether the copy has the network's own parameters, for calls in evaluation mode without gradients. Such a
-            call may change a module, which can cache results such as positions, and its buffers, but no parameter,
-            except one of a lazy module, whose shape is not known before.
+            call may change a module, which can cache results such as positions, and its buffers, but no parameter.
 
     Raises:
         ConfigError: the network cannot be copied.
     """
-    shared = {id(parameter): parameter for parameter in model.parameters() if share and not is_lazy(parameter)}
+    shared = {id(parameter): parameter for parameter in model.parameters() if share}
     try:
         return copy.deepcopy(model, shared)
     except Exception as error:  # whatever the copy of any attribute raises
