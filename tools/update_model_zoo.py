@@ -21,7 +21,7 @@ from topodet.files import atomic_write
 from topodet.records import runs, zoo
 from topodet.records.markdown import replace_measured
 from topodet.records.pictures import is_current, save_picture
-from topodet.reproduce import find_study, make_page
+from topodet.reproduce import claims, find_study, make_page
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,6 +90,15 @@ def census_of_timm(root: Path) -> Page:
     return census.update_page(_read(root, "docs/census.md"), record), {}
 
 
+def connected(root: Path) -> Page:
+    """Write what the studies of connected networks found."""
+    parts = []
+    for name in ("connected_cifar100", "connected_bccd"):
+        found = find_study(name, root)
+        parts += [f"[{found.title}](studies/{name}.md):", claims(found, root)]
+    return replace_measured(_read(root, "docs/connect.md"), "\n\n".join(parts), path="docs/connect.md"), {}
+
+
 def study(name: str, root: Path) -> Page:
     return make_page(find_study(name, root), root)
 
@@ -101,6 +110,7 @@ PAGES: dict[str, Callable[[Path], Page]] = {
     "docs/performance.md": performance,
     "docs/topology_damage.md": damage,
     "docs/census.md": census_of_timm,
+    "docs/connect.md": connected,
     **{
         f"docs/studies/{path.stem}.md": partial(study, path.stem)
         for path in sorted((ROOT / "configs" / "studies").glob("*.yaml"))

@@ -4,7 +4,7 @@ A study is a YAML file under configs/studies. `study` reads it, `jobs` makes one
 commands, `runner` runs and records what is missing, `page` makes the study's page from the records.
 """
 
-from .command import command, make_page
+from .command import claims, command, make_page
 from .study import Arm, Comparison, Scale, Study, find_study, load_study
 
-__all__ = ["Arm", "Comparison", "Scale", "Study", "command", "find_study", "load_study", "make_page"]
+__all__ = ["Arm", "Comparison", "Scale", "Study", "claims", "command", "find_study", "load_study", "make_page"]

@@ -132,11 +132,22 @@ def _print(jobs: Sequence[Job], machines: Machines) -> int:
 
 def make_page(study: Study, repository: Path) -> tuple[str, dict[str, Figure]]:
     """Return the page of a study, and its pictures by their paths in the repository, from the records alone."""
-    paper = read_json(repository / "records" / "paper.json")
-    places = Places(records=repository / "records" / "studies")
-    found = [found_of(study, scale, places) for scale in study.scales.values()]
+    found, paper = _read(study, repository)
     pictures = {f"docs/studies/{name}": figure for each in found for name, figure in page.pictures(study, each).items()}
     return page.page(study, found, paper), pictures
+
+
+def claims(study: Study, repository: Path) -> str:
+    """Return the tables of a study's claims, one for each scale, for other pages."""
+    found, paper = _read(study, repository)
+    return "\n\n".join(page.verdicts(each, paper) for each in found)
+
+
+def _read(study: Study, repository: Path) -> tuple[list[page.Found], dict]:
+    """Return the scales of a study with their records, and the paper's numbers."""
+    places = Places(records=repository / "records" / "studies")
+    paper = read_json(repository / "records" / "paper.json")
+    return [found_of(study, scale, places) for scale in study.scales.values()], paper
 
 
 def _write_page(study: Study, repository: Path) -> int:

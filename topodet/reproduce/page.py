@@ -175,7 +175,7 @@ def _section(study: Study, found: Found, paper: Mapping[str, Any]) -> list[str]:
     blocks = [f"## {title}", *([scale.about] if scale.about else []), f"Data: {scale.data}."]
     blocks.append(_arms(found, paper))
     if scale.comparisons:
-        blocks.append(_verdicts(found, paper))
+        blocks.append(verdicts(found, paper))
     for name in pictures(study, found):
         if name.endswith("-edges.png"):
             blocks.append(f"![edge weights]({name})")
@@ -200,7 +200,9 @@ def _arms(found: Found, paper: Mapping[str, Any]) -> str:
     return table(["arm", "what is measured", "measured", "n", "paper"], rows)
 
 
-def _verdicts(found: Found, paper: Mapping[str, Any]) -> str:
+def verdicts(found: Found, paper: Mapping[str, Any]) -> str:
+    """Return the table of a scale's claims; the column of the paper's numbers only if it has any."""
+    heads = ["claim", "difference, 95 % interval", "in the paper", "verdict"]
     rows = []
     for comparison in found.scale.comparisons:
         result = paired(found.differences(comparison))
@@ -212,7 +214,9 @@ def _verdicts(found: Found, paper: Mapping[str, Any]) -> str:
                 verdict(result, comparison.margin),
             ]
         )
-    return table(["claim", "difference, 95 % interval", "in the paper", "verdict"], rows)
+    if all(row[2] == "-" for row in rows):
+        heads, *rows = ([*row[:2], *row[3:]] for row in (heads, *rows))
+    return table(heads, rows)
 
 
 def _printed_difference(scale: Scale, comparison: Comparison, paper: Mapping[str, Any]) -> str:
