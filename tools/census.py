@@ -47,12 +47,18 @@ def take(args: argparse.Namespace) -> None:
     if args.names:
         names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in args.names)]
 
+    # Once, at the start: the code that measures is that of this commit, even if another one is checked out meanwhile.
+    frame = runs.record_experiment(
+        {"timm": timm.__version__, "registered": len(registered), "networks": []},
+        name="census",
+        command="python tools/census.py",
+        kind="census",
+    )
+    frame["commits"] = list(dict.fromkeys([*before["commits"], frame.pop("commit")]))
+
     def keep(row: census.Row) -> None:
         rows[row["name"]] = row
-        results = {"timm": timm.__version__, "registered": len(registered), "networks": list(rows.values())}
-        record = runs.record_experiment(results, name="census", command="python tools/census.py", kind="census")
-        record["commits"] = list(dict.fromkeys([*before["commits"], record.pop("commit")]))
-        atomic_json(args.record, record)
+        atomic_json(args.record, frame | {"networks": list(rows.values())})
         print(len(rows), {key: value for key, value in row.items() if key != "family"}, flush=True)
 
     done = {} if args.names else dict(rows)
