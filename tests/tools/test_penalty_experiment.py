@@ -7,6 +7,7 @@ import torch
 from tools import penalty_experiment
 from topodet import connectivity
 from topodet.models import connect
+from topodet.records import runs
 
 FEW = ["--seeds", "2", "--images", "32", "--epochs", "1", "--epochs-before", "1", "--weights", "0.5"]
 
@@ -47,3 +48,13 @@ def test_every_arm_is_recorded_for_every_seed(tmp_path, capsys):
 def test_one_seed_is_refused_before_training(capsys):
     assert penalty_experiment.main(["--seeds", "1"]) == 1
     assert "--seeds 1: intervals need at least 2 seeds" in capsys.readouterr().err
+
+
+def test_the_page_shows_the_recorded_trial():
+    root = penalty_experiment.ROOT
+    (record,) = [r for r in runs.load_all(root / "records" / "experiments") if r["name"] == "penalty_digits"]
+    page = (root / "docs" / "connect.md").read_text()
+    assert penalty_experiment.table(record) in page
+    assert record["command"] in page
+    assert "](penalty_digits.png)" in page
+    assert (root / "docs" / "penalty_digits.png").exists()
