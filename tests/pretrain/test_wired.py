@@ -38,20 +38,32 @@ def test_weights_of_the_original_are_a_start(plain):
     assert not connectivity.wirings(original)
 
 
-def test_a_new_classifier_is_small_and_the_same_with_edges(images, tmp_path):
+@pytest.mark.parametrize("start", ["--initial-checkpoint", "--pretrained"])
+def test_a_new_classifier_is_small_and_the_same_with_edges(start, tmp_path):
     """EfficientNets are built with a classifier of 1 / sqrt(classes), for training from scratch."""
-    name = ("--model", "mobilenetv2_050")
-    train(images, tmp_path / "run", *name, "--epochs", "1")
-    file = weights.publish(tmp_path / "run" / "last.pth.tar", tmp_path).pth
-    argv = (*name, "--initial-checkpoint", str(file))
-    torch.manual_seed(0)
-    plain = create(*argv)
-    torch.manual_seed(0)
-    connected = create(*argv, "--connect", "learned")
+    name = "mobilenetv2_050"
+    trained = timm.create_model(name, num_classes=10)
+    path = tmp_path / "timm.pth"
+    torch.save(trained.state_dict(), path)
+    words = ["--model", name, start]
+    if start == "--initial-checkpoint":
+        words.append(str(weights.publish(path, tmp_path / "published", architecture=name).pth))
+
+    def started(*more, num_classes=3):
+        torch.manual_seed(0)
+        options = parse([*words, *more])
+        # In place of the file on timm's hub, which cannot be asked here.
+        options.model.model_kwargs["pretrained_cfg_overlay"] = {"file": str(path), "num_classes": 10}
+        return create_model(options, num_classes=num_classes, channels=3, group=HERE).eval()
+
+    plain, connected = started(), started("--connect", "learned")
+    assert torch.equal(plain.conv_stem.weight, trained.conv_stem.weight)
     assert 0 < plain.classifier.weight.abs().max() <= plain.num_features**-0.5 < 0.03
     assert torch.equal(connected.classifier.weight, plain.classifier.weight)
-    assert create(*name).classifier.weight.abs().max() > 0.1
-    assert create(*argv, "--gp", "max").global_pool.pool_type == "max"
+    assert started("--gp", "max").global_pool.pool_type == "max"
+    assert create("--model", name).classifier.weight.abs().max() > 0.1
+    if start == "--pretrained":
+        assert torch.equal(started(num_classes=10).classifier.weight, trained.classifier.weight)
 
 
 def test_trains_and_resumes(images, plain, tmp_path):

@@ -51,6 +51,8 @@ def create_model(
         source = weights.read(options.edges.edges_from).state_dict
     start = options.model.pretrained and trained is None
     model = create_network(options, num_classes, channels, source, pretrained=start)
+    if start and model.pretrained_cfg.get("num_classes") != num_classes:
+        _new_classifier(model, options.model.gp)
     if trained is None:
         if options.model.initial_checkpoint:
             _load_initial(model, options.model.initial_checkpoint, options.model.gp)
@@ -115,25 +117,29 @@ def create_network(
 
 
 def _load_initial(model: nn.Module, path: str, pooling: str | None) -> None:
-    """Load the weights of a file, with a new classifier if the file has none that fits.
-
-    The new one is that of timm's `reset_classifier`. Some networks, e.g. EfficientNets, create a classifier for
-    training from scratch, with weights several times as large, whose gradients damage trained weights in the first
-    updates.
-    """
+    """Load the weights of a file, with a new classifier if the file has none that fits."""
     try:
         file = weights.read(path)
     except WeightsError as error:
         raise WeightsError(f"--initial-checkpoint {path!r} cannot be read: {error}") from error
     head = weights.has_classifier(model, file.state_dict)
     if not head:
-        # Without an argument, some networks of timm go back to average pooling.
-        model.reset_classifier(model.num_classes, **({"global_pool": pooling} if pooling else {}))
+        _new_classifier(model, pooling)
     try:
         weights.load(model, file, head=head)
     except WeightsError as error:
         hint = f"; or use the graphs of the file: --edges-from {path}" if "does not fit" in str(error) else ""
         raise WeightsError(f"--initial-checkpoint {path!r} does not fit the model: {error}{hint}") from error
+
+
+def _new_classifier(model: nn.Module, pooling: str | None) -> None:
+    """Replace the classifier of a network whose other weights are trained, by that of timm's `reset_classifier`.
+
+    Some networks, e.g. EfficientNets, create a classifier for training from scratch, with weights several times as
+    large, whose gradients damage trained weights in the first updates.
+    """
+    # Without an argument, some networks of timm go back to average pooling.
+    model.reset_classifier(model.num_classes, **({"global_pool": pooling} if pooling else {}))
 
 
 def _graphs(options: Options, source: Mapping[str, Tensor] | None) -> dict[str, object]:
