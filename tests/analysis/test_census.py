@@ -1,6 +1,7 @@
 """What `connect(nodes="auto")` makes of networks of timm, a sample of them across families."""
 
 import json
+import re
 
 import pytest
 import timm
@@ -11,6 +12,7 @@ from tools import update_model_zoo
 from topodet.analysis import census
 from topodet.errors import ConfigError
 from topodet.models.connected.follow import follow
+from topodet.records import markdown
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 RESNET = {"layers": (2, 1, 1, 1), "channels": (64, 8, 8, 8)}
@@ -84,6 +86,17 @@ def test_what_is_not_measured_or_not_connected_is_said():
     assert row["reason"].startswith("nothing to connect in EfficientNet")
     counts = census.totals([row, census.survey("test_vit", parameters=1000)])
     assert (counts["taken"], counts["measured"], counts["connected"]) == (2, 1, 0)
+
+
+def test_what_differs_is_compared_in_float64(monkeypatch):
+    assert "float64" not in census.survey("resnet18")
+    monkeypatch.setattr(census, "EXACT", -1.0)
+    row = census.survey("resnet18")
+    assert 0 <= row["float64"]["gradient"] <= 1e-12
+    record = {"networks": [row], "registered": 2, "timm": "1", "versions": {"torch": "2"}, "date": "", "commits": []}
+    page = census.update_page(f"{markdown.START}{markdown.END}", record | {"command": ""})
+    assert "Of the 2 names that timm 1 registers, 1 were taken so far" in page
+    assert re.search(r"in float64: resnet18 [0-9.e-]+, in float64 [0-9.e-]+\.\n", page)
 
 
 def test_a_difference_is_found():

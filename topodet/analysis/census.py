@@ -15,7 +15,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import ConfigError
 from ..models.connected import connect, runs
@@ -32,6 +32,7 @@ _SIZES = (
 PARAMETERS = 2_000_000_000
 SECONDS = 600
 SIDE = 96
+EXACT = 1e-5  # largest share by which a connected network may differ
 
 
 def in_order(names: Collection[str]) -> list[str]:
@@ -67,8 +68,9 @@ def survey(name: str, *, parameters: int = PARAMETERS, seconds: float = SECONDS,
     Returns:
         {"name", "family", "parameters", "input": its shape, "blocks": whether two blocks of one class follow each other
         that keep their shape, "forms", "runs", "edges", "difference" and "gradient": the largest difference of the
-        outputs, and of the gradients of the input, as shares of the largest value, "reason" if it was not measured or
-        not connected}; steps that were not reached are missing.
+        outputs, and of the gradients of the input, as shares of the largest value, "float64": the same two, by name, in
+        float64, if one is above `EXACT`, "reason" if it was not measured or not connected}; steps that were not reached
+        are missing.
     """
     row: Row = {"name": name, "family": family(name)}
     try:
@@ -82,7 +84,11 @@ def survey(name: str, *, parameters: int = PARAMETERS, seconds: float = SECONDS,
             row["input"] = ", ".join(" x ".join(map(str, x.shape)) for x in tree_leaves(sample))
             row["blocks"] = has_two_blocks(root)
             del root
-            return row | compare(model, sample)
+            row |= compare(model, sample)
+            if max(row["difference"], row["gradient"]) > EXACT:
+                found = compare(model.double(), tree_map(lambda x: x.double() if x.is_floating_point() else x, sample))
+                row["float64"] = {key: found[key] for key in ("difference", "gradient")}
+            return row
     except TimeoutError:
         return {**row, "reason": f"not measured: it took more than {seconds:.0f} s of CPU time"}
     except ConfigError as error:
@@ -230,7 +236,7 @@ def totals(rows: Collection[Row]) -> dict[str, Any]:
         "connected": len(connected),
         "with_blocks": len(with_blocks),
         "connected_with_blocks": sum("edges" in row for row in with_blocks),
-        "exact": sum(row["difference"] <= 1e-5 for row in connected),
+        "exact": sum(row["difference"] <= EXACT for row in connected),
         "difference": max((row["difference"] for row in connected), default=0.0),
         "gradient": max((row["gradient"] for row in connected), default=0.0),
     }
@@ -247,14 +253,23 @@ def update_page(page: str, record: Mapping[str, Any]) -> str:
     rows = sorted(record["networks"], key=lambda row: (row["family"], row["name"]))
     counts = totals(rows)
     share = counts["connected_with_blocks"] / max(1, counts["with_blocks"])
+    so_far = "" if counts["taken"] == record["registered"] else " so far"
     text = (
-        f"Of the {record['registered']} names that timm {record['timm']} registers, {counts['taken']} were taken so "
-        f"far, of {len({row['family'] for row in rows})} families, and {counts['measured']} of these were measured. "
+        f"Of the {record['registered']} names that timm {record['timm']} registers, {counts['taken']} were taken"
+        f"{so_far}, of {len({row['family'] for row in rows})} families, and {counts['measured']} of these measured. "
         f"{counts['connected']} connect. {counts['with_blocks']} have two blocks of one class that keep their shape; "
         f"of these {counts['connected_with_blocks']} connect, {share:.1%}. {counts['exact']} of the "
         f"{counts['connected']} equal the original to 1e-5; the largest difference of an output is "
         f"{counts['difference']:.1e}, of a gradient {counts['gradient']:.1e}."
     )
+    rounded = [row for row in rows if "float64" in row]
+    if rounded:
+        text += " Those that differ by more than 1e-5 were compared once more in float64: "
+        text += "; ".join(
+            f"{row['name']} {_exponential(row['gradient'])}, in float64 {_exponential(row['float64']['gradient'])}"
+            for row in rounded
+        )
+        text += "."
     where = f"{record['date']}, torch {record['versions']['torch']}, commit {', '.join(record['commits'])}"
     families = {key: list(group) for key, group in groupby(rows, key=lambda row: row["family"])}
     networks = [_cells(row) for row in rows if "edges" in row]
