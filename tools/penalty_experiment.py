@@ -65,6 +65,10 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         return
     if args.seeds < 2:
         raise ConfigError(f"--seeds {args.seeds}: intervals need at least 2 seeds")
+    if args.epochs_before < 0 or args.epochs < 1:
+        raise ConfigError(f"--epochs-before {args.epochs_before} --epochs {args.epochs}: give at least 0 and 1")
+    if min(args.weights) <= 0 or len(set(args.weights)) < len(args.weights):
+        raise ConfigError(f"--weights {args.weights}: give different numbers above 0")
     torch.set_num_threads(1)  # the network is too small for more
     experiment_cli.deliver(
         experiment(args),
@@ -83,7 +87,7 @@ def on_magnitude(model: nn.Module) -> Tensor:
     """Return the adaptive penalty on |alpha| (Eq. 8 as it is), also where edges start as a chain."""
     total = torch.zeros(())
     for wiring in connectivity.wirings(model).values():
-        in_degree = torch.tensor([len(wiring.topology.predecessors[target]) for _, target in wiring.topology.edges])
+        in_degree = torch.tensor([wiring.topology.in_degree[target] for _, target in wiring.topology.edges])
         total = total + (in_degree.log() * wiring.alpha.abs()).sum()
     return total
 
@@ -99,6 +103,9 @@ PENALTIES: dict[str, Penalty] = {"magnitude": on_magnitude, "distance": on_dista
 def experiment(args: argparse.Namespace) -> dict[str, Any]:
     """Train every arm from every seed.
 
+    Raises:
+        ConfigError: more images than there are, or too few.
+
     Returns:
         "data", "settings" and "arms": rows of {"penalty": None, "magnitude" or "distance", "weight": lambda,
         "connected", "top1" in percent, one value per seed}; if connected also "half", top-1 with the strongest half of
@@ -106,6 +113,10 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
         edges that started at 0, and "alpha", the edge weights of the first seed: {"chain", "others"}.
     """
     digits = Digits()
+    if not 1 < args.images <= len(digits.train[0]):
+        raise ConfigError(
+            f"--images {args.images}: give a number from 2 to {len(digits.train[0])}, the training images"
+        )
     images, classes = digits.train[0][: args.images].unsqueeze(1), digits.train[1][: args.images]
     held_out = digits.val[0].unsqueeze(1), digits.val[1]
     kinds = [(None, 0.0, False), (None, 0.0, True)]

@@ -45,9 +45,20 @@ def test_every_arm_is_recorded_for_every_seed(tmp_path, capsys):
             assert arm["small"][0] == pytest.approx(small / 22)
 
 
-def test_one_seed_is_refused_before_training(capsys):
-    assert penalty_experiment.main(["--seeds", "1"]) == 1
-    assert "--seeds 1: intervals need at least 2 seeds" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--seeds", "1"), "--seeds 1: intervals need at least 2 seeds"),
+        (("--epochs", "0"), "--epochs 0: give at least"),
+        (("--weights", "0.1", "0.1"), "give different numbers above 0"),
+        (("--weights", "-1"), "give different numbers above 0"),
+        (("--images", "9999"), "--images 9999: give a number from 2 to 1347"),
+        (("--images", "0"), "--images 0: give a number"),
+    ],
+)
+def test_bad_input_is_refused_before_training(words, message, capsys):
+    assert penalty_experiment.main([*words]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_the_page_shows_the_recorded_trial():
