@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import resource
 import shutil
 
@@ -230,6 +231,20 @@ class TestOptions:
         error = refusal(capsys, options(images, tmp_path, "--model-kwargs", "widht=8"))
         assert "toponet_nano cannot be created with the given arguments" in error
         assert "widht" in error
+
+    @pytest.mark.parametrize(
+        ("word", "message"),
+        [
+            ("width", "expected NAME=VALUE, got 'width'"),
+            ("=8", "expected NAME=VALUE, got '=8'"),
+            ("the width=8", "expected NAME=VALUE, got 'the width=8'"),
+            ("width={[]: 8}", r"cannot read depth=3 width={\[\]: 8}: unhashable type"),
+            ("width=" + 9999 * "-" + "8", "cannot read depth=3 width=---+: it is nested too deeply"),
+        ],
+    )
+    def test_words_that_are_no_arguments(self, images, tmp_path, capsys, word, message):
+        error = refusal(capsys, options(images, tmp_path, "--model-kwargs", "depth=3", word))
+        assert re.search(f"argument --model-kwargs: {message}", error)
 
     def test_unknown_optimiser(self, images, tmp_path, capsys):
         error = refusal(capsys, options(images, tmp_path, "--opt", "adamv"))

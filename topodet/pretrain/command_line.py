@@ -12,8 +12,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from timm.utils import ParseKwargs
-
 from topodet.errors import ConfigError, WeightsError, did_you_mean
 from topodet.options import Pruning, add_pruning
 from topodet.parse import read_yaml
@@ -32,6 +30,25 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         raise ConfigError(message)
+
+
+class _Keywords(argparse.Action):
+    """timm's ParseKwargs. Help and errors of other options do not wait for the import of timm."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        for word in values:
+            if word and not ("=" in word and word.partition("=")[0].isidentifier()):
+                raise argparse.ArgumentError(self, f"expected NAME=VALUE, got {word!r}")
+        from timm.utils import ParseKwargs
+
+        try:
+            ParseKwargs.__call__(self, parser, namespace, values, option_string)
+        except (TypeError, RecursionError, MemoryError) as error:  # of a literal, such as {[]: 1}
+            raise argparse.ArgumentError(
+                self, f"cannot read {' '.join(values)[:80]}: {str(error) or 'it is nested too deeply'}"
+            ) from error
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -82,7 +99,7 @@ def _add(group: argparse._ArgumentGroup, each: Field, kind: Any) -> None:
     elif get_origin(kind) is Literal:
         arguments["choices"] = get_args(kind)
     elif get_origin(kind) is dict:
-        arguments |= {"nargs": "*", "action": ParseKwargs}
+        arguments |= {"nargs": "*", "action": _Keywords}
     elif get_origin(kind) is list:
         arguments = {"nargs": "+", **arguments, "type": get_args(kind)[0]}
     elif kind is not str:

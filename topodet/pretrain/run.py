@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,11 @@ from torch import nn
 
 from topodet import connectivity
 from topodet.datasets.images import leads_outside
-from topodet.errors import ConfigError, DataError, WeightsError, exit_status
+from topodet.errors import ConfigError, DataError, WeightsError
 from topodet.files import atomic_write
 from topodet.models import check_timm_name
 from topodet.parse import is_text
 from topodet.pretrain import build, data
-from topodet.pretrain.command_line import parse
 from topodet.pretrain.engine import DivergedError, Training, check_finite, evaluate, seed_all, train_epoch
 from topodet.pretrain.group import Group, join
 from topodet.pretrain.loader import Loader
@@ -31,15 +30,6 @@ from topodet.pretrain.resume import check_same_data, check_same_run
 from topodet.pretrain.saver import Saver, checkpoints, newest_checkpoint, read_checkpoint
 
 _logger = logging.getLogger(__name__)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line (None: that of the process); return its exit status, see `errors.exit_status`."""
-    return exit_status(_main, argv)
-
-
-def _main(argv: Sequence[str] | None) -> None:
-    run(parse(argv))
 
 
 def run(options: Options) -> list[dict]:
