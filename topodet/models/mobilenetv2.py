@@ -56,7 +56,7 @@ def _build(
     model = kind(blocks, act_layer=nn.ReLU6, **kwargs)
     if not connected:
         return model
-    return connect(model, edge_weights=edge_weights).to(dtype=kwargs.get("dtype"))  # the edge weights too
+    return connect(model, edge_weights=edge_weights, inplace=True).to(dtype=kwargs.get("dtype"))  # the edge weights too
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:

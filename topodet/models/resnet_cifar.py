@@ -133,7 +133,7 @@ def _stage(
 
 
 def _connected(*, edge_weights: EdgeWeights = "learned", **kwargs: Any) -> ResNetCifar:
-    model = rewire(ResNetCifar(**kwargs), edge_weights=edge_weights)
+    model = rewire(ResNetCifar(**kwargs), edge_weights=edge_weights, inplace=True)
     return model.to(dtype=kwargs.get("dtype"))  # the edge weights too
 
 

@@ -156,9 +156,9 @@ def create_timm_network(
             for module in own:
                 module.alpha.requires_grad_(False)
     elif rewire:
-        network = rewired(network, edge_weights=wiring)
+        network = rewired(network, edge_weights=wiring, inplace=True)
     else:
-        network = connect(network, nodes=connect_nodes, edge_weights=wiring)
+        network = connect(network, nodes=connect_nodes, edge_weights=wiring, inplace=True)
     keep_edges_(network, edges or {})
     return network
 

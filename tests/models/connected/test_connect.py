@@ -39,8 +39,9 @@ def test_a_connected_network_computes_what_the_original_does(name):
             with torch.no_grad():
                 outputs.append(model.train(train)(x))
         torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+    found = connected.state_dict()
     for key, tensor in original.state_dict().items():  # batch statistics
-        torch.testing.assert_close(connected.state_dict()[key], tensor, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[key], tensor, rtol=1e-5, atol=1e-5)
     # Gradients are added up in another order: in float64 it does not matter.
     ours = run(connected.double(), x.double())
     assert_same(ours, run(original.double(), x.double()))
@@ -99,6 +100,25 @@ def test_checkpoints_of_the_original_load_strictly():
         connected.load_state_dict({**weights, f"{first}.edges": torch.tensor(complete(3).edges)})
     with pytest.raises(WeightsError, match=f"{first}.edges: the file has a different topology"):
         connected.load_state_dict({**weights, f"{first}.edges": torch.tensor(complete(4).edges)})
+
+
+@pytest.mark.parametrize("nodes", ["residuals", "blocks"])
+def test_inplace_changes_the_network_itself(nodes):
+    original, x = create("regnetz_005"), image("regnetz_005")
+    expected, parameters = original.eval()(x), set(map(id, original.parameters()))
+    twin = connect(original, nodes=nodes, sample=x)
+    assert not connectivity.wirings(original)
+    with pytest.raises(ConfigError, match="nothing to connect"):
+        connect(
+            original, nodes=nodes, sample=x, leave_out=[name for name, _ in original.named_children()], inplace=True
+        )
+    assert not connectivity.wirings(original)
+    connected = connect(original, nodes=nodes, sample=x, inplace=True)
+    assert connected is original
+    assert repr(connected) == repr(twin)
+    torch.testing.assert_close(connected(x), expected, rtol=1e-5, atol=1e-5)
+    added = {id(wiring.alpha) for wiring in connectivity.wirings(connected).values()}
+    assert set(map(id, connected.parameters())) == parameters | added
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_050", "regnetz_005", "vit_tiny_patch16_224"])

@@ -99,6 +99,7 @@ def connect(
     edge_weights: EdgeWeights = "learned",
     leave_out: Collection[str] = (),
     blocks: Residuals | None = None,
+    inplace: bool = False,
 ) -> nn.Module:
     """Return a copy of a network, with the same output, in which runs of blocks are complete graphs with weights alpha.
 
@@ -117,8 +118,8 @@ def connect(
     Parameters keep their names. Each run adds `wiring.alpha` (float32 [E]) and `wiring.edges` to its first block;
     checkpoints of the original still load strictly, with the alphas at their initial values. Feature maps taken between
     two blocks are the sums that the next one reads. Gradient checkpointing, torch.compile, tracing and torch.export
-    work as they do for the original; torch.jit.script does not. Create the optimizer afterwards: the copy has new
-    parameters.
+    work as they do for the original; torch.jit.script does not. Create the optimizer afterwards: alpha is a
+    new parameter, and all parameters of a copy are.
 
     Args:
         model: any network; for "residuals" a timm network, also from `create_model(..., features_only=True)`, or any
@@ -130,6 +131,7 @@ def connect(
         edge_weights: "learned" or "fixed", see `Wiring`.
         leave_out: names of blocks, or of modules that contain them, to leave unchanged.
         blocks: how blocks of other classes add to their stream.
+        inplace: change the network itself and return it, which takes half the memory and less time.
 
     Raises:
         ConfigError: no block of the network can be connected, with the reasons; it is already connected; a name in
@@ -139,7 +141,7 @@ def connect(
     plans, reasons = _plan(model, nodes, sample, leave_out, blocks)
     if not plans:
         raise ConfigError(_nothing_to_do(model, nodes, reasons))
-    return _apply(copy_network(model), plans, edge_weights)
+    return _apply(model if inplace else copy_network(model), plans, edge_weights)
 
 
 def rewire(
@@ -148,6 +150,7 @@ def rewire(
     edge_weights: EdgeWeights = "learned",
     leave_out: Collection[str] = (),
     blocks: Residuals | None = None,
+    inplace: bool = False,
 ) -> nn.Module:
     """Return a new network, to be trained, made of a ResNet's blocks: shortcuts of interval 2 become interval 1.
 
@@ -176,6 +179,7 @@ def rewire(
             features_only=True)`, or any sequence of such blocks.
         edge_weights, leave_out: see `connect`.
         blocks: how blocks of other classes add to their stream and activate.
+        inplace: see `connect`.
 
     Raises:
         ConfigError: no block of the network can be rewired, with the reasons; it is already connected; a name in
@@ -185,7 +189,7 @@ def rewire(
     plans, reasons = _plan_residuals(model, REWIRED, "rewired", leave_out, blocks)
     if not plans:
         raise ConfigError(_nothing_to_do(model, "rewired", reasons))
-    return _apply(copy_network(model), plans, edge_weights)
+    return _apply(model if inplace else copy_network(model), plans, edge_weights)
 
 
 def connectable(
