@@ -77,6 +77,8 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func is F.batch_norm:  # on the meta device PyTorch computes it in Python; only its shape is needed
+            return torch.empty_like(args[0] if args else kwargs["input"])
         output = func(*args, **kwargs)
         # A filter without parameters, such as anti-aliasing, counts as pooling.
         if func in _LAYERS and self._running and self._learned[-1]:

@@ -267,10 +267,14 @@ def given(**factory: Any) -> dict[str, Any]:
 def init_weights(module: nn.Module) -> None:
     """Initialize in place: convolutions He-normal over their outputs, linear layers N(0, 0.01), alpha 1."""
     for part in module.modules():
+        if (
+            not isinstance(part, nn.Conv2d | nn.Linear) or part.weight.is_meta
+        ):  # no values; drawing them still takes time
+            continue
         if isinstance(part, nn.Conv2d):
             # In a grouped convolution, an input channel only reaches the outputs of its group.
             fan_out = math.prod(part.kernel_size) * part.out_channels // part.groups
             nn.init.normal_(part.weight, std=math.sqrt(2.0 / fan_out))
-        elif isinstance(part, nn.Linear):
+        else:
             nn.init.normal_(part.weight, std=0.01)
             nn.init.zeros_(part.bias)
