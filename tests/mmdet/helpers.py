@@ -43,6 +43,7 @@ def data_options(root: Path) -> dict:
             f"{loader}.batch_size": 2,
             f"{loader}.num_workers": 0,
             f"{loader}.persistent_workers": False,
+            f"{loader}.dataset.serialize_data": False,  # which collects all garbage of the process, for each dataset
             f"{loader}.dataset.data_root": f"{root}/",
             f"{loader}.dataset.ann_file": "all.json",
             f"{loader}.dataset.data_prefix.img": "images/",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.processes import run_two
 from topodet.errors import ConfigError
 from topodet.pretrain.command_line import parse
 from topodet.pretrain.data import open_datasets, val_loader
@@ -17,7 +23,7 @@ from topodet.pretrain.group import Group, join
 from topodet.pretrain.on_device import Augmentation, DeviceLoader
 from topodet.pretrain.run import run
 
-from .helpers import assert_losses_are_of_their_updates, assert_same_tensors, curve, load, options, start, train
+from .helpers import assert_losses_are_of_their_updates, assert_same_tensors, curve, load, options, train
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 FAST = ("--dataset", "npz", "--on-device", "--crop-pct", "1", "--crop-padding", "2", "--cutout", "8")
@@ -149,6 +155,14 @@ def test_validation_is_in_order_and_whole():
     assert labels.tolist() == [0, 1, 2, 3]
 
 
+def train_as_one_of_two(rank: int, _: str, folder: Path) -> None:
+    """Train as torchrun's process `rank` does, with the variables that it sets."""
+    content = json.loads((folder / "two.json").read_text())
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(content["port"])}
+    run(parse(content["argv"]))
+
+
 class TestRun:
     def test_validates_on_what_the_usual_loader_gives(self, arrays, tmp_path):
         found = []
@@ -180,10 +194,11 @@ class TestRun:
     def test_two_processes_equal_one(self, arrays, tmp_path):
         more = (*FAST, "--model-kwargs", "norm_layer=groupnorm1", "--lr", "0.01", "--epochs", "1")
         rows = train(arrays, tmp_path / "one", *more)
-        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-        process = start(*options(arrays, tmp_path / "two", *more, "--batch-size", "4"), launcher=launcher)
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        argv = options(arrays, tmp_path / "two", *more, "--batch-size", "4")
+        (tmp_path / "two.json").write_text(json.dumps({"port": port, "argv": argv}))
+        run_two(train_as_one_of_two, tmp_path)
         assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), abs=1e-4)
         other = load(tmp_path / "two" / "last.pth.tar")["history"][0]
         for name in ("eval_loss", "eval_top1", "eval_top5"):
