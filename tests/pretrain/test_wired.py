@@ -7,7 +7,7 @@ import timm
 import torch
 
 from topodet import connectivity, weights
-from topodet.errors import ConfigError
+from topodet.errors import ConfigError, WeightsError
 from topodet.pretrain.build import create_model
 from topodet.pretrain.command_line import parse
 from topodet.pretrain.group import Group
@@ -38,16 +38,19 @@ def test_weights_of_the_original_are_a_start(plain):
     assert not connectivity.wirings(original)
 
 
-@pytest.mark.parametrize("start", ["--initial-checkpoint", "--pretrained"])
-def test_a_new_classifier_is_small_and_the_same_with_edges(start, tmp_path):
+@pytest.mark.parametrize("start", ["published", "checkpoint", "--pretrained"])
+def test_a_new_classifier_is_small_and_the_same_with_edges(start, tmp_path, capsys):
     """EfficientNets are built with a classifier of 1 / sqrt(classes), for training from scratch."""
     name = "mobilenetv2_050"
     trained = timm.create_model(name, num_classes=10)
     path = tmp_path / "timm.pth"
     torch.save(trained.state_dict(), path)
-    words = ["--model", name, start]
-    if start == "--initial-checkpoint":
-        words.append(str(weights.publish(path, tmp_path / "published", architecture=name).pth))
+    words = ["--model", name]
+    if start == "--pretrained":
+        words.append(start)
+    else:
+        published = weights.publish(path, tmp_path / "published", architecture=name).pth
+        words += ["--initial-checkpoint", str({"published": published, "checkpoint": path}[start])]
 
     def started(*more, num_classes=3):
         torch.manual_seed(0)
@@ -62,8 +65,17 @@ def test_a_new_classifier_is_small_and_the_same_with_edges(start, tmp_path):
     assert torch.equal(connected.classifier.weight, plain.classifier.weight)
     assert started("--gp", "max").global_pool.pool_type == "max"
     assert create("--model", name).classifier.weight.abs().max() > 0.1
-    if start == "--pretrained":
+    assert start == "--pretrained" or "(left at their initial values: classifier)" in capsys.readouterr().out
+    if start != "published":
         assert torch.equal(started(num_classes=10).classifier.weight, trained.classifier.weight)
+
+
+def test_a_classifier_that_is_not_whole_is_refused(plain, tmp_path):
+    tensors = load(plain)["state_dict"]
+    del tensors["head.fc.bias"]
+    torch.save(tensors, tmp_path / "damaged.pth.tar")
+    with pytest.raises(WeightsError, match="does not fit the model: .* missing in the file: head.fc.bias"):
+        create("--model", "test_convnext", "--initial-checkpoint", str(tmp_path / "damaged.pth.tar"))
 
 
 def test_trains_and_resumes(images, plain, tmp_path):

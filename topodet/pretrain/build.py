@@ -117,7 +117,7 @@ def create_network(
 
 
 def _load_initial(model: nn.Module, path: str, pooling: str | None) -> None:
-    """Load the weights of a file, with a new classifier if the file has none that fits."""
+    """Load the weights of a file, with a new classifier if the file has none for as many classes."""
     try:
         file = weights.read(path)
     except WeightsError as error:

@@ -66,7 +66,9 @@ class ModelOptions:
     model_kwargs: dict[str, Any] = option({}, "arguments of the model", metavar="KEY=VALUE")
     pretrained: bool = option(False, "start with the architecture's published weights")
     initial_checkpoint: str = option(
-        "", "start a new run with the weights of this file, with a new classifier if it has none", metavar="FILE"
+        "",
+        "start a new run with the weights of this file, with a new classifier if it has none for these classes",
+        metavar="FILE",
     )
     num_classes: int | None = option(None, "number of classes; by default taken from the data", metavar="N")
     gp: str | None = option(None, "type of global pooling", metavar="POOL")

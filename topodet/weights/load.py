@@ -259,9 +259,14 @@ def ignored_by(model: nn.Module, head: bool) -> Callable[[str], bool]:
     return lambda name: name.startswith(classifier) or unbuilt(name)
 
 
-def has_classifier(model: nn.Module, names: Collection[str]) -> bool:
-    """Whether these tensor names include parts of a network's classifier."""
-    return any(name.startswith(_classifier(model)) for name in names)
+def has_classifier(model: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has parts of a network's classifier; that for another number of classes does not count."""
+    prefixes = _classifier(model)
+    own = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith(prefixes)}
+    given = {name: tensor.shape for name, tensor in state_dict.items() if name.startswith(prefixes)}
+    if given.keys() != own.keys():
+        return bool(given)
+    return not all(given[name][1:] == own[name][1:] and given[name][:1] != own[name][:1] for name in own)
 
 
 def _classifier(model: nn.Module) -> tuple[str, ...]:
