@@ -267,9 +267,9 @@ def given(**factory: Any) -> dict[str, Any]:
 def init_weights(module: nn.Module) -> None:
     """Initialize in place: convolutions He-normal over their outputs, linear layers N(0, 0.01), alpha 1."""
     for part in module.modules():
-        if (
-            not isinstance(part, nn.Conv2d | nn.Linear) or part.weight.is_meta
-        ):  # no values; drawing them still takes time
+        if not isinstance(part, nn.Conv2d | nn.Linear):
+            continue
+        if part.weight.is_meta:  # it has no values, and PyTorch takes long to draw them
             continue
         if isinstance(part, nn.Conv2d):
             # In a grouped convolution, an input channel only reaches the outputs of its group.
