@@ -1,12 +1,17 @@
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 from tests.run_folders import detectron2_run, mmdet_run, pretraining_run
 from tools import record_run, update_model_zoo
+from topodet import connectivity
 from topodet.errors import DataError
 from topodet.files import atomic_json
+from topodet.models import connect
 from topodet.pretrain import main as pretrain
 from topodet.records import runs, zoo
 
@@ -57,6 +62,25 @@ def test_both_frameworks_records_have_the_same_keys(tmp_path):
     assert theirs.keys() == ours.keys()
     assert theirs["metrics"].keys() <= ours["metrics"].keys()
     assert theirs["history"][0].keys() == ours["history"][0].keys()
+
+
+@pytest.mark.parametrize("framework", ["mmdetection", "detectron2"])
+def test_a_detectors_record_has_the_edge_weights_of_its_last_checkpoint(framework, tmp_path):
+    if framework == "mmdetection":  # state_dict, and a path that another machine may have had
+        run, key, pointer = mmdet_run(tmp_path / "run", [0.5]), "state_dict", "/elsewhere/epoch_2.pth"
+    else:  # model, and the file's name
+        run, key, pointer = detectron2_run(tmp_path / "run", [50.0]), "model", "model_final.pth"
+    arguments = {"config": "a.py", "initialization": "random", "data": "", "command": "", "seed": 0}
+    assert runs.record_detector(run, **arguments)["alpha"] == {}
+    network = connect(timm.create_model("resnet18"), nodes="blocks")
+    connectivity.wirings(network)["layer1.0.wiring"].alpha.data[:] = torch.tensor([0.75, -0.5, 1.0])
+    tensors = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({key: tensors}, run / Path(pointer).name)
+    (run / "last_checkpoint").write_text(pointer)
+    edges = [[0, 1, 0.75], [0, 2, -0.5], [1, 2, 1.0]]
+    assert runs.record_detector(run, **arguments)["alpha"] == {"backbone.layer1.0.wiring": edges}
+    (run / "last_checkpoint").write_text("..")  # not a file
+    assert runs.record_detector(run, **arguments)["alpha"] == {}
 
 
 def test_the_commit_of_an_installation_is_told(tmp_path, monkeypatch):

@@ -72,6 +72,7 @@ def test_a_backbone_is_pretrained_published_and_fine_tuned(framework, tmp_path, 
     assert record["initialization"] == "pretrained"
     assert -1 <= record["metrics"]["bbox_mAP"] <= 1
     assert len(record["history"]) == 1
+    assert [len(edges) for edges in record["alpha"].values()] == [1, 1, 1, 1]  # of the trained checkpoint
     (published,) = (runs / "tiny-small" / "published").glob("backbone_seed0-*.pth")
     assert "/published/backbone_seed0-????????.pth)" in record["command"]
     if framework == "mmdetection":

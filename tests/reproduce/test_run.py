@@ -56,6 +56,13 @@ def test_a_study_through_whole(here, capsys):
         assert f"]({name})" in page
         assert (here / "docs/studies" / name).stat().st_size > 1000
 
+    assert "edge weights in their records" not in page
+    path = here / "records/studies/tiny-small/learned_seed1.json"
+    path.write_text(json.dumps({key: value for key, value in learned.items() if key != "alpha"}))
+    assert command("tiny", action="page") == 0
+    page = (here / "docs/studies/tiny.md").read_text()
+    assert "Without commit, edge weights in their records: learned 1." in page
+
     ran.clear()
     capsys.readouterr()
     assert command("tiny", action="status") == 0

@@ -32,11 +32,21 @@ def framework_of(folder: str | Path) -> str:
     Raises:
         DataError: neither did.
     """
+    return "detectron2" if logs_of(folder)[0].name == "metrics.json" else "mmdetection"
+
+
+def logs_of(folder: str | Path) -> list[Path]:
+    """Return the files of losses and scores in a training's folder, oldest first; Detectron2 has one.
+
+    Raises:
+        DataError: there is none.
+    """
     folder = Path(folder)
     if (folder / "metrics.json").is_file():
-        return "detectron2"
-    if any(folder.glob("*/vis_data/scalars.json")):
-        return "mmdetection"
+        return [folder / "metrics.json"]
+    # MMEngine creates a folder at each start of a run, named by its time.
+    if logs := sorted(folder.glob("*/vis_data/scalars.json")):
+        return logs
     raise DataError(
         f"{folder} contains neither metrics.json (Detectron2's OUTPUT_DIR, a LazyConfig's train.output_dir) nor "
         "*/vis_data/scalars.json (MMDetection's --work-dir); give the folder that a training wrote into"
@@ -56,7 +66,7 @@ def read_evaluations(folder: str | Path) -> list[dict[str, float]]:
     """
     if framework_of(folder) == "mmdetection":
         return _of_mmdetection(Path(folder))
-    path = Path(folder) / "metrics.json"
+    (path,) = logs_of(folder)
     found: list[dict[str, float]] = []
     for line in _json_lines(path):
         step = line.get("iteration", 0)
@@ -87,8 +97,7 @@ def read_speed(folder: str | Path) -> dict[str, float]:
     """
     folder = Path(folder)
     detectron2 = framework_of(folder) == "detectron2"
-    logs = [folder / "metrics.json"] if detectron2 else sorted(folder.glob("*/vis_data/scalars.json"))
-    lines = [line for path in logs for line in _json_lines(path)]
+    lines = [line for path in logs_of(folder) for line in _json_lines(path)]
     times = [line["time"] for line in lines if line.get("time") and not any(key.startswith("coco/") for key in line)]
     speed = {"iterations_per_second": 1 / median(times)} if times else {}
     memory = [line["memory"] for line in lines if "memory" in line]
@@ -182,8 +191,7 @@ def contact_sheet(images: Sequence[Path], path: str | Path, *, columns: int = 4)
 
 def _of_mmdetection(folder: Path) -> list[dict[str, float]]:
     found: list[dict[str, float]] = []
-    # Each start of a run creates a folder, named by its time.
-    for path in sorted(folder.glob("*/vis_data/scalars.json")):
+    for path in logs_of(folder):
         for line in _json_lines(path):
             if "loss" in line:
                 # The step of scores is an epoch or an iteration; lines of losses have an epoch in the former case.

@@ -29,7 +29,7 @@ from ..errors import DataError
 from ..files import atomic_json, atomic_write, sha256
 from ..parse import check_file_name, read_json, read_yaml
 from ..pretrain.command_line import command_line
-from .results import framework_of, read_evaluations, read_speed
+from .results import framework_of, logs_of, read_evaluations, read_speed
 
 _ROOT = Path(__file__).resolve().parents[2]  # of the checkout, where topodet runs from one
 _PACKAGES = ("topodet", "torch", "timm")
@@ -83,9 +83,17 @@ def _date(path: Path) -> str:
     return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).date().isoformat()
 
 
+def _last_checkpoint(folder: Path) -> Path:
+    """Return the path of a detector's last checkpoint, by the file in which both frameworks write its name."""
+    pointer = folder / "last_checkpoint"
+    # MMEngine writes a path, but the folder may have moved; and no file outside it is read.
+    name = Path(pointer.read_text(errors="replace").strip()).name if pointer.is_file() else ""
+    return folder / name
+
+
 def _alpha(checkpoint: Path) -> dict[str, list[list[float]]]:
     """Return [source, target, weight] of each edge of a checkpoint, by wiring; {} without the file."""
-    if not checkpoint.exists():
+    if not checkpoint.is_file():
         return {}
     tensors = weights.read_trained(checkpoint).state_dict
     found = {}
@@ -130,8 +138,11 @@ def record_detector(
         weights: name of the published backbone.
         note: what readers of the number must know, e.g. the purpose of the run.
 
+    "alpha" has the edge weights of the last checkpoint; {} for a backbone without wiring, or if the file is gone.
+
     Raises:
         DataError: a folder of neither framework, or nothing was evaluated yet.
+        WeightsError: the last checkpoint is damaged.
     """
     rows = read_evaluations(folder)
     framework = framework_of(folder)
@@ -150,7 +161,8 @@ def record_detector(
         "metrics": {key.removeprefix("coco/"): value for key, value in rows[-1].items() if key.startswith("coco/")},
         "history": [{key: row[key] for key in kept if key in row} for row in rows],
         "speed": read_speed(folder),
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": _date(logs_of(folder)[-1]),
+        "alpha": _alpha(_last_checkpoint(Path(folder))),
         **_environment(_FRAMEWORKS[framework]),
     }
 

@@ -86,11 +86,12 @@ def pictures(study: Study, found: Found) -> dict[str, Figure]:
         made[f"{study.name}-{found.scale.name}.png"] = picture(study, found)
     weights = {arm: sizes for arm in found.scale.edges if (sizes := _mean_sizes(found, arm))}
     if weights:
-        made[f"{study.name}-{found.scale.name}-edges.png"] = edges_picture(weights)
+        title = f"{study.title}\n{found.scale.data}"
+        made[f"{study.name}-{found.scale.name}-edges.png"] = edges_picture(weights, title=title)
     return made
 
 
-def edges_picture(weights: Mapping[str, Mapping[str, Mapping[tuple[int, int], float]]]) -> Figure:
+def edges_picture(weights: Mapping[str, Mapping[str, Mapping[tuple[int, int], float]]], *, title: str) -> Figure:
     """Draw |alpha| of each edge (source, target) of each wiring of each arm: a row per arm, a matrix per wiring.
 
     The inputs of node i are in row i; edges that do not exist are gray.
@@ -109,11 +110,13 @@ def edges_picture(weights: Mapping[str, Mapping[str, Mapping[tuple[int, int], fl
                 matrix[target, source] = size
             image = axis.imshow(matrix[1:, :-1], vmin=0, vmax=top, extent=(-0.5, nodes - 1.5, nodes - 0.5, 0.5))
             axis.set_facecolor("0.92")
-            axis.set_title(f"{arm}: {name.removesuffix('.wiring')}", fontsize=8)
+            inner = name.removesuffix(".wiring").removeprefix("backbone.").removeprefix("network.")
+            axis.set_title(f"{arm}: {inner}", fontsize=8)
             axis.tick_params(labelsize=7)
             for side in (axis.xaxis, axis.yaxis):
                 side.set_major_locator(MaxNLocator(5, integer=True))
     figure.colorbar(image, ax=axes, label="|alpha|")
+    figure.suptitle(title, fontsize=9)
     return figure
 
 
@@ -241,7 +244,8 @@ def _records(study: Study, found: Found) -> list[str]:
         if path in links:  # several arms measure one run
             continue
         links[path] = f"[{arm} {seed}]({path})"
-        lacks = [words for key, words in COMPLETE.items() if not record.get(key) and _expected(key, record)]
+        missing = [key for key in COMPLETE if not record.get(key) and _expected(key, record, found.scale)]
+        lacks = [COMPLETE[key] for key in missing]
         if lacks:
             lacking.setdefault(", ".join(lacks), []).append(f"{arm} {seed}")
         versions = ", ".join(f"{package} {number}" for package, number in record["versions"].items())
@@ -253,10 +257,12 @@ def _records(study: Study, found: Found) -> list[str]:
     return ["\n\n".join(text)]
 
 
-def _expected(key: str, record: Mapping[str, Any]) -> bool:
-    """Whether a record of this kind has the key: only a network with learned edges has edge weights."""
-    return key != "alpha" or (
-        record.get("kind") == "pretraining" and any(name.startswith("edges_below") for name in record["metrics"])
+def _expected(key: str, record: Mapping[str, Any], scale: Scale) -> bool:
+    """Whether a record has the key: only a network with learned edges has edge weights."""
+    return (
+        key != "alpha"
+        or record["arm"] in scale.edges
+        or any(name.startswith("edges_below") for name in record.get("metrics", ()))
     )
 
 
