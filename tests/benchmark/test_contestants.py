@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from topodet.benchmark import make_settings
 from topodet.benchmark.contestants import build, names
 from topodet.benchmark.pruned import keep_edges
+from topodet.benchmark.settings import make_settings
 from topodet.errors import ConfigError
 from topodet.models import TopoStage
 from topodet.topology import Topology, make_topology

@@ -7,10 +7,11 @@ import sys
 import pytest
 import torch
 
-from topodet.benchmark import benchmark, make_settings, measure
+from topodet.benchmark import measure
 from topodet.benchmark.measure import interleaved, summary
 from topodet.benchmark.report import bandwidth_table
-from topodet.benchmark.run import bandwidth_results, keep_results, ratios
+from topodet.benchmark.run import bandwidth_results, benchmark, keep_results, ratios
+from topodet.benchmark.settings import make_settings
 from topodet.errors import ConfigError
 
 TINY = {"nodes": 4, "in_chs": 2, "out_chs": 4, "size": 4, "batch": 2, "rounds": 2, "warmup": 0, "memory": False}

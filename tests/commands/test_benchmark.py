@@ -5,8 +5,9 @@ import pytest
 
 from tests.commands.helpers import run_command
 from tools import update_model_zoo
-from topodet.benchmark import make_settings, report
+from topodet.benchmark import report
 from topodet.benchmark.measure import process_memory
+from topodet.benchmark.settings import make_settings
 from topodet.errors import DataError
 from topodet.records import markdown, runs, zoo
 

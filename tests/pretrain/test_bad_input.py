@@ -235,9 +235,9 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("word", "message"),
         [
-            ("width", "expected NAME=VALUE, got 'width'"),
-            ("=8", "expected NAME=VALUE, got '=8'"),
-            ("the width=8", "expected NAME=VALUE, got 'the width=8'"),
+            ("width", "expected KEY=VALUE, got 'width'"),
+            ("=8", "expected KEY=VALUE, got '=8'"),
+            ("the width=8", "expected KEY=VALUE, got 'the width=8'"),
             ("width={[]: 8}", r"cannot read depth=3 width={\[\]: 8}: unhashable type"),
             ("width=" + 9999 * "-" + "8", "cannot read depth=3 width=---+: it is nested too deeply"),
         ],

@@ -20,7 +20,7 @@ from ..models.calibrate import calibrate_batchnorm
 from ..topology import Topology, make_topology
 from .peer import build_peer
 from .pruned import keep_edges
-from .settings import FRAMEWORKS, Settings
+from .settings import Settings
 from .stages import Chain, PlainLoop, rebuilt
 
 NUM_CLASSES = 1000
@@ -130,7 +130,7 @@ def topologies(settings: Settings) -> list[Topology]:
 def _frameworks(settings: Settings) -> Sequence[str]:
     for framework in settings.frameworks:
         require_framework(PACKAGES[framework][0])
-    found = [name for name in FRAMEWORKS if importlib.util.find_spec(PACKAGES[name][0])]
+    found = [name for name in PACKAGES if importlib.util.find_spec(PACKAGES[name][0])]
     if not found:
         require_framework("mmdet")
     return settings.frameworks or found

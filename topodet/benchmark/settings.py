@@ -8,25 +8,13 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, unknown_name
+from ..frameworks import PACKAGES
 from ..models import ARCHITECTURES
 from ..topology import GENERATORS
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FRAMEWORKS = ("mmdetection", "detectron2")
+from .presets import DTYPES, PRESETS
 
 _SIZE = {"stage": 28, "network": 224, "detector": 800}
 _BATCH = {"stage": 8, "network": 8, "detector": 2}
-_GPU = {"device": "cuda", "dtype": "bfloat16", "memory_format": "channels_last", "batch": 256, "rounds": 30}
-_NETWORK = {"what": "network", "arch": "toponet50"}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # In the memory format in which a network calls its stages on a CPU.
-    "stage26": {"what": "stage", "nodes": 26, "in_chs": 256, "out_chs": 512, "memory_format": "channels_last"},
-    "toponet50": _NETWORK,
-    "toponet50_compiled": {**_NETWORK, "compile": True},
-    "toponet50_gpu": {**_NETWORK, **_GPU},
-    "toponet50_gpu_compiled": {**_NETWORK, **_GPU, "compile": True},
-}
 
 
 @dataclass(frozen=True)
@@ -96,7 +84,7 @@ class Settings:
     @property
     def precision(self) -> torch.dtype:
         """`dtype` as torch's type."""
-        return DTYPES[self.dtype]
+        return getattr(torch, self.dtype)
 
 
 def make_settings(preset: str = "", **options: Any) -> Settings:
@@ -122,7 +110,7 @@ def _check(settings: Settings) -> None:
     _check_name("--memory-format", settings.memory_format, ("contiguous", "channels_last"))
     _check_name("--malloc", settings.malloc, ("steady", "default"))
     for framework in settings.frameworks:
-        _check_name("--frameworks", framework, FRAMEWORKS)
+        _check_name("--frameworks", framework, PACKAGES)
     at_least = {"batch": 1, "size": 2, "in_chs": 1, "out_chs": 1, "rounds": 1, "warmup": 0, "memory_runs": 1}
     for name, least in at_least.items():
         value = getattr(settings, name)

@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from topodet.commands import make_parser
+from topodet.frameworks import PACKAGES
 
 GROWTH = (7, 14, 28, 56)
 
 
 def parser() -> argparse.ArgumentParser:
-    from topodet.benchmark.settings import DTYPES, FRAMEWORKS, PRESETS
+    from topodet.benchmark.presets import DTYPES, PRESETS
 
     made = make_parser(__name__, __doc__)
     made.add_argument("--preset", default="", metavar="NAME", help=f"settings to start from: {', '.join(PRESETS)}")
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add("--growth", type=int, nargs="*", metavar="N", help=f"stage: repeat with N nodes (without N: {GROWTH})")
     add("--module", metavar="PATH.py:FUNCTION", help="additional contestant: the module that the function returns")
     add("--contestants", nargs="+", metavar="NAME", help="contestants to measure (default: all)")
-    add("--frameworks", nargs="+", metavar="NAME", help=f"detector: {', '.join(FRAMEWORKS)} (default: installed ones)")
+    add("--frameworks", nargs="+", metavar="NAME", help=f"detector: {', '.join(PACKAGES)} (default: installed ones)")
     add("--seed", type=int, help="random seed")
     add = made.add_argument_group("how").add_argument
     add("--batch", type=int, help="images per step")
@@ -61,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str]) -> None:
     args = parser().parse_args(words)
-    from topodet.benchmark import Settings, benchmark, make_settings, report
+    from topodet.benchmark import report
+    from topodet.benchmark.run import benchmark
+    from topodet.benchmark.settings import Settings, make_settings
     from topodet.files import atomic_json
     from topodet.records import runs
 

@@ -40,7 +40,7 @@ class _Keywords(argparse.Action):
     ) -> None:
         for word in values:
             if word and not ("=" in word and word.partition("=")[0].isidentifier()):
-                raise argparse.ArgumentError(self, f"expected NAME=VALUE, got {word!r}")
+                raise argparse.ArgumentError(self, f"expected KEY=VALUE, got {word!r}")
         from timm.utils import ParseKwargs
 
         try:

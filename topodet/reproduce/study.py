@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, did_you_mean, unknown_name
+from ..frameworks import PACKAGES
 from ..parse import read_yaml
 from .measures import MEASURES, UNITS
 
@@ -23,7 +24,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "tool": ("options", "hours"),
     "run": (),
 }
-FRAMEWORKS = ("mmdetection", "detectron2")
+FRAMEWORKS = tuple(PACKAGES)
 # The experiments that a study may run, by name: a study's file cannot name other code.
 TOOLS = {
     "nn_mass": "tools/nn_mass_experiment.py",
