@@ -17,7 +17,8 @@ BLOCKS = {
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
 }
 CONFIGS = {name: block for name, block in BLOCKS.items() if block.startswith("# my_config.py")}
-DETECTORS = [name for name, block in BLOCKS.items() if block.startswith("# of MMDetection")]  # tests/test_detectors.py
+# Run by tests/test_detectors.py and tests/mmdet/test_connected.py
+DETECTORS = [name for name, block in BLOCKS.items() if block.startswith("# of MMDetection")]
 SCRIPTS = {name: block for name, block in BLOCKS.items() if name not in [*CONFIGS, *DETECTORS]}
 FRAMEWORK = re.compile(r"^from (detectron2)", flags=re.MULTILINE)
 
@@ -27,6 +28,10 @@ def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
     model = timm.create_model("toponet_nano", num_classes=2)
     return weights.publish(checkpoint(folder / "last.pth.tar", model), folder).pth
+
+
+def test_no_block_is_left_out():
+    assert [name.split()[0] for name in DETECTORS] == ["docs/connect.md", "docs/own_data.md"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from topodet.datasets.images import SUFFIXES, find_images, image_path, leads_outside, read_image
-from topodet.errors import DataError
+from topodet.datasets.images import SUFFIXES, check_image, find_images, image_path, leads_outside, read_image
+from topodet.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -57,3 +58,20 @@ def test_names_that_lead_out_of_the_folder(name, outside, tmp_path):
             image_path(tmp_path, name)
     else:
         assert image_path(tmp_path, name) == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("a.jpg", "the image is 'a.jpg'; expected RGB"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), "a Tensor"),
+        (np.zeros((4, 4, 3), np.float32), r"a float32 array \[4, 4, 3\]"),
+        (np.zeros((3, 4, 4), np.uint8), r"a uint8 array \[3, 4, 4\]"),
+        (np.zeros((4, 4), np.uint8), r"a uint8 array \[4, 4\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"a uint8 array \[0, 4, 3\]"),
+    ],
+)
+def test_what_is_not_an_image_is_named(image, words):
+    check_image(np.zeros((1, 2, 3), np.uint8))
+    with pytest.raises(ConfigError, match=words):
+        check_image(image)

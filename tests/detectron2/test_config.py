@@ -52,3 +52,17 @@ def test_mistakes_are_named(text, opts, words, tmp_path):
 def test_a_missing_file():
     with pytest.raises(ConfigError, match=r"no config file at nowhere\.yaml .*--config-file"):
         load_config("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("lazy.py", "model = None\n", r"lazy\.py is Python, not YAML.*lazyconfig_train_net\.py.*DetectionCheckpointer"),
+        ("prose.yaml", "no keys at all\n", r"prose\.yaml contains a str; a config has keys such as MODEL"),
+        ("list.yaml", "- MODEL\n", r"list\.yaml contains a list"),
+    ],
+)
+def test_a_file_that_is_not_a_yaml_config(name, text, words, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_config(tmp_path / name)

@@ -117,6 +117,8 @@ def test_options_threshold_and_device(published, image):
     assert threshold == high.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
     with pytest.raises(ConfigError, match=r"score_threshold=-1 must lie in 0\.\.1"):
         predict(made, image, score_threshold=-1)
+    with pytest.raises(ConfigError, match=r"the image is 'a\.jpg'; expected RGB .*read_image"):
+        predict(made, "a.jpg")
     with pytest.raises(ConfigError, match="INPUT.MIN_SIZE_TEST"):
         load_detector(published, opts=["INPUT.MIN_SIZE_TSET", "32"])
     with pytest.raises(ConfigError, match=r"0\.\.1"):

@@ -1,6 +1,8 @@
 """Backbones of MMDetection itself, connected."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from topodet.datasets.images import read_image
 from topodet.errors import ConfigError, WeightsError
 from topodet.mmdet import load_detector, predict
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "connect.md"
 R34 = {"type": "ResNet", "depth": 34, "base_channels": 8, "norm_eval": True, "frozen_stages": 1}
 
 
@@ -85,6 +88,20 @@ def test_a_trained_detector_goes_on_with_wiring(trained, digits, tmp_path, capsy
     again = load_detector(tmp_path / "work" / "epoch_1.pth", config=tmp_path / "config.py", device="cpu")
     for name, wiring in connectivity.wirings(again).items():
         torch.testing.assert_close(wiring.alpha, after[name].cpu())
+
+
+def test_the_lines_of_the_page(trained, digits, tmp_path):
+    [code] = re.findall(r"```python\n(# of MMDetection.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    mine = tmp_path / "my_config.py"
+    detector(digits, tmp_path / "work", {"type": "Connected", "backbone": R34, "nodes": "auto"}).dump(mine)
+    image = min((digits / "images").iterdir())
+    places = {"images/1.jpg": image, "yours.py": trained[0], "my_config.py": mine, "epoch_12.pth": trained[1]}
+    for name, path in places.items():
+        code = code.replace(f'"{name}"', repr(str(path)))
+    shown: list = []
+    exec(compile(code.replace("=0.05", "=0"), PAGE.name, "exec"), {"print": shown.append})
+    assert len(shown[0]) > 0
+    assert shown[1] == pytest.approx(shown[0], rel=1e-5, abs=1e-6)
 
 
 def test_another_backbones_checkpoint_stops(trained, digits, tmp_path):

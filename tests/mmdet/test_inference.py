@@ -132,6 +132,8 @@ def test_thresholds_options_and_classes(published, trained):
     assert len(predict(none, image, score_threshold=0)) == 0
     with pytest.raises(ConfigError, match=r"score_threshold=50 must lie in 0\.\.1"):
         predict(few, image, score_threshold=50)
+    with pytest.raises(ConfigError, match=r"the image is '.*0\.jpg'; expected RGB .*read_image"):
+        predict(few, str(trained / "set" / "images" / "0.jpg"))
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         load_detector(published, device="cpu", opts=["model.test_cfg", "1"])
     with pytest.raises(ConfigError, match="num_classes is 10, but 2 classes are named"):

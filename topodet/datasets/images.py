@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import DataError, show
+from ..errors import ConfigError, DataError, show
 from ..files import atomic_path
 
 # Folders that macOS (in archives) and network storage create.
@@ -72,6 +72,23 @@ def header(path: str | os.PathLike) -> tuple[int, int, str]:
             return (height, width, image.mode) if turned else (width, height, image.mode)
     except _UNREADABLE as error:
         raise DataError(f"{type(error).__name__}: {error}") from error
+
+
+def check_image(image: object) -> None:
+    """Check that an image is an RGB array [H, W, 3] uint8 with at least one pixel.
+
+    Raises:
+        ConfigError: says what it is instead.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return
+        found = f"a {image.dtype} array {list(image.shape)}"
+    else:
+        found = repr(image)[:200] if isinstance(image, str | os.PathLike) else f"a {type(image).__name__}"
+    raise ConfigError(
+        f"the image is {found}; expected RGB [H, W, 3] uint8, e.g. by topodet.datasets.images.read_image(PATH)"
+    )
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:

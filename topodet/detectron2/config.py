@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -101,16 +101,23 @@ def load_config(config_file: str | os.PathLike = "", opts: Sequence[str] = ()) -
     """Return Detectron2's config with topodet's nodes, merged with a YAML file and `KEY VALUE` pairs; not frozen.
 
     Raises:
-        ConfigError: a missing file, an unknown key (with the closest ones), a value of another type, or YAML with
-            Python objects.
+        ConfigError: a missing file, an unknown key (with the closest ones), a value of another type, YAML with Python
+            objects or without keys, or a LazyConfig.
     """
     cfg = get_cfg()
     add_topodet_config(cfg)
     path = os.fspath(config_file)
     if path and "://" not in path and not os.path.isfile(path):
         raise ConfigError(f"no config file at {path} (working folder {os.getcwd()}); check --config-file")
+    if path.endswith(".py"):
+        raise ConfigError(
+            f"{path} is Python, not YAML: train a LazyConfig with Detectron2's tools/lazyconfig_train_net.py, and load "
+            "its checkpoints with DetectionCheckpointer(instantiate(config.model))"
+        )
     if path and "://" not in path:
-        read_yaml(path, ConfigError)  # with limits, and errors that name the file
+        content = read_yaml(path, ConfigError)  # with limits, and errors that name the file
+        if not isinstance(content, Mapping | None):
+            raise ConfigError(f"{path} contains a {type(content).__name__}; a config has keys such as MODEL")
     # By default, Detectron2 executes YAML tags like !!python/object/apply.
     _merge(cfg, lambda: cfg.merge_from_file(path, allow_unsafe=False) if path else None, path)
     merge_options(cfg, opts)

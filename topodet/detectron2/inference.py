@@ -21,7 +21,7 @@ from detectron2.utils.colormap import colormap
 from torch import nn
 
 from .. import detections, weights
-from ..datasets.images import to_grey
+from ..datasets.images import check_image, to_grey
 from ..detections import Detections, check_threshold, given_names
 from ..errors import ConfigError, WeightsError
 from ..frameworks import require_framework
@@ -192,8 +192,9 @@ def predict(detector: DefaultPredictor, image: np.ndarray, *, score_threshold: f
             (`SCORE_THRESH_TEST`, 0.05).
 
     Raises:
-        ConfigError: an invalid threshold.
+        ConfigError: an invalid threshold or image.
     """
+    check_image(image)
     instances = detector(image[:, :, ::-1])["instances"].to("cpu")  # the predictor reads BGR
     masks = instances.pred_masks.numpy() if instances.has("pred_masks") else None
     boxes, labels = instances.pred_boxes.tensor.numpy(), instances.pred_classes.numpy()

@@ -25,7 +25,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from .. import detections, weights
-from ..datasets.images import to_grey
+from ..datasets.images import check_image, to_grey
 from ..detections import Detections, check_threshold, given_names
 from ..errors import ConfigError, WeightsError
 from ..parse import MAX_YAML, parse_yaml
@@ -142,8 +142,9 @@ def predict(detector: nn.Module, image: np.ndarray, *, score_threshold: float = 
             0.05).
 
     Raises:
-        ConfigError: an invalid threshold.
+        ConfigError: an invalid threshold or image.
     """
+    check_image(image)
     if channel_order(detector.data_preprocessor) == "L":
         pixels = to_grey(image)
     else:

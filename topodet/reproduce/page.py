@@ -252,7 +252,7 @@ def _records(study: Study, found: Found) -> list[str]:
         where = f"{record['machine']}; {versions}"
         machines[where] = machines.get(where, 0) + 1
     text = [f"Records, by arm and seed: {', '.join(links.values())}."]
-    text += [f"{count} of {len(links)} runs: {where}." for where, count in machines.items()]
+    text += [f"{count} of {len(links)} recorded runs: {where}." for where, count in machines.items()]
     text += [f"Without {keys} in their records: {', '.join(names)}." for keys, names in lacking.items()]
     return ["\n\n".join(text)]
 
