@@ -126,7 +126,8 @@ def record_detector(
 ) -> dict[str, Any]:
     """Make the record of a detector that MMDetection or Detectron2 trained, from the folder it wrote into.
 
-    Both give the same keys: metrics as MMDetection names them, shares of 1 (-1 where there is nothing to average).
+    Both give the same keys: metrics as MMDetection names them, shares of 1 (-1 where there is nothing to average), and
+    as "alpha" the edge weights of the last checkpoint, {} for a backbone without wiring, or if the file is gone.
 
     Args:
         folder: MMDetection's --work-dir, or Detectron2's OUTPUT_DIR (a LazyConfig's train.output_dir).
@@ -137,8 +138,6 @@ def record_detector(
         seed: seed of the run.
         weights: name of the published backbone.
         note: what readers of the number must know, e.g. the purpose of the run.
-
-    "alpha" has the edge weights of the last checkpoint; {} for a backbone without wiring, or if the file is gone.
 
     Raises:
         DataError: a folder of neither framework, or nothing was evaluated yet.
