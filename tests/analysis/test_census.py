@@ -150,3 +150,13 @@ def test_the_record_is_of_names_that_timm_has():
     inexact = [row for row in record["networks"] if row.get("gradient", 0) > 1e-5]
     assert all(row["float64"]["gradient"] <= 1e-10 for row in inexact)  # only rounding
     assert counts["connected_with_blocks"] >= 0.9 * counts["with_blocks"]
+
+
+def test_a_time_limit_that_ends_within_no_grad_leaves_gradients_on():
+    def stopped():
+        with census._limit(60):
+            torch.no_grad().__enter__()  # what is left if the error comes before `with` has it
+            raise TimeoutError
+
+    pytest.raises(TimeoutError, stopped)
+    assert torch.is_grad_enabled()

@@ -195,6 +195,7 @@ def _limit(seconds: float) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise TimeoutError
 
+    gradients = torch.is_grad_enabled()
     before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
@@ -202,6 +203,8 @@ def _limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
+        # A network's initialization is full of no_grad: the error may come while one is entered or left.
+        torch.set_grad_enabled(gradients)
 
 
 def take(
