@@ -158,5 +158,6 @@ def test_a_time_limit_that_ends_within_no_grad_leaves_gradients_on():
             torch.no_grad().__enter__()  # what is left if the error comes before `with` has it
             raise TimeoutError
 
-    pytest.raises(TimeoutError, stopped)
+    with pytest.raises(TimeoutError):
+        stopped()
     assert torch.is_grad_enabled()
