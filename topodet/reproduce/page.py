@@ -86,8 +86,7 @@ def pictures(study: Study, found: Found) -> dict[str, Figure]:
         made[f"{study.name}-{found.scale.name}.png"] = picture(study, found)
     weights = {arm: sizes for arm in found.scale.edges if (sizes := _mean_sizes(found, arm))}
     if weights:
-        title = f"{study.title}\n{found.scale.data}"
-        made[f"{study.name}-{found.scale.name}-edges.png"] = edges_picture(weights, title=title)
+        made[f"{study.name}-{found.scale.name}-edges.png"] = edges_picture(weights, title=_title(study, found.scale))
     return made
 
 
@@ -167,9 +166,13 @@ def picture(study: Study, found: Found) -> Figure:
     axes[0, 0].plot([], [], color="0.2", linewidth=1.4, label="mean")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=8)
-    title = "\n".join([*wrap(study.title, 70), *wrap(found.scale.data, 70)])
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(_title(study, found.scale), fontsize=9)
     return figure
+
+
+def _title(study: Study, scale: Scale) -> str:
+    """Return what is above each picture: the study and its data."""
+    return "\n".join([*wrap(study.title, 70), *wrap(scale.data, 70)])
 
 
 def _section(study: Study, found: Found, paper: Mapping[str, Any]) -> list[str]:
