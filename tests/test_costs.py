@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -26,3 +27,6 @@ def test_requests():
     for changes in ({"depth": 0}, {"num_inputs": -1}, {"size": (0, 4)}, {"size": (4,)}, {"tasks": []}):
         with pytest.raises(ConfigError, match="must be"):
             check_request(**{"tasks": ["flop"], "size": (4, 6), "inputs": [], "num_inputs": 1, "depth": 1, **changes})
+    image = np.zeros((3, 4, 6), np.uint8)  # channels first
+    with pytest.raises(ConfigError, match=r"a uint8 array \[3, 4, 6\]; expected RGB"):
+        check_request(["flop"], size=(4, 6), inputs=[image], num_inputs=1, depth=1)

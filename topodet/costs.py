@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .complexity import parameters
-from .datasets.images import read_image
+from .datasets.images import check_image, read_image
 from .errors import ConfigError, unknown_name
 from .models.calibrate import calibrate_batchnorm
 from .ops import WeightedSums
@@ -148,7 +148,7 @@ def check_request(
     """Return the images among `inputs`, RGB [H, W, 3] uint8, before a detector is built.
 
     Raises:
-        ConfigError: an unknown task, no task, or a number that is not positive.
+        ConfigError: an unknown task, no task, a number that is not positive, or an array that is not an image.
         DataError: an image that cannot be read.
     """
     for task in tasks:
@@ -159,7 +159,10 @@ def check_request(
             f"tasks must be some of {', '.join(TASKS)}; num_inputs, depth and both values of size must be "
             f"positive, got tasks={list(tasks)}, num_inputs={num_inputs}, depth={depth}, size={tuple(size)}"
         )
-    return [image if isinstance(image, np.ndarray) else read_image(image) for image in inputs]
+    images = [image if isinstance(image, np.ndarray) else read_image(image) for image in inputs]
+    for image in images:
+        check_image(image)
+    return images
 
 
 def synthetic_images(count: int, height: int, width: int) -> list[Tensor]:
